@@ -1,0 +1,171 @@
+"""The fold: B* = B + c R in float32, rounded once. On a tensor, on a state dict, on a model. One way only."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from foldrank.config import Expansion
+from foldrank.residual import SPEC, add_duplicates, decode_spec, expansion_index, scale
+from foldrank.surgery import low_rank_layers
+
+logger = logging.getLogger(__name__)
+
+RESIDUAL = "residual."
+"""The part of a state dict's key between a low-rank layer's name and what belongs to its residual."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldReport:
+    """What `fold_` did, per layer."""
+
+    drift: Mapping[str, float]
+    """From a layer's name to the largest rounding error of an entry of its B*, against the sum in float64."""
+
+    @property
+    def max_drift(self) -> float:
+        """The largest rounding error of all layers; 0.0 where there was nothing to fold."""
+        return max(self.drift.values(), default=0.0)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self.drift), default=0)
+        lines = [f"{name.ljust(width)}  {drift:.3e}" for name, drift in self.drift.items()]
+        return "\n".join([*lines, self.summary()])
+
+    def summary(self) -> str:
+        """One line: how many layers, and the largest drift."""
+        return f"folded {len(self.drift)} low-rank layers; largest rounding of a weight {self.max_drift:.3e}"
+
+
+def fold_weight(
+    weight: Tensor,
+    *,
+    alpha: float | Tensor = 1.0,
+    expansion: Expansion = "contiguous",
+    variance_correction: bool = True,
+    index: Tensor | None = None,
+    latent_dim: int = 1,
+) -> Tensor:
+    """The folded up-projection B* = B + alpha / sqrt(K) R, summed in float32 (or wider) and rounded once.
+
+    Args:
+        weight: B, unchanged.
+        alpha: strength of the residual.
+        expansion: which latent each output repeats; for `random` give `index`.
+        variance_correction: divide alpha by sqrt(K), K = ceil(d_out / r).
+        index: the latent of each output, in place of the expansion's own.
+        latent_dim: the dimension of `weight` that counts the latents: 1 for (d_out, r), 0 for (r, d_out).
+
+    Shape:
+        (d_out, r), or (r, d_out) with `latent_dim=0`; index (d_out,); the result is shaped as `weight`.
+
+    Raises:
+        ValueError: for a weight that is not finite or not a matrix.
+
+    Example:
+        >>> fold_weight(torch.zeros(4, 1), alpha=3.0).flatten().tolist()
+        [1.5, 1.5, 1.5, 1.5]
+    """
+    if weight.dim() != 2 or latent_dim not in (0, 1):
+        raise ValueError(
+            f"fold_weight takes a matrix and latent_dim 0 or 1, got {tuple(weight.shape)} and {latent_dim}"
+        )
+    _check_finite("weight", weight)
+    b = weight if latent_dim == 1 else weight.T
+    out_features, rank = b.shape
+    if index is None:
+        index = expansion_index(expansion, out_features, rank, device=b.device)
+    unit = scale(1.0, out_features, rank, variance_correction=variance_correction)
+    if isinstance(alpha, Tensor):
+        alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
+    folded = add_duplicates(b, index, alpha * unit)
+    return folded if latent_dim == 1 else folded.T.contiguous()
+
+
+def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the folded model, without a model: each `up.weight` folded, all of the residual left out.
+
+    Tensors that need no fold are passed on as they are. Folding a folded state dict changes nothing.
+
+    Raises:
+        ValueError: for a weight that is not finite, a spec that is damaged, or a residual without its weight.
+    """
+    plan = fold_plan(state_dict)
+    if orphans := plan.keys() - state_dict.keys():
+        raise ValueError(f"this state dict has a residual but no {sorted(orphans)[0]}: it is not whole")
+    dropped = residual_keys(state_dict)
+    return {key: plan[key](value) if key in plan else value for key, value in state_dict.items() if key not in dropped}
+
+
+def residual_keys(keys: Iterable[str]) -> set[str]:
+    """Those of a state dict's keys that belong to residuals; a folded state dict has none."""
+    keys = set(keys)
+    prefixes = [key.removesuffix(SPEC) for key in keys if key.endswith(RESIDUAL + SPEC)]
+    return {prefix + name for prefix in prefixes for name in (SPEC, "alpha", "index")} & keys
+
+
+def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """From the key of each weight that needs folding to the function that folds it.
+
+    Needs of a state dict only what `residual_keys` names, a few bytes a layer, so that large files can follow one by one.
+
+    Raises:
+        ValueError: for a spec that is damaged.
+    """
+    plan: dict[str, Callable[[Tensor], Tensor]] = {}
+    for key in residual_keys(residual_tensors):
+        if not key.endswith(RESIDUAL + SPEC):
+            continue
+        prefix = key.removesuffix(SPEC)
+        spec = decode_spec(residual_tensors[key])
+        plan[prefix.removesuffix(RESIDUAL) + "up.weight"] = partial(
+            fold_weight,
+            alpha=residual_tensors[prefix + "alpha"] if spec["alpha"] is None else spec["alpha"],
+            expansion=spec["expansion"],
+            variance_correction=spec["variance_correction"],
+            index=residual_tensors.get(prefix + "index"),
+        )
+    return plan
+
+
+@torch.no_grad()
+def fold_(model: nn.Module) -> FoldReport:
+    """Folds each residual of `model` into its up-projection, in place; afterwards no residual object is left.
+
+    Outputs change by rounding only. There is no way back; folding again does nothing. Optimizers keep their parameters,
+    but what they remember belongs to the unfolded weights: fold after training.
+
+    Returns:
+        The report, with the rounding per layer.
+
+    Raises:
+        ValueError: where a weight or alpha is not finite, naming the layer; the model is then unchanged.
+
+    Example:
+        >>> from foldrank import LowRankLinear, ResidualConfig
+        >>> model = nn.Sequential(LowRankLinear(8, 6, 2, residual=ResidualConfig()))
+        >>> len(fold_(model).drift), model[0].residual
+        (1, None)
+    """
+    layers = {name: layer for name, layer in low_rank_layers(model).items() if layer.residual is not None}
+    for name, layer in layers.items():
+        for parameter_name, parameter in layer.named_parameters():
+            _check_finite(f"{name}.{parameter_name}", parameter)
+    drift = {}
+    for name, layer in layers.items():
+        residual, weight = layer.residual, layer.up.weight
+        exact = add_duplicates(weight.double(), residual.latent_index(weight.device), residual.c())
+        weight.copy_(residual(weight))
+        drift[name] = float((weight - exact).abs().max())
+        layer.residual = None
+    report = FoldReport(drift=drift)
+    logger.info(report.summary())
+    return report
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} holds NaN or infinity: the training diverged; fold an earlier checkpoint")

@@ -1,0 +1,200 @@
+"""The Duplicated Latent Residual (DLR) on the weight, and the literal equation it is tested against.
+
+    y = B z + c Expand(z) + b = (B + c R) z + b        c = alpha / sqrt(K), K = ceil(d_out / r)
+    Expand(z)[o] = z[index[o]],  R[o, index[o]] = 1    (arXiv 2606.28932)
+
+Shape suffixes: O = d_out output features, R = r latents, any batch shape before them.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldrank.config import Expansion, ResidualConfig
+
+SPEC = "spec"
+"""Name of the buffer that marks a state dict as unfolded and says all that folding it needs."""
+
+
+def expansion_index(
+    expansion: Expansion, out_features: int, rank: int, *, device: torch.device | None = None
+) -> Tensor:
+    """The latent that each output repeats, for the expansions that follow from the shape alone.
+
+    `contiguous`: o // K with K = ceil(out_features / rank), the paper's. `balanced`: floor(o * rank / out_features).
+
+    Shape:
+        int64 (out_features,), each entry in [0, rank).
+
+    Raises:
+        ValueError: for `random`, whose index is drawn once and kept (`random_index`).
+    """
+    output_O = torch.arange(out_features, device=device)
+    if expansion == "contiguous":
+        return output_O // math.ceil(out_features / rank)
+    if expansion == "balanced":
+        return output_O * rank // out_features
+    raise ValueError(f"the index of the {expansion!r} expansion does not follow from the shape")
+
+
+def random_index(out_features: int, rank: int, *, seed: int, name: str) -> Tensor:
+    """A latent per output drawn uniformly from a generator seeded by `seed` and the module's `name`.
+
+    Shape:
+        int64 (out_features,), each entry in [0, rank).
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randint(rank, (out_features,), generator=generator, device="cpu")
+
+
+def scale(alpha: float, out_features: int, rank: int, *, variance_correction: bool) -> float:
+    """c = alpha / sqrt(K) with K = ceil(out_features / rank), or alpha where variance correction is off."""
+    return alpha / math.sqrt(math.ceil(out_features / rank)) if variance_correction else alpha
+
+
+def add_duplicates(weight: Tensor, index_O: Tensor, c: float | Tensor) -> Tensor:
+    """`weight + c R`, summed in at least float32 and rounded once to the dtype of `weight`.
+
+    One addition per output feature; the gradient reaches `weight` unchanged.
+
+    Shape:
+        weight (out_features, rank), index_O (out_features,), c a number or a tensor of one element.
+    """
+    wide_OR = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    c_O1 = torch.as_tensor(c, dtype=wide_OR.dtype, device=wide_OR.device).expand(weight.shape[0], 1)
+    return wide_OR.scatter_add(1, index_O[:, None], c_O1).to(weight.dtype)
+
+
+def literal_residual(z: Tensor, index_O: Tensor, c: float | Tensor) -> Tensor:
+    """The equation as the paper writes it, on activations: `c Expand(z)`. The reference of the tests.
+
+    Shape:
+        z (..., rank), result (..., out_features).
+    """
+    return c * z[..., index_O]
+
+
+class DuplicatedLatentResidual(nn.Module):
+    r"""Maps an up-projection's weight B to :math:`B + \frac{\alpha}{\sqrt{K}} R` (arXiv 2606.28932).
+
+    R is never stored and nothing of activation size is made: each call adds one number per output feature. The state
+    is a small byte buffer `spec` (JSON, unharmed by dtype casts), which makes a state dict say by itself that it is
+    unfolded and how to fold it; a parameter `alpha` where alpha is trainable; and for the random expansion its `index`.
+
+    Args:
+        out_features: d_out, rows of the weight.
+        rank: r, columns of the weight.
+        config: alpha, variance correction, expansion.
+        name: the layer's name in its model, from which the random expansion is drawn.
+
+    Shape:
+        weight (out_features, rank) to the same shape and dtype.
+
+    Example:
+        >>> residual = DuplicatedLatentResidual(4, 2, ResidualConfig(variance_correction=False))
+        >>> residual(torch.zeros(4, 2)).tolist()
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    """
+
+    alpha: nn.Parameter
+    spec: Tensor
+    index: Tensor | None
+
+    def __init__(
+        self,
+        out_features: int,
+        rank: int,
+        config: ResidualConfig | None = None,
+        *,
+        name: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or ResidualConfig()
+        if isinstance(self.config.alpha, Mapping):
+            raise ValueError("alpha is a table by layer: pass this layer's own number (ResidualConfig.for_layer)")
+        self.out_features = out_features
+        self.rank = rank
+        self.name = name
+        device = torch.get_default_device() if device is None else device
+        if self.config.trainable:
+            self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.register_buffer(SPEC, _encode(self._spec_fields()).to(device))
+        random = self.config.expansion == "random"
+        self.register_buffer("index", torch.empty(out_features, dtype=torch.int64, device=device) if random else None)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Alpha to its start, the random index drawn from seed and name, and the spec written anew."""
+        self.spec = _encode(self._spec_fields()).to(self.spec.device)
+        if self.config.trainable:
+            self.alpha.fill_(self.config.alpha)
+        if self.index is not None:
+            self.index.copy_(random_index(self.out_features, self.rank, seed=self.config.seed, name=self.name))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return add_duplicates(weight, self.latent_index(weight.device), self.c())
+
+    def latent_index(self, device: torch.device | None = None) -> Tensor:
+        """The latent that each output repeats: int64 (out_features,)."""
+        if self.index is not None:
+            return self.index
+        return expansion_index(self.config.expansion, self.out_features, self.rank, device=device)
+
+    def c(self) -> float | Tensor:
+        """alpha / sqrt(K), a number, or a tensor of one element where alpha is trainable."""
+        unit = scale(1.0, self.out_features, self.rank, variance_correction=self.config.variance_correction)
+        if self.config.trainable:
+            return self.alpha.to(torch.promote_types(self.alpha.dtype, torch.float32)) * unit
+        return self.config.alpha * unit
+
+    def _spec_fields(self) -> dict[str, Any]:
+        return {
+            "alpha": None if self.config.trainable else float(self.config.alpha),
+            "expansion": self.config.expansion,
+            "variance_correction": self.config.variance_correction,
+        }
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        given = state_dict.get(prefix + SPEC)
+        if given is not None and decode_spec(given) != self._spec_fields():
+            error_msgs = args[-1]
+            error_msgs.append(
+                f"{prefix.rstrip('.')} was saved with {decode_spec(given)} and this model has {self._spec_fields()}: "
+                "build the model with the residual that the checkpoint was trained with"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        k = math.ceil(self.out_features / self.rank)
+        alpha = f"{self.config.alpha:g}" + (" (trainable)" if self.config.trainable else "")
+        return (
+            f"alpha={alpha}, K={k}, expansion={self.config.expansion}, "
+            f"variance_correction={self.config.variance_correction}"
+        )
+
+
+def decode_spec(spec: Tensor) -> dict[str, Any]:
+    """What the `spec` of a state dict says: alpha (None: see the tensor `alpha`), expansion, variance correction.
+
+    Raises:
+        ValueError: for bytes that no `DuplicatedLatentResidual` wrote.
+    """
+    try:
+        fields = json.loads(bytes(spec.tolist()))
+        return {name: fields[name] for name in ("alpha", "expansion", "variance_correction")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the residual's spec in this state dict is damaged: {error}") from error
+
+
+def _encode(fields: dict[str, Any]) -> Tensor:
+    return torch.tensor(list(json.dumps(fields, sort_keys=True).encode()), dtype=torch.uint8, device="cpu")
