@@ -1,4 +1,4 @@
-"""Pre-train language models whose linear layers are low-rank, with a residual that folds away (DLR, arXiv 2606.28932)."""
+"""Pre-train language models from low-rank layers, with a residual that folds away (DLR, arXiv 2606.28932)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -110,7 +110,7 @@ def residual_keys(keys: Iterable[str]) -> set[str]:
 def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
     """From the key of each weight that needs folding to the function that folds it.
 
-    Needs of a state dict only what `residual_keys` names, a few bytes a layer, so that large files can follow one by one.
+    Needs of a state dict only what `residual_keys` names, a few bytes a layer, so that large files can follow in turn.
 
     Raises:
         ValueError: for a spec that is damaged.

@@ -78,7 +78,7 @@ class LowRankLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Factors normal with standard deviation r^(-1/4) (d_in + d_out)^(-1/4) (CoLA), bias uniform in +-1/sqrt(d_out)."""
+        """Factors normal with deviation r^(-1/4) (d_in + d_out)^(-1/4) (CoLA), bias uniform in +-1/sqrt(d_out)."""
         std = self.rank**-0.25 * (self.in_features + self.out_features) ** -0.25
         nn.init.normal_(self.down.weight, std=std)
         nn.init.normal_(self.up.weight, std=std)

@@ -54,7 +54,7 @@ def random_index(out_features: int, rank: int, *, seed: int, name: str) -> Tenso
 
 
 def scale(alpha: float, out_features: int, rank: int, *, variance_correction: bool) -> float:
-    """c = alpha / sqrt(K) with K = ceil(out_features / rank), or alpha where variance correction is off."""
+    """The factor c = alpha / sqrt(K) with K = ceil(out_features / rank), or alpha where variance correction is off."""
     return alpha / math.sqrt(math.ceil(out_features / rank)) if variance_correction else alpha
 
 
@@ -150,7 +150,7 @@ class DuplicatedLatentResidual(nn.Module):
         return expansion_index(self.config.expansion, self.out_features, self.rank, device=device)
 
     def c(self) -> float | Tensor:
-        """alpha / sqrt(K), a number, or a tensor of one element where alpha is trainable."""
+        """The factor alpha / sqrt(K): a number, or a tensor of one element where alpha is trainable."""
         unit = scale(1.0, self.out_features, self.rank, variance_correction=self.config.variance_correction)
         if self.config.trainable:
             return self.alpha.to(torch.promote_types(self.alpha.dtype, torch.float32)) * unit

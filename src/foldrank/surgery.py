@@ -12,6 +12,9 @@ from foldrank.linear import LowRankLinear
 
 logger = logging.getLogger(__name__)
 
+HEADS = ("lm_head", "embed_out", "head", "classifier", "score")
+"""Names of output heads, for models that have no `get_output_embeddings`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertedLayer:
@@ -103,8 +106,8 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
         The report; `print(report)` is a table.
 
     Raises:
-        ValueError: for a pattern that matches no linear layer, a rank that does not fit a layer, a model that is already
-            low-rank, or one that is itself a linear layer. The model is then unchanged.
+        ValueError: for a pattern that matches no linear layer, a rank that does not fit a layer, a model that is
+            already low-rank, or one that is itself a linear layer. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
@@ -177,10 +180,6 @@ def describe(model: nn.Module) -> LowRankConfig | None:
 def count_parameters(module: nn.Module) -> int:
     """Number of elements in the parameters of `module`, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-HEADS = ("lm_head", "embed_out", "head", "classifier", "score")
-"""Names of output heads, for models that have no `get_output_embeddings`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -259,9 +258,8 @@ def _check_patterns(field: str, patterns: Iterable[str], names: Iterable[str]) -
     names = list(names)
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
-            near = difflib.get_close_matches(
-                pattern, {*names, *(name.rpartition(".")[2] for name in names)}, n=3, cutoff=0
-            )
+            known = sorted({*names, *(name.rpartition(".")[2] for name in names)})
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0)
             raise ValueError(
                 f"{field}: {pattern!r} matches no linear layer here; the nearest names are {', '.join(near)}"
             )
