@@ -150,13 +150,15 @@ def fold_(model: nn.Module) -> FoldReport:
         >>> len(fold_(model).drift), model[0].residual
         (1, None)
     """
-    layers = {name: layer for name, layer in low_rank_layers(model).items() if layer.residual is not None}
-    for name, layer in layers.items():
+    layers = [
+        (name, layer, layer.residual) for name, layer in low_rank_layers(model).items() if layer.residual is not None
+    ]
+    for name, layer, _ in layers:
         for parameter_name, parameter in layer.named_parameters():
             _check_finite(f"{name}.{parameter_name}", parameter)
     drift = {}
-    for name, layer in layers.items():
-        residual, weight = layer.residual, layer.up.weight
+    for name, layer, residual in layers:
+        weight = layer.up.weight
         exact = add_duplicates(weight.double(), residual.latent_index(weight.device), residual.c())
         weight.copy_(residual(weight))
         drift[name] = float((weight - exact).abs().max())

@@ -1,5 +1,8 @@
 """`LowRankLinear`: the two factors, the function between them, and the residual while training."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,11 +68,9 @@ class LowRankLinear(nn.Module):
         self.out_features = out_features
         self.rank = rank
         self.activation_name: Activation | None = activation
-        device = torch.get_default_device() if device is None else device
-        # skip_init: the draw of reset_parameters is the only one.
-        self.down = nn.utils.skip_init(nn.Linear, in_features, rank, bias=False, device=device, dtype=dtype)
+        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.activation = ACTIVATION_MODULES[activation]() if activation is not None else None
-        self.up = nn.utils.skip_init(nn.Linear, rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
         self.residual = (
             DuplicatedLatentResidual(out_features, rank, residual, name=name, device=device, dtype=dtype)
             if residual is not None
@@ -94,10 +95,18 @@ class LowRankLinear(nn.Module):
             return self.up(z)
         return F.linear(z, self.residual(self.up.weight), self.up.bias)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         # Goes through error_msgs, which load_state_dict raises with strict=False too.
         unfolded = prefix + "residual." + SPEC in state_dict
-        error_msgs = args[-1]
         if self.residual is None and unfolded:
             error_msgs.append(
                 f"{prefix.rstrip('.')} is folded and the state dict is not: load it into a model with the residual, "
@@ -108,7 +117,9 @@ class LowRankLinear(nn.Module):
                 f"{prefix.rstrip('.')} has a residual and the state dict is folded: it would be added a second time. "
                 "Load it into a model without residual (residual=None, or fold_ the model first)"
             )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         state = "folded or never with a residual" if self.residual is None else "with residual"

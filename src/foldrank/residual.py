@@ -120,6 +120,7 @@ class DuplicatedLatentResidual(nn.Module):
         self.config = config or ResidualConfig()
         if isinstance(self.config.alpha, Mapping):
             raise ValueError("alpha is a table by layer: pass this layer's own number (ResidualConfig.for_layer)")
+        self.start = float(self.config.alpha)
         self.out_features = out_features
         self.rank = rank
         self.name = name
@@ -136,7 +137,7 @@ class DuplicatedLatentResidual(nn.Module):
         """Alpha to its start, the random index drawn from seed and name, and the spec written anew."""
         self.spec = _encode(self._spec_fields()).to(self.spec.device)
         if self.config.trainable:
-            self.alpha.fill_(self.config.alpha)
+            self.alpha.fill_(self.start)
         if self.index is not None:
             self.index.copy_(random_index(self.out_features, self.rank, seed=self.config.seed, name=self.name))
 
@@ -154,29 +155,39 @@ class DuplicatedLatentResidual(nn.Module):
         unit = scale(1.0, self.out_features, self.rank, variance_correction=self.config.variance_correction)
         if self.config.trainable:
             return self.alpha.to(torch.promote_types(self.alpha.dtype, torch.float32)) * unit
-        return self.config.alpha * unit
+        return self.start * unit
 
     def _spec_fields(self) -> dict[str, Any]:
         return {
-            "alpha": None if self.config.trainable else float(self.config.alpha),
+            "alpha": None if self.config.trainable else self.start,
             "expansion": self.config.expansion,
             "variance_correction": self.config.variance_correction,
         }
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         given = state_dict.get(prefix + SPEC)
         if given is not None and decode_spec(given) != self._spec_fields():
-            error_msgs = args[-1]
             error_msgs.append(
                 f"{prefix.rstrip('.')} was saved with {decode_spec(given)} and this model has {self._spec_fields()}: "
                 "build the model with the residual that the checkpoint was trained with"
             )
             return
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         k = math.ceil(self.out_features / self.rank)
-        alpha = f"{self.config.alpha:g}" + (" (trainable)" if self.config.trainable else "")
+        alpha = f"{self.start:g}" + (" (trainable)" if self.config.trainable else "")
         return (
             f"alpha={alpha}, K={k}, expansion={self.config.expansion}, "
             f"variance_correction={self.config.variance_correction}"

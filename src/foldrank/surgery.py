@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from foldrank.config import LowRankConfig, ResidualConfig, lookup, matches
+from foldrank.config import Activation, LowRankConfig, ResidualConfig, lookup, matches
 from foldrank.linear import LowRankLinear
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def describe(model: nn.Module) -> LowRankConfig | None:
     layers = low_rank_layers(model)
     if not layers:
         return None
-    activations = {layer.activation_name for layer in layers.values()}
+    activations: set[Activation | None] = {layer.activation_name for layer in layers.values()}
     residuals = {name: layer.residual.config for name, layer in layers.items() if layer.residual is not None}
     kinds = {replace(residual, alpha=1.0) for residual in residuals.values()}
     if len(activations) > 1 or len(kinds) > 1:
@@ -200,8 +200,7 @@ def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned],
     linears = {name: module for name, (module, _) in modules.items() if isinstance(module, nn.Linear)}
     if not linears:
         raise ValueError(f"the model ({type(model).__name__}) has no nn.Linear layer to convert")
-    by_table = config.targets is None and isinstance(config.rank, Mapping)
-    targets = tuple(config.rank) if by_table else config.targets
+    targets = tuple(config.rank) if isinstance(config.rank, Mapping) and config.targets is None else config.targets
     _check_patterns("targets", targets or (), linears)
     _check_patterns("exclude", config.exclude, linears)
 
@@ -267,7 +266,8 @@ def _check_patterns(field: str, patterns: Iterable[str], names: Iterable[str]) -
 
 def _output_head(model: nn.Module) -> nn.Module | None:
     getter = getattr(model, "get_output_embeddings", None)
-    return getter() if callable(getter) else None
+    head = getter() if callable(getter) else None
+    return head if isinstance(head, nn.Module) else None
 
 
 def _tied_weights(model: nn.Module) -> dict[int, set[str]]:

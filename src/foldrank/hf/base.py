@@ -1,0 +1,124 @@
+"""What makes any transformers architecture low-rank: mixins for its config and its models.
+
+The modules of a model are the truth. Its config's `low_rank` is refreshed from them whenever the model is saved, so a
+model that was folded in place saves as a folded checkpoint.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from foldrank.config import LowRankConfig
+from foldrank.fold import residual_keys
+from foldrank.surgery import describe, factorize_
+
+HERE = Path(__file__).parent
+
+
+class LowRankConfigMixin:
+    """Adds `low_rank` to a transformers config: a `LowRankConfig` as plain values, or None for a dense model."""
+
+    low_rank: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Subclassed configs are not type-checked by transformers: a wrong field must not wait for the model.
+        if isinstance(self.low_rank, LowRankConfig):
+            self.low_rank = self.low_rank.to_dict()
+        elif self.low_rank is not None:
+            LowRankConfig.from_dict(self.low_rank)
+        super().__post_init__(**kwargs)
+
+
+class LowRankModelMixin:
+    """Adds low-rank layers to a transformers model: built from `config.low_rank`, saved with it.
+
+    The dense model is drawn first and its targeted layers are then replaced, so that with one seed all other
+    parameters start equal whatever the method.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if config.low_rank is not None:
+            factorize_(self, LowRankConfig.from_dict(config.low_rank))
+            refresh_config(self)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, but a checkpoint that does not fill the whole model is an error.
+
+        Raises:
+            ValueError: for missing tensors, and where a folded checkpoint met an unfolded model or the reverse.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+        if residual_keys(missing):
+            raise ValueError("the checkpoint is folded but its config has a residual, which would be added again")
+        if residual_keys(unexpected):
+            raise ValueError("the checkpoint is not folded but its config has no residual: fold it (foldrank fold)")
+        if mismatched := info["mismatched_keys"]:
+            raise ValueError(f"the checkpoint does not fit its config in {len(mismatched)} tensors, e.g. {mismatched}")
+        if missing:
+            raise ValueError(f"not a whole checkpoint of a {cls.__name__}: {len(missing)} tensors are missing, e.g. "
+                             f"{min(missing)}")
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """As in transformers; a folded model also saves the modelling file with which it loads without foldrank."""
+        folded = refresh_config(self)
+        super().save_pretrained(save_directory, **kwargs)
+        if folded and kwargs.get("is_main_process", True):
+            source = modeling_file(type(self.config))
+            shutil.copyfile(source, Path(save_directory) / source.name)
+
+
+def refresh_config(model: PreTrainedModel) -> bool:
+    """Writes the low-rank layers of `model` as they are into its config; whether it is free of residuals."""
+    low_rank = describe(model)
+    if low_rank is None:
+        model.config.low_rank = None
+        return False
+    fields = low_rank.to_dict()
+    prefix = model.base_model_prefix + "."
+    # Names count from the base model, so that the config fits the model with and without its head.
+    for table, key in ((fields, "rank"), (fields["residual"], "alpha")):
+        if table is not None and isinstance(table[key], dict):
+            table[key] = {name.removeprefix(prefix): value for name, value in table[key].items()}
+    model.config.low_rank = fields
+    folded = low_rank.residual is None
+    if folded:
+        model.config.auto_map = auto_map(type(model.config))
+    elif hasattr(model.config, "auto_map"):
+        del model.config.auto_map
+    return folded
+
+
+def family(config_class: type[PreTrainedConfig]) -> str:
+    """Llama, from LowRankLlamaConfig."""
+    return config_class.__name__.removeprefix("LowRank").removesuffix("Config")
+
+
+def modeling_file(config_class: type[PreTrainedConfig]) -> Path:
+    """The self-contained modelling file that travels with folded checkpoints of this architecture."""
+    return HERE / f"modeling_lowrank_{family(config_class).lower()}.py"
+
+
+def auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
+    """Where transformers finds the classes in the modelling file."""
+    module, name = modeling_file(config_class).stem, "LowRank" + family(config_class)
+    return {
+        "AutoConfig": f"{module}.{name}Config",
+        "AutoModel": f"{module}.{name}Model",
+        "AutoModelForCausalLM": f"{module}.{name}ForCausalLM",
+    }
+
+
+def register(
+    config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], causal_class: type[PreTrainedModel]
+) -> None:
+    """Makes the Auto classes of this process know an architecture."""
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModel.register(config_class, model_class)
+    AutoModelForCausalLM.register(config_class, causal_class)
