@@ -14,6 +14,9 @@ from typing import Any, Literal, TypeVar
 Expansion = Literal["contiguous", "random", "balanced"]
 Activation = Literal["silu", "gelu", "relu", "tanh"]
 
+STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
+"""How pydantic checks these classes where a recipe is read: no unknown fields. The core does without pydantic."""
+
 EXPANSIONS: tuple[Expansion, ...] = ("contiguous", "random", "balanced")
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "relu", "tanh")
 SCOPES: Mapping[str, str] = {
@@ -47,6 +50,8 @@ class ResidualConfig:
     Raises:
         ValueError: naming every field that is out of range.
     """
+
+    __pydantic_config__ = STRICT
 
     alpha: float | Mapping[str, float] = 1.0
     """Strength of the residual, paper symbol alpha; where it is trainable, its start. A number, or a table from pattern
@@ -104,6 +109,8 @@ class LowRankConfig:
     Raises:
         ValueError: naming every field that is out of range.
     """
+
+    __pydantic_config__ = STRICT
 
     rank: int | float | Mapping[str, int | float]
     """Rank r of the factors: a number, a fraction of the smaller side of the layer (a float in (0, 1)), or a table
@@ -184,7 +191,8 @@ def _known(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     names = [field.name for field in dataclasses.fields(cls)]
     if unknown := sorted(set(fields) - set(names)):
         raise ValueError(f"{cls.__name__}: unknown field {', '.join(unknown)}; the fields are {', '.join(names)}")
-    return fields
+    # JSON and YAML know no tuples: with them back, the defaults compare equal.
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _refuse(what: str, problems: Sequence[str]) -> None:

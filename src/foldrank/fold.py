@@ -1,6 +1,7 @@
 """The fold: B* = B + c R in float32, rounded once. On a tensor, on a state dict, on a model. One way only."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +64,7 @@ def fold_weight(
         (d_out, r), or (r, d_out) with `latent_dim=0`; index (d_out,); the result is shaped as `weight`.
 
     Raises:
-        ValueError: for a weight that is not finite or not a matrix.
+        ValueError: for a weight or alpha that is not finite, a weight that is not a matrix, an index of another length.
 
     Example:
         >>> fold_weight(torch.zeros(4, 1), alpha=3.0).flatten().tolist()
@@ -78,7 +79,10 @@ def fold_weight(
     out_features, rank = b.shape
     if index is None:
         index = expansion_index(expansion, out_features, rank, device=b.device)
+    elif index.shape != (out_features,):
+        raise ValueError(f"index must hold one latent for each of {out_features} outputs, got {tuple(index.shape)}")
     unit = scale(1.0, out_features, rank, variance_correction=variance_correction)
+    _check_finite("alpha", torch.as_tensor(alpha))
     if isinstance(alpha, Tensor):
         alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
     folded = add_duplicates(b, index, alpha * unit)
@@ -91,7 +95,7 @@ def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Tensors that need no fold are passed on as they are. Folding a folded state dict changes nothing.
 
     Raises:
-        ValueError: for a weight that is not finite, a spec that is damaged, or a residual without its weight.
+        ValueError: for a weight or alpha that is not finite, a spec that is damaged, or a residual that is not whole.
     """
     plan = fold_plan(state_dict)
     if orphans := plan.keys() - state_dict.keys():
@@ -113,7 +117,7 @@ def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
     Needs of a state dict only what `residual_keys` names, a few bytes a layer, so that large files can follow in turn.
 
     Raises:
-        ValueError: for a spec that is damaged.
+        ValueError: for a spec that is damaged, or a residual that is not whole.
     """
     plan: dict[str, Callable[[Tensor], Tensor]] = {}
     for key in residual_keys(residual_tensors):
@@ -121,6 +125,10 @@ def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
             continue
         prefix = key.removesuffix(SPEC)
         spec = decode_spec(residual_tensors[key])
+        needed = {"alpha"} if spec["alpha"] is None else set()
+        needed |= {"index"} if spec["expansion"] == "random" else set()
+        if missing := {prefix + name for name in needed} - residual_tensors.keys():
+            raise ValueError(f"this state dict has a residual but no {min(missing)}: it is not whole")
         plan[prefix.removesuffix(RESIDUAL) + "up.weight"] = partial(
             fold_weight,
             alpha=residual_tensors[prefix + "alpha"] if spec["alpha"] is None else spec["alpha"],
@@ -142,7 +150,8 @@ def fold_(model: nn.Module) -> FoldReport:
         The report, with the rounding per layer.
 
     Raises:
-        ValueError: where a weight or alpha is not finite, naming the layer; the model is then unchanged.
+        ValueError: where a weight or alpha is not finite, or an up-projection's weight is shared, naming the layer; the
+            model is then unchanged.
 
     Example:
         >>> from foldrank import LowRankLinear, ResidualConfig
@@ -156,12 +165,25 @@ def fold_(model: nn.Module) -> FoldReport:
     for name, layer, _ in layers:
         for parameter_name, parameter in layer.named_parameters():
             _check_finite(f"{name}.{parameter_name}", parameter)
+    homes = Counter(
+        id(parameter)
+        for parent in model.modules()
+        for child in parent.children()
+        for parameter in child.parameters(recurse=False)
+    )
+    for name, layer, _ in layers:
+        if homes[id(layer.up.weight)] > 1:
+            raise ValueError(
+                f"{name}.up.weight is shared with another module, which the fold would change too: "
+                "fold the state dict (foldrank.fold_state_dict), in which each has its own"
+            )
     drift = {}
     for name, layer, residual in layers:
         weight = layer.up.weight
         exact = add_duplicates(weight.double(), residual.latent_index(weight.device), residual.c())
         weight.copy_(residual(weight))
         drift[name] = float((weight - exact).abs().max())
+        del layer.residual  # or the empty place of a submodule would stay, and show in the repr
         layer.residual = None
     report = FoldReport(drift=drift)
     logger.info(report.summary())

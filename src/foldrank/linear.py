@@ -79,13 +79,17 @@ class LowRankLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Factors normal with deviation r^(-1/4) (d_in + d_out)^(-1/4) (CoLA), bias uniform in +-1/sqrt(d_out)."""
+        """Draws the factors normal with deviation r^(-1/4) (d_in + d_out)^(-1/4) (CoLA), the bias uniform in
+        +-1/sqrt(d_out), and sets the residual to its start.
+        """
         std = self.rank**-0.25 * (self.in_features + self.out_features) ** -0.25
         nn.init.normal_(self.down.weight, std=std)
         nn.init.normal_(self.up.weight, std=std)
         if self.up.bias is not None:
             bound = self.out_features**-0.5
             nn.init.uniform_(self.up.bias, -bound, bound)
+        if self.residual is not None:
+            self.residual.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.down(x)

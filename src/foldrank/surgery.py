@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -76,8 +77,9 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[tuple[nn.Modu
     """
     homes: dict[int, list[tuple[nn.Module, str]]] = {}
     for parent in model.modules():
-        for attribute, child in parent.named_children():
-            homes.setdefault(id(child), []).append((parent, attribute))
+        for attribute, child in parent._modules.items():  # named_children() leaves out a child's second name
+            if child is not None:
+                homes.setdefault(id(child), []).append((parent, attribute))
     inside: set[int] = set()
     for name, module in model.named_modules():
         if id(module) in inside:
@@ -164,16 +166,23 @@ def describe(model: nn.Module) -> LowRankConfig | None:
         return None
     activations: set[Activation | None] = {layer.activation_name for layer in layers.values()}
     residuals = {name: layer.residual.config for name, layer in layers.items() if layer.residual is not None}
-    kinds = {replace(residual, alpha=1.0) for residual in residuals.values()}
+    kinds = {replace(residual, alpha=1.0, scope="all") for residual in residuals.values()}
     if len(activations) > 1 or len(kinds) > 1:
         raise ValueError("the low-rank layers of this model differ in activation or expansion: no one config says that")
+    linears = [name for name, module, _ in walk(model) if isinstance(module, nn.Linear | LowRankLinear)]
+    # Dense layers that the name of a low-rank one would match as a tail.
+    dense = [name for name in linears if name not in layers]
+    exclude = tuple(_exact(name, linears) for name in dense if any(matches(other, name) for other in layers))
     residual = None
     if residuals:
-        alphas = {name: residual.alpha for name, residual in residuals.items()}
+        alphas = {_exact(name, linears): residual.alpha for name, residual in residuals.items()}
         uniform = len(residuals) == len(layers) and len(set(alphas.values())) == 1
         residual = replace(kinds.pop(), alpha=next(iter(alphas.values())) if uniform else alphas)
     return LowRankConfig(
-        rank={name: layer.rank for name, layer in layers.items()}, activation=activations.pop(), residual=residual
+        rank={name: layer.rank for name, layer in layers.items()},
+        activation=activations.pop(),
+        exclude=exclude,
+        residual=residual,
     )
 
 
@@ -232,6 +241,8 @@ def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned],
         if isinstance(config.residual.alpha, Mapping):
             _check_patterns("residual.alpha", config.residual.alpha, chosen)
         residuals = {name: config.residual.for_layer(name) for name in chosen}
+        if not any(residuals.values()):
+            raise ValueError("residual: scope and alpha together name no layer that is converted")
     plan = {
         name: _Planned(linear=linear, homes=modules[name][1], rank=ranks[name], residual=residuals[name])
         for name, linear in chosen.items()
@@ -262,6 +273,11 @@ def _check_patterns(field: str, patterns: Iterable[str], names: Iterable[str]) -
             raise ValueError(
                 f"{field}: {pattern!r} matches no linear layer here; the nearest names are {', '.join(near)}"
             )
+
+
+def _exact(name: str, names: Iterable[str]) -> str:
+    """A pattern that matches `name` and no other of `names`: the name itself where that will do."""
+    return name if not any(matches(name, other) for other in names if other != name) else f"^{re.escape(name)}$"
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

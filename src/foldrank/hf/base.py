@@ -18,7 +18,7 @@ from foldrank.surgery import describe, factorize_
 HERE = Path(__file__).parent
 
 
-class LowRankConfigMixin:
+class LowRankConfigMixin(PreTrainedConfig):
     """Adds `low_rank` to a transformers config: a `LowRankConfig` as plain values, or None for a dense model."""
 
     low_rank: dict | None = None
@@ -32,7 +32,7 @@ class LowRankConfigMixin:
         super().__post_init__(**kwargs)
 
 
-class LowRankModelMixin:
+class LowRankModelMixin(PreTrainedModel):
     """Adds low-rank layers to a transformers model: built from `config.low_rank`, saved with it.
 
     The dense model is drawn first and its targeted layers are then replaced, so that with one seed all other
@@ -52,7 +52,8 @@ class LowRankModelMixin:
         Raises:
             ValueError: for missing tensors, and where a folded checkpoint met an unfolded model or the reverse.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
         if residual_keys(missing):
             raise ValueError("the checkpoint is folded but its config has a residual, which would be added again")
@@ -61,15 +62,18 @@ class LowRankModelMixin:
         if mismatched := info["mismatched_keys"]:
             raise ValueError(f"the checkpoint does not fit its config in {len(mismatched)} tensors, e.g. {mismatched}")
         if missing:
-            raise ValueError(f"not a whole checkpoint of a {cls.__name__}: {len(missing)} tensors are missing, e.g. "
-                             f"{min(missing)}")
+            raise ValueError(
+                f"not a whole checkpoint of a {cls.__name__}: {len(missing)} tensors are missing, e.g. {min(missing)}"
+            )
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
         """As in transformers; a folded model also saves the modelling file with which it loads without foldrank."""
         folded = refresh_config(self)
-        super().save_pretrained(save_directory, **kwargs)
-        if folded and kwargs.get("is_main_process", True):
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if folded and is_main_process:
             source = modeling_file(type(self.config))
             shutil.copyfile(source, Path(save_directory) / source.name)
 
@@ -90,8 +94,8 @@ def refresh_config(model: PreTrainedModel) -> bool:
     folded = low_rank.residual is None
     if folded:
         model.config.auto_map = auto_map(type(model.config))
-    elif hasattr(model.config, "auto_map"):
-        del model.config.auto_map
+    else:
+        vars(model.config).pop("auto_map", None)
     return folded
 
 

@@ -9,16 +9,15 @@ class LowRankLlamaConfig(LowRankConfigMixin, LlamaConfig):
     """A Llama config with `low_rank`: a `LowRankConfig` or its fields as plain values; None is dense."""
 
     model_type = "lowrank_llama"
-    low_rank: dict | None = None
 
 
-class LowRankLlamaModel(LowRankModelMixin, LlamaModel):
+class LowRankLlamaModel(LowRankModelMixin, LlamaModel):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The Llama decoder with low-rank linear layers."""
 
     config_class = LowRankLlamaConfig
 
 
-class LowRankLlamaForCausalLM(LowRankModelMixin, LlamaForCausalLM):
+class LowRankLlamaForCausalLM(LowRankModelMixin, LlamaForCausalLM):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The Llama language model with low-rank linear layers."""
 
     config_class = LowRankLlamaConfig

@@ -32,7 +32,7 @@ def _insert_low_rank_layers(model: PreTrainedModel) -> None:
     prefix = model.base_model_prefix + "."
     for name, linear in list(model.named_modules()):
         rank = low_rank["rank"].get(name.removeprefix(prefix))
-        if rank is not None:
+        if rank is not None and isinstance(linear, nn.Linear):
             args = linear.in_features, linear.out_features, rank, low_rank["activation"], linear.bias is not None
             model.set_submodule(name, LowRankLinear(*args).to(linear.weight.dtype))
 

@@ -1,0 +1,54 @@
+"""`foldrank evaluate`: loss and perplexity of a checkpoint."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.description = (
+        "Loss and perplexity of a checkpoint, weighted by tokens. Without --data: on the validation split of the run "
+        "that it came from."
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
+    parser.add_argument("--data", metavar="SOURCE", help="stdlib, a text file or a folder: all of its text")
+    parser.add_argument("--sequence-length", type=int, metavar="N", help="tokens per sequence (default: the run's)")
+    parser.add_argument("--batch-size", type=int, metavar="N", default=16, help="sequences at a time (default: 16)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates."""
+    from foldrank.data.prepare import encode, prepared
+    from foldrank.hf.checkpoint import load
+    from foldrank.train.evaluate import evaluate_loss
+    from foldrank.train.recipe import load_recipe
+
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    config = arguments.checkpoint.parent / "config.yaml"
+    recipe = load_recipe(str(config)) if config.exists() else None
+    if recipe is None and arguments.data is None:
+        raise ValueError(f"{config} does not exist, so the run's validation text is unknown: name a text with --data")
+    model, tokenizer = load(arguments.checkpoint)
+    length = arguments.sequence_length or (recipe.train.sequence_length if recipe is not None else 256)
+    if arguments.data is not None:
+        sequences = encode(arguments.data, tokenizer, length)
+    else:
+        assert recipe is not None  # refused above
+        sequences = prepared(recipe.data).blocks("validation", length)
+    result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
+    return {
+        "checkpoint": str(arguments.checkpoint),
+        "data": arguments.data or f"validation split of {config}",
+        "sequence_length": length,
+        "tokens": result.tokens,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Says the figures."""
+    print(f"{result['checkpoint']} on {result['data']}")
+    print(f"loss {result['loss']:.6f}  perplexity {result['perplexity']:.4f}  over {result['tokens']:,} tokens")

@@ -1,0 +1,24 @@
+"""`foldrank fold`: an unfolded checkpoint to a folded one."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of an unfolded checkpoint")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new folder for the folded one")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Folds."""
+    from foldrank.hf.checkpoint import fold_checkpoint
+
+    layers = fold_checkpoint(arguments.checkpoint, arguments.out)
+    return {"checkpoint": str(arguments.checkpoint), "out": str(arguments.out), "folded_layers": layers}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Says what was done."""
+    print(f"folded {result['folded_layers']} layers of {result['checkpoint']} into {result['out']}")

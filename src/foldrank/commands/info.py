@@ -1,0 +1,47 @@
+"""`foldrank info`: what a checkpoint is."""
+
+import argparse
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Reads the config and the headers of the weight files."""
+    from foldrank.hf.checkpoint import inspect
+
+    return asdict(inspect(arguments.checkpoint))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=result["path"], title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column()
+    meaning = {
+        "dense": "dense: no low-rank layer",
+        "folded": "folded: plain low rank, ready to deploy",
+        "unfolded": "not folded: still has its residual (foldrank fold makes it deployable)",
+    }
+    table.add_row("model", result["model_type"])
+    table.add_row("state", meaning[result["state"]])
+    table.add_row("parameters", f"{result['params']:,}")
+    table.add_row("weight files", f"{result['bytes']:,} bytes, {', '.join(result['dtypes'])}")
+    for name, value in result["shape"].items():
+        table.add_row(name.replace("_", " "), f"{value:,}")
+    if result["low_rank"] is not None:
+        ranks = Counter(result["low_rank"]["rank"].values())
+        table.add_row("ranks", ", ".join(f"{rank} ({count} layers)" for rank, count in sorted(ranks.items())))
+        table.add_row("activation", str(result["low_rank"]["activation"]))
+        if (residual := result["low_rank"]["residual"]) is not None:
+            table.add_row("residual", ", ".join(f"{name} {value}" for name, value in residual.items()))
+    Console(highlight=False).print(table)

@@ -1,0 +1,215 @@
+"""Checkpoints on disk: what one is, loading one, folding one file by file. Safetensors and JSON only, no code runs."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from foldrank.config import LowRankConfig
+from foldrank.fold import fold_plan, residual_keys
+from foldrank.hf.base import auto_map, modeling_file
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointInfo:
+    """What a checkpoint is, read from its config and the headers of its files."""
+
+    path: str
+    model_type: str
+    state: str
+    """dense, unfolded or folded."""
+    params: int
+    """Elements of its parameters."""
+    bytes: int
+    """Size of its weight files."""
+    dtypes: dict[str, int]
+    """Tensors of parameters per dtype."""
+    low_rank: dict[str, Any] | None
+    """Its `LowRankConfig`, ranks by layer."""
+    shape: dict[str, int]
+    """Vocabulary, width, layers and heads."""
+
+
+def inspect(folder: Path) -> CheckpointInfo:
+    """Reads what `folder` holds without loading weights.
+
+    Raises:
+        ValueError: where it is no checkpoint, its files are damaged, or config and weights disagree about the fold.
+    """
+    config = _config(folder)
+    low_rank = getattr(config, "low_rank", None)
+    dtypes: dict[str, int] = {}
+    params = 0
+    names: set[str] = set()
+    with _weights(folder) as files:
+        for file in files.values():
+            names.update(file.keys())
+    residual = residual_keys(names)
+    with _weights(folder) as files:
+        for file in files.values():
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                # The spec and the random index are state, not parameters; a trainable alpha is one.
+                if name in residual and not name.endswith(".alpha"):
+                    continue
+                part = file.get_slice(name)
+                dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + 1
+                count = 1
+                for side in part.get_shape():
+                    count *= side
+                params += count
+    if bool(residual) != (low_rank is not None and low_rank["residual"] is not None):
+        held = "has" if residual else "has no"
+        raise ValueError(f"{folder}: the weights hold {'a' if residual else 'no'} residual and config.json {held} not")
+    state = "dense" if low_rank is None else "unfolded" if residual else "folded"
+    return CheckpointInfo(
+        path=str(folder),
+        model_type=config.model_type,
+        state=state,
+        params=params,
+        bytes=sum(file.stat().st_size for file in weight_files(folder)),
+        dtypes=dtypes,
+        low_rank=low_rank,
+        shape={
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.num_hidden_layers,
+            "num_attention_heads": config.num_attention_heads,
+        },
+    )
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in eval mode and its tokenizer. Uses foldrank's own classes; code in the checkpoint does not run.
+
+    Raises:
+        ValueError: where `folder` is no checkpoint, or is damaged.
+    """
+    _config(folder)
+    weight_files(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder} cannot be loaded, a file is missing or damaged: {_line(error)}") from error
+    return model.eval(), tokenizer
+
+
+def fold_checkpoint(folder: Path, out: Path) -> int:
+    """Folds a checkpoint into the new folder `out`, file by file, so that one file's tensors are in memory at a time.
+
+    Returns:
+        The number of layers folded.
+
+    Raises:
+        ValueError: where `folder` is no unfolded checkpoint, is damaged, or holds weights that are not finite.
+        FileExistsError: where `out` exists.
+    """
+    info = inspect(folder)
+    if info.state != "unfolded":
+        raise ValueError(f"{folder} is {info.state}: there is no residual to fold")
+    if out.exists():
+        raise FileExistsError(f"{out} exists: choose another folder with --out, or delete it")
+    config = _config(folder)
+    work = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    work.mkdir(parents=True)
+    try:
+        with _weights(folder) as files:
+            homes = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+            dropped = residual_keys(homes)
+            plan = fold_plan({name: homes[name].get_tensor(name) for name in dropped})
+            weight_map, total = {}, 0
+            for file_name, file in files.items():
+                tensors = {}
+                for name in file.keys():  # noqa: SIM118
+                    if name not in dropped:
+                        tensor = file.get_tensor(name)
+                        tensors[name] = plan[name](tensor) if name in plan else tensor
+                        total += tensor.nbytes
+                        weight_map[name] = file_name
+                save_file(tensors, work / file_name, metadata={"format": "pt"})
+        if (folder / INDEX).exists():
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        written = {file.name for file in work.iterdir()}
+        for file in folder.iterdir():
+            if file.is_file() and file.name not in written:
+                shutil.copy2(file, work / file.name)
+        config.low_rank = {**config.low_rank, "residual": None}
+        config.auto_map = auto_map(type(config))
+        config.save_pretrained(work)
+        source = modeling_file(type(config))
+        shutil.copyfile(source, work / source.name)
+        work.rename(out)
+    except SafetensorError as error:
+        raise ValueError(f"{folder} has a damaged file: {_line(error)}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return len(plan)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint.
+
+    Raises:
+        ValueError: where there is none, or one that the index names is missing.
+    """
+    if (folder / INDEX).exists():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{folder / INDEX} is damaged: {_line(error)}") from error
+    else:
+        names = ["model.safetensors"]
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} is not a whole checkpoint: {missing[0]} is missing")
+    return [folder / name for name in names]
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no checkpoint: it has no config.json" + _nearby(folder))
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder / 'config.json'} is not one that foldrank can read: {_line(error)}") from error
+    if getattr(config, "low_rank", None) is not None:
+        LowRankConfig.from_dict(config.low_rank)
+    return config
+
+
+@contextmanager
+def _weights(folder: Path) -> Iterator[dict[str, Any]]:
+    with ExitStack() as stack:
+        opened = {}
+        for file in weight_files(folder):
+            try:
+                opened[file.name] = stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{file} is truncated or damaged: {_line(error)}") from error
+        yield opened
+
+
+def _nearby(folder: Path) -> str:
+    found = sorted(str(path.parent) for path in folder.glob("*/config.json")) if folder.is_dir() else []
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,6 @@
+"""The shipped recipes by name. Each is a few lines derived from another."""
+
+from foldrank.recipes.demo import DEMO
+from foldrank.train.recipe import Recipe
+
+RECIPES: dict[str, Recipe] = {"demo": DEMO}

@@ -1,0 +1,231 @@
+"""A recipe: every setting of a pre-training run in one frozen value, and how it is found, saved and read."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from foldrank.config import STRICT, LowRankConfig
+from foldrank.data.config import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of a Llama."""
+
+    __pydantic_config__ = STRICT
+
+    hidden_size: int = 256
+    """Width d of the residual stream."""
+
+    intermediate_size: int = 688
+    """Width of the MLP."""
+
+    num_layers: int = 6
+    """Number of blocks."""
+
+    num_heads: int = 4
+    """Attention heads per block."""
+
+    tie_embeddings: bool = False
+    """Share the embedding with the output head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Optimization: AdamW, linear warm-up, cosine decay.
+
+    Raises:
+        ValueError: naming every field that is out of range.
+    """
+
+    __pydantic_config__ = STRICT
+
+    steps: int = 300
+    """Optimizer steps."""
+
+    batch_size: int = 16
+    """Sequences per optimizer step, over all processes and accumulation steps."""
+
+    micro_batch_size: int | None = None
+    """Sequences per forward pass and process; None: as many as a step needs."""
+
+    sequence_length: int = 256
+    """Tokens per sequence."""
+
+    learning_rate: float = 0.006
+    """Peak learning rate."""
+
+    min_learning_rate_ratio: float = 0.1
+    """Last learning rate over the peak."""
+
+    warmup_ratio: float = 0.1
+    """Share of the steps that is linear warm-up."""
+
+    weight_decay: float = 0.01
+    """AdamW's decoupled decay, on matrices alone."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's running averages."""
+
+    max_grad_norm: float = 0.5
+    """Gradients are clipped to this norm."""
+
+    eval_every: int = 75
+    """Steps between evaluations."""
+
+    eval_tokens: int | None = None
+    """Validation tokens per evaluation; None: the whole split."""
+
+    dtype: str = "float32"
+    """float32, or bfloat16 for autocast over float32 weights."""
+
+    device: str = "auto"
+    """cpu, or auto: an accelerator where there is one."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {getattr(self, name)}"
+            for name in ("steps", "batch_size", "eval_every")
+            if getattr(self, name) < 1
+        ]
+        if self.sequence_length < 2:
+            problems.append(f"sequence_length must be at least 2, got {self.sequence_length}")
+        if not 0 <= self.warmup_ratio < 1:
+            problems.append(f"warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
+        if self.learning_rate <= 0:
+            problems.append(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            problems.append(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        if self.dtype not in ("float32", "bfloat16"):
+            problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.device not in ("auto", "cpu"):
+            problems.append(f"device must be auto or cpu, got {self.device!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """All settings of a run. `low_rank` None is the dense model."""
+
+    __pydantic_config__ = STRICT
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    low_rank: LowRankConfig | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    """Seed of the initial weights and of the order of the data."""
+
+    sample_prompt: str = "def "
+    """What the folded model is given to continue in the summary."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values; `Recipe.from_dict` is the way back."""
+        return _ADAPTER.dump_python(self, mode="json")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these settings, types and bounds checked.
+
+        Raises:
+            ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
+        """
+        try:
+            return _ADAPTER.validate_python(dict(settings))
+        except ValidationError as error:
+            raise ValueError("; ".join(_say(problem) for problem in error.errors())) from error
+
+    def override(self, settings: Mapping[str, Any]) -> "Recipe":
+        """This recipe with settings replaced by dotted name, such as `{"train.steps": 100}`.
+
+        Raises:
+            ValueError: for a name that does not exist, and as `from_dict`.
+        """
+        tree = self.to_dict()
+        for dotted, value in settings.items():
+            *path, last = dotted.split(".")
+            place = tree
+            for step in path:
+                if not isinstance(place.get(step), dict):
+                    place[step] = {}
+                place = place[step]
+            place[last] = value
+        return Recipe.from_dict(tree)
+
+
+_ADAPTER = TypeAdapter(Recipe)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def field_help() -> dict[str, str]:
+    """From each setting's dotted name to what it means."""
+    schema = _ADAPTER.json_schema()
+
+    def described(node: Mapping[str, Any], prefix: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, setting in node["properties"].items():
+            choices = [setting, *setting.get("anyOf", ())]
+            parts = [schema["$defs"][choice["$ref"].rpartition("/")[2]] for choice in choices if "$ref" in choice]
+            if parts:
+                found |= described(parts[0], f"{prefix}{name}.")
+            else:
+                found[prefix + name] = " ".join(setting.get("description", "").split())
+        return found
+
+    return described(schema, "")
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or one from a YAML file, with settings replaced by dotted name.
+
+    A YAML file holds settings as `--print_config` shows them; `base: NAME` takes the rest from another recipe. The
+    `config.yaml` of a run is such a file.
+
+    Raises:
+        ValueError: for an unknown name, a file that is no such file, an unknown or wrong setting.
+    """
+    from foldrank.recipes import RECIPES
+
+    if name in RECIPES:
+        recipe = RECIPES[name]
+    elif name.endswith((".yaml", ".yml")):
+        try:
+            settings = yaml.safe_load(Path(name).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{name} cannot be read as a recipe: {' '.join(str(error).split())}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{name} is no recipe: it holds {type(settings).__name__}, not settings by name")
+        settings.pop("run", None)
+        base = settings.pop("base", None)
+        start = load_recipe(base) if base is not None else Recipe()
+        recipe = start.override(flatten(settings))
+    else:
+        near = ", ".join(difflib.get_close_matches(name, RECIPES, n=3, cutoff=0))
+        raise ValueError(f"no recipe is called {name!r}; the nearest are {near} (or give a .yaml file)")
+    return recipe.override(overrides or {})
+
+
+def _say(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(where, field_help(), n=3, cutoff=0)
+        return f"the recipe has no setting {where!r}; the nearest are {', '.join(near)}"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
+    return f"{where}: {problem['msg']}, got {problem['input']!r}"

@@ -1,0 +1,350 @@
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
+from foldrank.config import Activation
+from foldrank.surgery import count_parameters, describe, low_rank_layers, walk
+
+from .models import TOKENS, TinyLM, assert_unchanged, residual_of, snapshot
+
+PROJECTIONS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
+INNER = [f"layers.{i}.{name}" for i in (0, 1) for name in PROJECTIONS]
+
+
+class WithHead(TinyLM):
+    def __init__(self, head: str) -> None:
+        super().__init__()
+        del self.lm_head
+        self.head_name = head
+        self.add_module(head, nn.Linear(8, 13))
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.get_submodule(self.head_name)
+
+
+def ranks(model: nn.Module) -> dict[str, int]:
+    return {name: layer.rank for name, layer in low_rank_layers(model).items()}
+
+
+def alphas(model: nn.Module) -> dict[str, Any]:
+    layers = low_rank_layers(model).items()
+    return {name: residual_of(layer).config.alpha for name, layer in layers if layer.residual is not None}
+
+
+def test_every_linear_layer_but_the_head_is_converted() -> None:
+    model = TinyLM()
+    before = count_parameters(model)
+    report = factorize_(model, LowRankConfig(rank=3, activation="silu", residual=ResidualConfig()))
+    assert list(ranks(model)) == [layer.name for layer in report.converted] == INNER
+    assert dict(report.skipped) == {"lm_head": "output head"}
+    assert (report.params_before, report.params_after) == (before, count_parameters(model))
+    assert report.params_after == before + sum(layer.params_after - layer.params_before for layer in report.converted)
+    assert all(isinstance(layer.activation, nn.SiLU) for layer in low_rank_layers(model).values())
+    assert model(TOKENS).shape == (3, 8, 13)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"rank": 3, "targets": ["q_proj"]}, {"q_proj": 3}),
+        ({"rank": 3, "targets": ["mlp.up_proj", r".*\.[qk]_proj"]}, {"q_proj": 3, "k_proj": 3, "up_proj": 3}),
+        ({"rank": 3, "exclude": [r".*self_attn.*", "down_proj"]}, {"up_proj": 3}),
+        ({"rank": 3, "targets": ["q_proj", "lm_head"]}, {"q_proj": 3, "lm_head": 3}),
+        ({"rank": 0.5, "targets": ["q_proj", "up_proj"]}, {"q_proj": 4, "up_proj": 4}),
+        ({"rank": 0.3, "targets": ["q_proj"]}, {"q_proj": 2}),
+        ({"rank": 0.01, "targets": ["q_proj"]}, {"q_proj": 1}),
+        ({"rank": 8, "targets": ["q_proj"]}, {"q_proj": 8}),
+        ({"rank": {"q_proj": 2, "mlp.up_proj": 0.25}}, {"q_proj": 2, "up_proj": 2}),
+        ({"rank": {"q_proj": 2, r".*": 5}, "targets": ["q_proj", "k_proj"]}, {"q_proj": 2, "k_proj": 5}),
+        ({"rank": {"q_proj": 2, "k_proj": 5}, "exclude": [r"layers\.1\..*k_proj"]}, {"q_proj": 2, "0.k_proj": 5}),
+    ],
+)
+def test_ranks_and_targets(fields: dict[str, Any], expected: dict[str, int]) -> None:
+    model = TinyLM()
+    factorize_(model, LowRankConfig(**fields))
+    assert ranks(model) == {
+        name: rank
+        for name in [*INNER, "lm_head"]
+        for tail, rank in expected.items()
+        if name.replace("self_attn.", "").endswith(tail)
+    }
+
+
+@pytest.mark.parametrize(
+    ("residual", "expected"),
+    [
+        (ResidualConfig(alpha=0.7), dict.fromkeys(PROJECTIONS, 0.7)),
+        (ResidualConfig(scope="attention"), dict.fromkeys(PROJECTIONS[:3], 1.0)),
+        (ResidualConfig(scope="mlp"), dict.fromkeys(PROJECTIONS[3:], 1.0)),
+        (ResidualConfig(scope=["q_proj", r".*down.*"]), dict.fromkeys(["self_attn.q_proj", "mlp.down_proj"], 1.0)),
+        (
+            ResidualConfig(alpha={"q_proj": 2, r".*mlp.*": 0.5}),
+            {"self_attn.q_proj": 2, "mlp.up_proj": 0.5, "mlp.down_proj": 0.5},
+        ),
+        (ResidualConfig(alpha={r".*_proj": 2.0}, scope="mlp"), dict.fromkeys(PROJECTIONS[3:], 2.0)),
+    ],
+)
+def test_residual_scopes(residual: ResidualConfig, expected: dict[str, float]) -> None:
+    model = TinyLM()
+    report = factorize_(model, LowRankConfig(rank=3, residual=residual))
+    wanted = {f"layers.{i}.{name}": alpha for i in (0, 1) for name, alpha in expected.items()}
+    assert alphas(model) == wanted
+    assert {layer.name for layer in report.converted if layer.residual} == set(wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("training", [False, True])
+def test_device_dtype_bias_and_mode_are_kept(training: bool, device: str, dtype: torch.dtype) -> None:
+    model = TinyLM().to(device=device, dtype=dtype).train(training)
+    biases = {name: linear.bias is not None for name, linear in model.named_modules() if isinstance(linear, nn.Linear)}
+    residual = ResidualConfig(trainable=True, expansion="random")
+    factorize_(model, LowRankConfig(rank=3, activation="silu", residual=residual))
+    layers = low_rank_layers(model)
+    assert {name: layer.up.bias is not None for name, layer in layers.items()} == {name: biases[name] for name in INNER}
+    assert all(module.training is training for module in model.modules())
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {device}
+
+
+def test_layers_that_are_not_converted_keep_their_values_whatever_the_method() -> None:
+    def model(low_rank: LowRankConfig | None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = TinyLM()
+        if low_rank is not None:
+            factorize_(model, low_rank)
+        return model.state_dict()
+
+    dense = model(None)
+    kept = {key for key in dense if "_proj" not in key}
+    low_rank = [
+        model(LowRankConfig(rank=3, activation=activation, residual=residual))
+        for activation in (None, "silu")
+        for residual in (None, ResidualConfig(expansion="random"), ResidualConfig(alpha=0.7, scope="mlp"))
+    ]
+    assert {"embed.weight", "norm.weight", "layers.0.norm.bias", "lm_head.weight"} <= kept
+    for state in low_rank:
+        assert all(torch.equal(state[key], dense[key]) for key in kept)
+        factors = {key for key in state if key.endswith((".down.weight", ".up.weight", ".up.bias"))}
+        assert len(factors) == 26
+        assert all(torch.equal(state[key], low_rank[0][key]) for key in factors)
+
+
+def test_random_expansions_differ_from_layer_to_layer_and_repeat() -> None:
+    def indices(seed: int) -> list[tuple[int, ...]]:
+        model = TinyLM(width=32, hidden=32)
+        factorize_(model, LowRankConfig(rank=3, residual=ResidualConfig(expansion="random", seed=seed)))
+        return [tuple(residual_of(layer).latent_index().tolist()) for layer in low_rank_layers(model).values()]
+
+    assert len(set(indices(0) + indices(1))) == 20
+    assert indices(0) == indices(0)
+
+
+def test_a_shared_module_is_converted_once_at_all_its_homes() -> None:
+    model = nn.Module()
+    model.first = model.second = shared = nn.Linear(8, 8)
+    model.stack = stack = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared), shared)
+    report = factorize_(model, LowRankConfig(rank=2))
+    assert [layer.name for layer in report.converted] == ["first"]
+    homes = [model.first, model.second, *(stack.get_submodule(name) for name in ("0", "2.0", "3"))]
+    assert all(home is homes[0] for home in homes)
+    assert isinstance(homes[0], LowRankLinear)
+    assert not any(module is shared for module in model.modules())
+
+
+def test_layers_with_a_tied_weight_are_skipped() -> None:
+    model = TinyLM()
+    model.lm_head.weight = model.embed.weight
+    model.layers[1].mlp.up_proj.weight = model.layers[0].mlp.up_proj.weight  # pyright: ignore
+    report = factorize_(model, LowRankConfig(rank=3, targets=["up_proj", "lm_head", "q_proj"]))
+    assert [layer.name for layer in report.converted] == ["layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj"]
+    reasons = {name: reason for name, reason in report.skipped.items() if reason != "not a target"}
+    assert reasons == {
+        "layers.0.mlp.up_proj": "its weight is shared with layers.1.mlp.up_proj",
+        "layers.1.mlp.up_proj": "its weight is shared with layers.0.mlp.up_proj",
+        "lm_head": "its weight is shared with embed",
+    }
+    assert model.lm_head.weight is model.embed.weight
+
+
+def test_subclasses_of_linear_are_skipped() -> None:
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    report = factorize_(model, LowRankConfig(rank=2))
+    assert list(ranks(model)) == ["1"]
+    assert report.skipped["0.out_proj"].startswith("a NonDynamicallyQuantizableLinear")
+
+
+def test_the_output_head_is_asked_for_by_the_interface_of_transformers() -> None:
+    model = WithHead("to_logits")
+    assert dict(factorize_(model, LowRankConfig(rank=3)).skipped) == {"to_logits": "output head"}
+
+
+REFUSED = [
+    (
+        LowRankConfig(rank=3, targets=["q_prj"]),
+        r"targets: 'q_prj' matches no linear layer here; the nearest names are .*q_proj",
+    ),
+    (LowRankConfig(rank=3, targets=["q_proj", "norm"]), "targets: 'norm' matches no linear layer"),
+    (LowRankConfig(rank=3, exclude=["head"]), "exclude: 'head' matches no linear layer here; .*lm_head"),
+    (LowRankConfig(rank={"q_proj": 3, "upproj": 2}), "'upproj' matches no linear layer here; .*up_proj"),
+    (LowRankConfig(rank={"q_proj": 3, "up_proj": 2}, exclude=["up_proj"]), "rank: 'up_proj' matches no linear layer"),
+    (LowRankConfig(rank={"q_proj": 3}, targets=["q_proj", "k_proj"]), r"no entry for layers\.0\.self_attn\.k_proj"),
+    (LowRankConfig(rank=3, targets=["q_proj"], exclude=["q_proj"]), "nothing to convert: .*q_proj: excluded"),
+    (LowRankConfig(rank=3, residual=ResidualConfig(scope=["v_proj"])), "residual.scope: 'v_proj' matches no .*_proj"),
+    (LowRankConfig(rank=3, targets=["q_proj"], residual=ResidualConfig(scope="mlp")), "residual.scope: .*mlp"),
+    (LowRankConfig(rank=3, residual=ResidualConfig(alpha={"lm_head": 1.0})), "residual.alpha: 'lm_head' matches no"),
+    (
+        LowRankConfig(rank=3, residual=ResidualConfig(alpha={"q_proj": 1.0}, scope="mlp")),
+        "scope and alpha together name no",
+    ),
+    (
+        LowRankConfig(rank=9, targets=["q_proj"]),
+        r"rank 9 is above the full rank 8 of layers\.0\.self_attn\.q_proj \(8 -> 8\)",
+    ),
+    (
+        LowRankConfig(rank={"q_proj": 3, r".*down_proj": 9}),
+        r"full rank 8 of .*down_proj \(10 -> 8\): give a smaller rank",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "complaint"), REFUSED)
+def test_what_does_not_fit_is_refused_and_nothing_is_changed(config: LowRankConfig, complaint: str) -> None:
+    model = TinyLM()
+    before, generator = snapshot(model), torch.random.get_rng_state()
+    with pytest.raises(ValueError, match=complaint):
+        factorize_(model, config)
+    assert_unchanged(model, before)
+    assert torch.equal(torch.random.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_low_rank_model_is_refused(folded: bool) -> None:
+    model = TinyLM()
+    config = LowRankConfig(rank=3, targets=["q_proj"], residual=ResidualConfig())
+    factorize_(model, config)
+    if folded:
+        fold_(model)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"already low-rank: layers\.0\.self_attn\.q_proj, layers\.1"):
+        factorize_(model, LowRankConfig(rank=3, targets=["k_proj"]))
+    assert_unchanged(model, before)
+
+
+def test_a_linear_layer_as_the_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"itself a linear layer .*: build a LowRankLinear"):
+        factorize_(nn.Linear(8, 8), LowRankConfig(rank=2))
+
+
+def test_a_model_without_linear_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(Sequential\) has no nn.Linear"):
+        factorize_(nn.Sequential(nn.Conv1d(8, 8, 1)), LowRankConfig(rank=2))
+
+
+def test_report_prints_a_table_and_logs_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential()
+    model.add_module("fc", nn.Linear(100, 50))
+    model.add_module("lm_head", nn.Linear(50, 10))
+    with caplog.at_level("INFO", logger="foldrank"):
+        report = factorize_(model, LowRankConfig(rank=4, residual=ResidualConfig()))
+    summary = "converted 1 of 2 linear layers, skipped lm_head; 5,560 -> 1,160 parameters"
+    assert caplog.messages == [summary]
+    assert str(report).splitlines() == [
+        "layer    shape      rank  residual  parameters",
+        "fc       100 -> 50  4     yes       5,050 -> 650",
+        "lm_head  dense                      output head",
+        summary,
+    ]
+
+
+def test_summary_names_three_of_many_skipped() -> None:
+    report = factorize_(TinyLM(), LowRankConfig(rank=3, targets=["layers.0.mlp.up_proj"]))
+    assert report.summary().startswith(
+        "converted 1 of 11 linear layers, skipped layers.0.mlp.down_proj, layers.0.self_attn.k_proj, "
+        "layers.0.self_attn.o_proj and 7 more; "
+    )
+
+
+def test_walk_meets_each_module_once_and_stays_out_of_low_rank_layers() -> None:
+    model = TinyLM()
+    factorize_(model, LowRankConfig(rank=3, residual=ResidualConfig()))
+    model.again = model.layers[0]
+    names = [name for name, _, _ in walk(model)]
+    assert len(names) == len(set(names)) == 1 + 2 + 2 * 4 + 10 + 2
+    assert not any(part in name for name in names for part in (".down.", ".up.", "residual", "again"))
+    homes = {
+        name: [(type(parent).__name__, attribute) for parent, attribute in homes] for name, _, homes in walk(model)
+    }
+    assert homes[""] == []
+    assert homes["layers.0"] == [("TinyLM", "again"), ("ModuleList", "0")]
+
+
+DESCRIBED = [
+    LowRankConfig(rank=3),
+    LowRankConfig(rank=0.5, activation="silu", residual=ResidualConfig(alpha=0.7, trainable=True)),
+    LowRankConfig(rank={"q_proj": 2, "up_proj": 5}, residual=ResidualConfig(scope="mlp", expansion="balanced")),
+    LowRankConfig(rank=3, residual=ResidualConfig(alpha={"q_proj": 2, r".*mlp.*": 0.5}, variance_correction=False)),
+    LowRankConfig(rank=3, exclude=["k_proj"], residual=ResidualConfig(expansion="random", seed=4)),
+    LowRankConfig(rank=3, targets=["lm_head", "q_proj"]),
+]
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("config", DESCRIBED)
+def test_a_described_model_can_be_rebuilt(config: LowRankConfig, fold: bool) -> None:
+    model = TinyLM()
+    factorize_(model, config)
+    if fold:
+        fold_(model)
+    described = describe(model)
+    assert described is not None
+    rebuilt = TinyLM()
+    factorize_(rebuilt, LowRankConfig.from_dict(json.loads(json.dumps(described.to_dict()))))
+    assert repr(rebuilt) == repr(model)
+    assert describe(rebuilt) == described
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(rebuilt(TOKENS), model(TOKENS))
+
+
+def test_a_described_model_can_be_rebuilt_where_names_are_tails_of_others() -> None:
+    def model() -> nn.Module:
+        inner = nn.ModuleDict({"proj": nn.Linear(8, 8), "other": nn.Linear(8, 8)})
+        middle = nn.ModuleDict({"a": inner, "proj": nn.Linear(8, 8)})
+        return nn.ModuleDict(
+            {"proj": nn.Linear(8, 8), "a": middle, "b": nn.ModuleDict({"a": nn.ModuleDict({"proj": nn.Linear(8, 8)})})}
+        )
+
+    source = model()
+    factorize_(source, LowRankConfig(rank={"^proj$": 2, r"^b\.a\.proj$": 3}, residual=ResidualConfig(scope=["^proj$"])))
+    assert ranks(source) == {"proj": 2, "b.a.proj": 3}
+    described = describe(source)
+    assert described is not None
+    rebuilt = model()
+    factorize_(rebuilt, described)
+    assert ranks(rebuilt) == ranks(source)
+    assert alphas(rebuilt) == alphas(source) == {"proj": 1.0}
+
+
+def test_a_dense_model_has_no_description() -> None:
+    assert describe(TinyLM()) is None
+
+
+@pytest.mark.parametrize(
+    ("activation", "residual"),
+    [("silu", ResidualConfig()), (None, ResidualConfig(trainable=True)), (None, ResidualConfig(expansion="balanced"))],
+)
+def test_what_one_config_cannot_say_is_refused(activation: Activation | None, residual: ResidualConfig) -> None:
+    first = LowRankLinear(8, 8, 2, residual=ResidualConfig())
+    second = LowRankLinear(8, 8, 2, activation=activation, residual=residual)
+    with pytest.raises(ValueError, match="differ in activation or expansion"):
+        describe(nn.Sequential(first, second))
+
+
+def test_layers_built_by_hand_are_described() -> None:
+    layers = [LowRankLinear(8, 8, 2, residual=ResidualConfig(scope=["fc"], alpha=alpha)) for alpha in (1.0, 2.0)]
+    expected = LowRankConfig(rank={"0": 2, "1": 2}, residual=ResidualConfig(alpha={"0": 1.0, "1": 2.0}))
+    assert describe(nn.Sequential(*layers)) == expected
