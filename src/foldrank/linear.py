@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from foldrank.config import Activation, ResidualConfig
 from foldrank.residual import SPEC, DuplicatedLatentResidual
@@ -97,7 +96,7 @@ class LowRankLinear(nn.Module):
             z = self.activation(z)
         if self.residual is None:
             return self.up(z)
-        return F.linear(z, self.residual(self.up.weight), self.up.bias)
+        return self.residual.linear(z, self.up.weight, self.up.bias)
 
     def _load_from_state_dict(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from foldrank.config import Expansion, ResidualConfig
 
@@ -69,6 +70,42 @@ def add_duplicates(weight: Tensor, index_O: Tensor, c: float | Tensor) -> Tensor
     wide_OR = weight.to(torch.promote_types(weight.dtype, torch.float32))
     c_O1 = torch.as_tensor(c, dtype=wide_OR.dtype, device=wide_OR.device).expand(weight.shape[0], 1)
     return wide_OR.scatter_add(1, index_O[:, None], c_O1).to(weight.dtype)
+
+
+class _LinearWithDuplicates(torch.autograd.Function):
+    """`F.linear(z, B + c R, bias)` which keeps B for the backward pass, not the sum: R costs no memory in training.
+
+    Shape:
+        z (..., rank), weight (out_features, rank), bias (out_features,) or None, index_O (out_features,), c a number or
+        a tensor of one element; everything is computed in the dtype of z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, weight: Tensor, bias: Tensor | None, index_O: Tensor, c: float | Tensor) -> Tensor:
+        effective = add_duplicates(weight, index_O, c).to(z.dtype)
+        return F.linear(z, effective, None if bias is None else bias.to(z.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        z, weight, bias, index_O, c = inputs
+        ctx.save_for_backward(z, weight, bias, index_O, c if isinstance(c, Tensor) else None)
+        ctx.c = None if isinstance(c, Tensor) else c
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, weight, bias, index_O, c = ctx.saved_tensors
+        c = ctx.c if c is None else c
+        grad_z = grad_weight = grad_bias = grad_c = None
+        if ctx.needs_input_grad[0]:
+            grad_z = grad @ add_duplicates(weight, index_O, c).to(grad.dtype)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[4]:
+            grad_effective = grad.reshape(-1, grad.shape[-1]).T @ z.reshape(-1, z.shape[-1])
+            grad_weight = grad_effective.to(weight.dtype)
+            if ctx.needs_input_grad[4]:
+                grad_c = grad_effective.gather(1, index_O[:, None]).to(c.dtype).sum().view_as(c)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(bias.dtype)
+        return grad_z, grad_weight, grad_bias, None, grad_c
 
 
 def literal_residual(z: Tensor, index_O: Tensor, c: float | Tensor) -> Tensor:
@@ -143,6 +180,20 @@ class DuplicatedLatentResidual(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return add_duplicates(weight, self.latent_index(weight.device), self.c())
+
+    def linear(self, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`F.linear(z, self(weight), bias)`, without keeping the sum for the backward pass.
+
+        Shape:
+            z (..., rank), result (..., out_features), in the dtype of z or of autocast.
+        """
+        if torch.compiler.is_compiling():  # The compiler decides by itself what to keep.
+            return F.linear(z, self(weight), bias)
+        if torch.is_autocast_enabled(z.device.type) and z.dtype != torch.float64:  # which autocast leaves alone
+            z = z.to(torch.get_autocast_dtype(z.device.type))
+        output = _LinearWithDuplicates.apply(z, weight, bias, self.latent_index(weight.device), self.c())
+        assert isinstance(output, Tensor)
+        return output
 
     def latent_index(self, device: torch.device | None = None) -> Tensor:
         """The latent that each output repeats: int64 (out_features,)."""

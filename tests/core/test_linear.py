@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import gradgradcheck
 from torch.nn import functional as F
 
 from foldrank import LowRankLinear, ResidualConfig
@@ -103,6 +104,20 @@ def test_equals_the_literal_equation_in_outputs_and_all_gradients(
 
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_gradients_can_be_differentiated_again(expansion: Expansion, trainable: bool) -> None:
+    config = ResidualConfig(alpha=ALPHA, expansion=expansion, trainable=trainable)
+    layer = LowRankLinear(3, 5, 2, activation="silu", bias=True, residual=config, dtype=torch.float64)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+
+    def forward(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert gradgradcheck(forward, (x, *parameters))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("expansion", EXPANSIONS)
 def test_bf16_stays_near_the_literal_equation(expansion: Expansion, trainable: bool) -> None:
     torch.manual_seed(0)
     config = ResidualConfig(alpha=ALPHA, expansion=expansion, trainable=trainable)
@@ -135,6 +150,23 @@ def test_bf16_stays_near_the_literal_equation(expansion: Expansion, trainable: b
         assert grad is not None
         assert expected_grad is not None
         assert relative_rms(grad, expected_grad) <= 5e-3, name
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_backward_keeps_an_index_more_than_that_of_the_plain_layer(trainable: bool) -> None:
+    def kept(residual: ResidualConfig | None) -> dict[int, int]:
+        """Bytes by address of what autograd keeps."""
+        layer = LowRankLinear(16, 50, 12, activation="silu", bias=True, residual=residual)
+        tensors: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: tensors.append(tensor) or tensor, lambda tensor: tensor
+        ):
+            layer(torch.randn(4, 16))
+        return {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+
+    extra = sum(kept(ResidualConfig(trainable=trainable)).values()) - sum(kept(None).values())
+    bias = scalar = 4
+    assert extra <= 50 * 8 + 50 * bias + scalar
 
 
 def test_alpha_zero_is_the_plain_layer() -> None:

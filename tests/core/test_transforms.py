@@ -119,6 +119,18 @@ def test_autocast_computes_in_bf16_and_keeps_float32_weights(trainable: bool) ->
         assert relative_rms(actual, wanted) <= 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_autocast_gives_the_dtype_of_the_folded_layer(dtype: torch.dtype) -> None:
+    layer = trained_layer(dtype=dtype)
+    x = torch.randn(3, 32, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+        fold_(layer)
+        expected = layer(x)
+    assert y.dtype == expected.dtype
+    assert relative_rms(y, expected) <= 5e-3
+
+
 @pytest.mark.parametrize("expansion", EXPANSIONS)
 def test_activation_checkpointing_changes_nothing(expansion: Expansion) -> None:
     layer = trained_layer(expansion, dtype=torch.float64)

@@ -3,22 +3,24 @@
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
 from foldrank.surgery import count_parameters
 from foldrank.train.recipe import Recipe
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build_model(
+    recipe: Recipe, vocab_size: int, *, bos_token_id: int | None = None, eos_token_id: int | None = None
+) -> PreTrainedModel:
     """The recipe's model with fresh weights, float32; with one seed, layers that are not low-rank start equal.
 
     Raises:
         ValueError: where the low-rank settings do not fit the architecture.
     """
     set_seed(recipe.seed)
-    architecture = _architecture(recipe, len(tokenizer))
-    architecture.update(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    architecture = _architecture(recipe, vocab_size)
+    architecture.update(bos_token_id=bos_token_id, eos_token_id=eos_token_id)
     if recipe.low_rank is None:
         return LlamaForCausalLM(LlamaConfig(**architecture))
     return LowRankLlamaForCausalLM(LowRankLlamaConfig(**architecture, low_rank=recipe.low_rank.to_dict()))

@@ -60,7 +60,9 @@ def pretrain(
     )
     validation_count = train.eval_tokens and max(1, train.eval_tokens // train.sequence_length)
     validation = first(data.blocks("validation", train.sequence_length), validation_count)
-    model = build_model(recipe, tokenizer)
+    model = build_model(
+        recipe, len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+    )
 
     if out.exists():
         shutil.rmtree(out)
