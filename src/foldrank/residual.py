@@ -80,6 +80,8 @@ class _LinearWithDuplicates(torch.autograd.Function):
         a tensor of one element; everything is computed in the dtype of z.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(z: Tensor, weight: Tensor, bias: Tensor | None, index_O: Tensor, c: float | Tensor) -> Tensor:
         effective = add_duplicates(weight, index_O, c).to(z.dtype)

@@ -27,6 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps; short for --train.steps")
     parser.add_argument("--overwrite", action="store_true", help="replace what the run's folder holds")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        type=Path,
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on with the interrupted run in the folder, from its newest checkpoint or the one named",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
     settings = parser.add_argument_group("settings of the recipe", "each replaces one; values are YAML, null is off")
     for name in GROUPS:
@@ -46,12 +55,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(arguments)
     if arguments.print_config:
         return {"config": recipe.to_dict()}
-    from foldrank.train.pretrain import check_free, pretrain
+    from foldrank.train.pretrain import InterruptedRunError, pretrain
 
     name = Path(arguments.recipe).stem
     out = arguments.out or Path("runs") / name
-    check_free(out, overwrite=arguments.overwrite)
-    metrics = pretrain(recipe, out, name=name, overwrite=arguments.overwrite, progress=_Status())
+    try:
+        metrics = pretrain(
+            recipe, out, name=name, overwrite=arguments.overwrite, resume=arguments.resume, progress=_Status()
+        )
+    except InterruptedRunError as stopped:
+        print(f"foldrank pretrain: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + stopped.signal_number) from stopped
     return {**metrics, "out": str(out)}
 
 

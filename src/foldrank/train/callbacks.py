@@ -1,7 +1,10 @@
-"""What a run shows and keeps while it trains: a progress bar, and one JSON line per logged step."""
+"""What a run shows and keeps while it trains, and how it stops: a bar, JSON lines, spikes, signals."""
 
 import json
+import signal
+import statistics
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,15 @@ class JsonLines(TrainerCallback):
     def __init__(self, file: Path) -> None:
         self.file = file
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A run that goes on repeats the steps since its checkpoint.
+        if state.is_world_process_zero and self.file.exists():
+            lines = self.file.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            self.file.write_text("".join(kept))
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -96,3 +108,65 @@ class JsonLines(TrainerCallback):
         if state.is_world_process_zero and logs is not None:
             with self.file.open("a") as lines:
                 lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class GradientSpikes(TrainerCallback):
+    """Says on standard error when a gradient norm is far above the recent ones."""
+
+    FACTOR = 10.0
+    RECENT = 50
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=self.RECENT)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None or "grad_norm" not in logs:
+            return
+        norm = float(logs["grad_norm"])
+        if len(self.recent) == self.RECENT and norm > self.FACTOR * (usual := statistics.median(self.recent)):
+            Console(stderr=True, highlight=False).print(
+                f"step {state.global_step}: gradient norm {norm:.3g}, usually {usual:.3g}"
+            )
+            logs["grad_norm_spike"] = norm / usual
+        self.recent.append(norm)
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM or SIGINT: saves a checkpoint after the step in progress and ends the training.
+
+    A second signal acts as it would without this class. Enter it as a context around the training.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -34,15 +36,21 @@ class Evaluation:
 def evaluate_loss(model: nn.Module, sequences: Dataset, *, batch_size: int = 16) -> Evaluation:
     """The model's loss on `sequences`: the sum over all predicted tokens divided by their number.
 
-    In eval mode; the batch size changes speed and memory, not the result (beyond float32 rounding).
+    In eval mode; several processes share the work and all get the result. The batch size changes speed and memory, not the result (beyond float32 rounding).
     """
     sums: list[float] = []
     tokens = 0
-    for batch in _batches(model, sequences, batch_size):
+    processes = PartialState()
+    count = len(sequences)  # pyright: ignore[reportArgumentType]
+    share = Subset(sequences, range(processes.process_index, count, processes.num_processes))
+    for batch in _batches(model, share, batch_size):
         labels = batch["labels"][:, 1:]
         losses = token_losses(model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1], labels)
         sums += losses.double().sum(dim=1).tolist()
         tokens += int((labels != IGNORED).sum())
+    shares: list[tuple[list[float], int]] = gather_object([(sums, tokens)])
+    sums = [loss for one, _ in shares for loss in one]
+    tokens = sum(count for _, count in shares)
     return Evaluation(loss=math.fsum(sums) / tokens, tokens=tokens)
 
 

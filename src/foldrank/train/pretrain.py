@@ -9,20 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from foldrank.data.blocks import TrainingOrder
 from foldrank.data.prepare import Progress, prepared
 from foldrank.fold import fold_
 from foldrank.surgery import count_parameters
-from foldrank.train.callbacks import JsonLines, ProgressReport
+from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
+from foldrank.train.checkpoints import checkpoints, step_of, verify
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
 from foldrank.train.model import build_model, dense_parameters
-from foldrank.train.recipe import Recipe
+from foldrank.train.recipe import Recipe, flatten, load_recipe
+from foldrank.train.trainer import PretrainTrainer, training_arguments
 
 SCHEMA = 1
 """Version of config.yaml and metrics.json."""
@@ -31,28 +31,52 @@ DRIFT_SEQUENCES = 32
 """Validation sequences on which the fold is verified."""
 
 
+class InterruptedRunError(Exception):
+    """A run that a signal ended early, after it saved a checkpoint."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def pretrain(
-    recipe: Recipe, out: Path, *, name: str = "custom", overwrite: bool = False, progress: Progress = lambda *_: None
+    recipe: Recipe,
+    out: Path,
+    *,
+    name: str = "custom",
+    overwrite: bool = False,
+    resume: bool | Path = False,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Trains a recipe's model, folds it, verifies the fold, and saves what is deployed.
 
+    Under `torchrun` or `accelerate launch` every process calls it with the same arguments.
+
     Args:
         recipe: all settings.
-        out: the run's folder. Gets `config.yaml`, `log.jsonl`, `unfolded/` (the trained weights), `folded/` (the
-            deployed checkpoint with its tokenizer) and, last, `metrics.json`.
+        out: the run's folder. Gets `config.yaml`, `log.jsonl`, `checkpoints/`, `unfolded/` (the trained weights),
+            `folded/` (the deployed checkpoint with its tokenizer) and, last, `metrics.json`.
         name: what the metrics call the recipe.
         overwrite: replace what `out` holds.
+        resume: go on with the run in `out`, from its newest checkpoint or from the one given.
         progress: told how far the preparation of the data is.
 
     Returns:
         What `metrics.json` holds.
 
     Raises:
-        ValueError: for settings that do not fit, and text too short for them.
-        FileExistsError: where `out` holds something and `overwrite` is off.
+        ValueError: for settings that do not fit, text too short for them, a checkpoint that is damaged or of other
+            settings, and a loss that is not finite.
+        FileExistsError: where `out` holds something and neither `overwrite` nor `resume` is given.
+        OSError: where something cannot be written.
+        InterruptedRunError: after SIGTERM or SIGINT, with a checkpoint saved.
     """
-    check_free(out, overwrite=overwrite)
-    data = prepared(recipe.data, progress)
+    processes = PartialState(cpu=recipe.train.device == "cpu")
+    checkpoint = find_checkpoint(recipe, out, resume) if resume else None
+    if not resume:
+        check_free(out, overwrite=overwrite)
+    with processes.main_process_first():
+        data = prepared(recipe.data, progress)
     tokenizer = data.tokenizer()
     train = recipe.train
     training = TrainingOrder(
@@ -60,37 +84,54 @@ def pretrain(
     )
     validation_count = train.eval_tokens and max(1, train.eval_tokens // train.sequence_length)
     validation = first(data.blocks("validation", train.sequence_length), validation_count)
-    model = build_model(
-        recipe, len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
-    )
+    special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = build_model(recipe, len(tokenizer), **special)
+    arguments = training_arguments(recipe, out)
 
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    save_config(recipe, name, out / "config.yaml")
+    if processes.is_main_process and not resume:
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+        save_config(recipe, name, out / "config.yaml")
+    processes.wait_for_everyone()
+    stop = StopOnSignal()
     trainer = PretrainTrainer(
         model=model,
-        args=training_arguments(recipe, out),
+        args=arguments,
         train_dataset=training,
         eval_dataset=validation,
-        callbacks=[ProgressReport(train.batch_size * train.sequence_length), JsonLines(out / "log.jsonl")],
+        keep_checkpoints=train.keep_checkpoints,
+        callbacks=[
+            stop,
+            GradientSpikes(),
+            ProgressReport(train.batch_size * train.sequence_length),
+            JsonLines(out / "log.jsonl"),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
-    trainer.train()
+    with stop:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - began - trainer.evaluation_seconds
+    if stop.received is not None and trainer.state.global_step < train.steps:
+        raise InterruptedRunError(
+            stop.received,
+            f"stopped by {stop.received.name} after step {trainer.state.global_step} of {train.steps}; a checkpoint is "
+            f"saved: go on with --out {out} --resume",
+        )
 
     model.config.use_cache = True
     unfolded = evaluate_loss(model, validation)
     verified_on = first(validation, DRIFT_SEQUENCES)
     logits_before = logits_of(model, verified_on)
-    save(model, tokenizer, out / "unfolded")
+    save(model, tokenizer, out / "unfolded", is_main_process=processes.is_main_process)
     fold_report = fold_(model)
     changed = drift(logits_before, logits_of(model, verified_on))
     folded = evaluate_loss(model, validation)
-    save(model, tokenizer, out / "folded")
+    save(model, tokenizer, out / "folded", is_main_process=processes.is_main_process)
 
-    tokens = train.steps * train.batch_size * train.sequence_length
+    started_at = 0 if checkpoint is None else step_of(checkpoint)
+    tokens_per_step = train.batch_size * train.sequence_length
     metrics = {
         "schema": SCHEMA,
         "recipe": name,
@@ -98,10 +139,11 @@ def pretrain(
         "params": count_parameters(model),
         "params_dense": dense_parameters(recipe, len(tokenizer)),
         "steps": train.steps,
-        "tokens": tokens,
+        "tokens": train.steps * tokens_per_step,
         "train_tokens_available": data.tokens("train"),
+        "resumed_at_step": started_at,
         "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": (train.steps - started_at) * tokens_per_step / seconds,
         "val_tokens": unfolded.tokens,
         "val_loss": unfolded.loss,
         "val_perplexity": unfolded.perplexity,
@@ -116,68 +158,32 @@ def pretrain(
         "device": str(model.device),
         "versions": versions(),
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    if processes.is_main_process:
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
-class PretrainTrainer(Trainer):
-    """`Trainer` with our order of the data, our perplexity, and weight decay on matrices alone."""
+def find_checkpoint(recipe: Recipe, out: Path, resume: bool | Path) -> Path | None:
+    """The verified checkpoint from which the run in `out` goes on; None where it has none yet and starts again.
 
-    def __init__(
-        self, *, model: PreTrainedModel, train_dataset: TrainingOrder, eval_dataset: Dataset, **kwargs: Any
-    ) -> None:
-        super().__init__(model=model, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        self.sequences = train_dataset
-        self.validation = eval_dataset
-        self.evaluation_seconds = 0.0
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
-        # The dataset is already in its order (TrainingOrder).
-        return SequentialSampler(self.sequences)
-
-    def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
-        return [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        began = time.perf_counter()
-        assert isinstance(self.model, nn.Module)
-        result = evaluate_loss(self.model, self.validation, batch_size=self.args.eval_batch_size)
-        metrics = {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.evaluation_seconds += time.perf_counter() - began
-        return metrics
-
-
-def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
-    """The recipe in `Trainer`'s terms."""
-    train = recipe.train
-    micro_batch = train.micro_batch_size or train.batch_size
-    return TrainingArguments(
-        output_dir=str(out / "checkpoints"),
-        max_steps=train.steps,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=train.batch_size // micro_batch,
-        per_device_eval_batch_size=micro_batch,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": train.min_learning_rate_ratio},
-        warmup_steps=round(train.warmup_ratio * train.steps),
-        weight_decay=train.weight_decay,
-        adam_beta1=train.betas[0],
-        adam_beta2=train.betas[1],
-        max_grad_norm=train.max_grad_norm,
-        eval_strategy="steps",
-        eval_steps=train.eval_every,
-        logging_steps=1 if train.steps <= 1000 else 10,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        bf16=train.dtype == "bfloat16",
-        use_cpu=train.device == "cpu",
-        seed=recipe.seed,
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-    )
+    Raises:
+        ValueError: where `out` holds no such run or a finished one, the recipe differs, or the checkpoint is damaged.
+    """
+    if not (out / "config.yaml").exists():
+        raise ValueError(f"{out} holds no run to go on with: leave out --resume to start one")
+    if (out / "metrics.json").exists():
+        raise ValueError(f"the run in {out} is finished: nothing is left to do")
+    then, now = flatten(load_recipe(str(out / "config.yaml")).to_dict()), flatten(recipe.to_dict())
+    if changed := [key for key in sorted(then | now) if then.get(key) != now.get(key)]:
+        some = "; ".join(f"{key} was {then.get(key)} and is {now.get(key)}" for key in changed[:3])
+        raise ValueError(f"the run in {out} was started with other settings: {some}")
+    if isinstance(resume, Path):
+        newest: Path | None = resume
+    else:
+        newest = next(reversed(checkpoints(out / "checkpoints")), None)
+    if newest is not None:
+        verify(newest)
+    return newest
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
@@ -196,14 +202,17 @@ def check_free(out: Path, *, overwrite: bool) -> None:
             f"validation perplexity {metrics['val_perplexity_folded']:.2f})"
         )
     elif (out / "config.yaml").exists():
-        what = "holds a run that did not finish"
+        saved = checkpoints(out / "checkpoints")
+        at = f"its newest checkpoint is of step {step_of(saved[-1])}" if saved else "it has no checkpoint yet"
+        raise FileExistsError(f"{out} holds a run that did not finish, {at}: go on with --resume, or --overwrite it")
     raise FileExistsError(f"{out} {what}: choose another folder with --out, or replace it with --overwrite")
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, is_main_process: bool) -> None:
     """Model and tokenizer in the Hugging Face format."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder, is_main_process=is_main_process)
+    if is_main_process:
+        tokenizer.save_pretrained(folder)
 
 
 def save_config(recipe: Recipe, name: str, file: Path) -> None:
@@ -212,7 +221,7 @@ def save_config(recipe: Recipe, name: str, file: Path) -> None:
     file.write_text(yaml.safe_dump({"run": about, **recipe.to_dict()}, sort_keys=False))
 
 
-def history(trainer: Trainer) -> list[dict[str, Any]]:
+def history(trainer: PretrainTrainer) -> list[dict[str, Any]]:
     """Training loss (mean since the evaluation before) and validation loss at each evaluation."""
     rows, losses = [], []
     for entry in trainer.state.log_history:

@@ -1,7 +1,7 @@
 """A recipe: every setting of a pre-training run in one frozen value, and how it is found, saved and read."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,21 @@ class TrainConfig:
     eval_every: int = 75
     """Steps between evaluations."""
 
+    save_every: int = 100
+    """Steps between checkpoints from which an interrupted run goes on."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+
+    log_every: int = 1
+    """Steps between log entries."""
+
+    report_to: Sequence[str] = ()
+    """Further logs, through Trainer's own integrations: tensorboard, trackio, wandb."""
+
+    loader_workers: int = 0
+    """Processes that read the data; 0: the training process itself."""
+
     eval_tokens: int | None = None
     """Validation tokens per evaluation; None: the whole split."""
 
@@ -90,7 +105,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         problems = [
             f"{name} must be at least 1, got {getattr(self, name)}"
-            for name in ("steps", "batch_size", "eval_every")
+            for name in ("steps", "batch_size", "eval_every", "save_every", "keep_checkpoints", "log_every")
             if getattr(self, name) < 1
         ]
         if self.sequence_length < 2:

@@ -1,0 +1,147 @@
+"""`Trainer` as a pre-training run needs it: our order of data, our perplexity, checkpoints that are whole or absent."""
+
+import errno
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from foldrank.data.blocks import TrainingOrder
+from foldrank.train.checkpoints import PARTIAL, checkpoints, finish
+from foldrank.train.evaluate import evaluate_loss
+from foldrank.train.recipe import Recipe
+
+
+class PretrainTrainer(Trainer):
+    """Trains on the sequences of a `TrainingOrder` as they come, and evaluates by tokens.
+
+    Raises:
+        ValueError: from `train`, where a loss is not finite; no checkpoint is written after that step.
+        OSError: from `train`, where a checkpoint cannot be written; the ones before it stay whole.
+    """
+
+    def __init__(
+        self, *, train_dataset: TrainingOrder, eval_dataset: Dataset, keep_checkpoints: int, **kwargs: Any
+    ) -> None:
+        super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.sequences = train_dataset
+        self.validation = eval_dataset
+        self.keep_checkpoints = keep_checkpoints
+        self.evaluation_seconds = 0.0
+        self._unchecked: list[tuple[int, Tensor]] = []
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
+        return SequentialSampler(self.sequences)
+
+    def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
+        """Weight decay is for matrices: not for norms, biases or a trainable alpha."""
+        return [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `Trainer`; the loss is kept, to be checked when reading it stalls no accelerator."""
+        loss = super().training_step(*args, **kwargs)
+        self._unchecked.append((self.state.global_step + 1, loss.detach()))
+        return loss
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`, which reads the losses for it anyway: they are checked first."""
+        self._check_losses()
+        super().log(*args, **kwargs)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Loss and perplexity of the validation sequences, weighted by tokens."""
+        began = time.perf_counter()
+        assert isinstance(self.model, nn.Module)
+        result = evaluate_loss(self.model, self.validation, batch_size=self.args.eval_batch_size)
+        metrics = {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.evaluation_seconds += time.perf_counter() - began
+        return metrics
+
+    def _check_losses(self) -> None:
+        bad = [(step, loss) for step, loss in self._unchecked if not torch.isfinite(loss)]
+        self._unchecked.clear()
+        if not bad:
+            return
+        step, loss = bad[0]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        raise ValueError(
+            f"the loss of step {step} is {float(loss)}; its batch is sequences {(step - 1) * size} to {step * size - 1}"
+            " of the training order. The checkpoints before it are good. Try a lower train.learning_rate, a longer"
+            " train.warmup_ratio or a smaller train.max_grad_norm"
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(super()._get_output_dir(trial)) / PARTIAL)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_losses()
+        parent = Path(str(self.args.output_dir))
+        work = parent / PARTIAL
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(work, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                finish(work / name, parent / name, keep=self.keep_checkpoints)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            # torch.save reports a full disk as a RuntimeError of its zip writer.
+            kept = checkpoints(parent)
+            good = f"{kept[-1]} is whole" if kept else "no earlier one was written"
+            full = shutil.disk_usage(parent).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC
+            why = "the disk is full" if full else " ".join(str(error).split())
+            raise OSError(f"the checkpoint of step {self.state.global_step} was not written: {why}; {good}") from error
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
+    """The recipe in `Trainer`'s terms."""
+    train = recipe.train
+    arguments = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=train.steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": train.min_learning_rate_ratio},
+        warmup_steps=round(train.warmup_ratio * train.steps),
+        weight_decay=train.weight_decay,
+        adam_beta1=train.betas[0],
+        adam_beta2=train.betas[1],
+        max_grad_norm=train.max_grad_norm,
+        eval_strategy="steps",
+        eval_steps=train.eval_every,
+        logging_steps=train.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=train.save_every,
+        bf16=train.dtype == "bfloat16",
+        use_cpu=train.device == "cpu",
+        seed=recipe.seed,
+        report_to=list(train.report_to),
+        disable_tqdm=True,
+        dataloader_num_workers=train.loader_workers,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+    devices = arguments.world_size * max(1, arguments.n_gpu)
+    per_process, rest = divmod(train.batch_size, devices)
+    micro_batch = train.micro_batch_size or per_process
+    if rest or per_process % micro_batch:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} is not {devices} device(s) times a multiple of "
+            f"train.micro_batch_size {micro_batch}"
+        )
+    arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = micro_batch
+    arguments.gradient_accumulation_steps = per_process // micro_batch
+    return arguments
