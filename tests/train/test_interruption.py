@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Callable[..., BaseProcess]]:
+def start() -> Callable[..., BaseProcess]:
     """Runs the command in a process of its own, forked from one that has the imports done."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["foldrank.train.pretrain", "foldrank.cli"])

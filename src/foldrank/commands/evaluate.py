@@ -14,18 +14,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
     parser.add_argument("--data", metavar="SOURCE", help="stdlib, a text file or a folder: all of its text")
     parser.add_argument("--sequence-length", type=int, metavar="N", help="tokens per sequence (default: the run's)")
+    parser.add_argument(
+        "--legacy",
+        action="store_true",
+        help="also the number that published tables hold: mean of batch means over n + 1 (docs/perplexity.md)",
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", default=16, help="sequences at a time (default: 16)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluates."""
     from foldrank.data.prepare import encode, prepared
-    from foldrank.hf.checkpoint import load
+    from foldrank.hf.checkpoint import check, load
     from foldrank.train.evaluate import evaluate_loss
     from foldrank.train.recipe import load_recipe
 
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    check(arguments.checkpoint)
     config = arguments.checkpoint.parent / "config.yaml"
     recipe = load_recipe(str(config)) if config.exists() else None
     if recipe is None and arguments.data is None:
@@ -38,6 +44,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         assert recipe is not None  # refused above
         sequences = prepared(recipe.data).blocks("validation", length)
     result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
+    legacy = {"legacy_perplexity": result.legacy_perplexity(arguments.batch_size), "batch_size": arguments.batch_size}
     return {
         "checkpoint": str(arguments.checkpoint),
         "data": arguments.data or f"validation split of {config}",
@@ -45,6 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens": result.tokens,
         "loss": result.loss,
         "perplexity": result.perplexity,
+        **(legacy if arguments.legacy else {}),
     }
 
 
@@ -52,3 +60,8 @@ def show(result: dict[str, Any]) -> None:
     """Says the figures."""
     print(f"{result['checkpoint']} on {result['data']}")
     print(f"loss {result['loss']:.6f}  perplexity {result['perplexity']:.4f}  over {result['tokens']:,} tokens")
+    if "legacy_perplexity" in result:
+        print(
+            f"as published tables compute it, in batches of {result['batch_size']}: {result['legacy_perplexity']:.4f} "
+            "(not comparable across batch sizes)"
+        )

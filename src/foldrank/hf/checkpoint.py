@@ -101,14 +101,23 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         ValueError: where `folder` is no checkpoint, or is damaged.
     """
-    _config(folder)
-    weight_files(folder)
+    check(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder} cannot be loaded, a file is missing or damaged: {_line(error)}") from error
     return model.eval(), tokenizer
+
+
+def check(folder: Path) -> None:
+    """Raises where `folder` is no checkpoint, before anything slow begins.
+
+    Raises:
+        ValueError: saying what is missing, and where a checkpoint is near by.
+    """
+    _config(folder)
+    weight_files(folder)
 
 
 def fold_checkpoint(folder: Path, out: Path) -> int:

@@ -1,7 +1,7 @@
 """Loss and perplexity weighted by tokens, the check that a fold changed nothing but roundings, and a text sample."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,39 +19,58 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Mean loss over predicted tokens."""
+    """The loss of each sequence: summed over its predicted tokens, and how many these are."""
 
-    loss: float
-    """Nats per predicted token."""
-    tokens: int
-    """Predicted tokens: labels that count, without each sequence's first."""
+    sums: Sequence[float]
+    """Nats per sequence."""
+    counts: Sequence[int]
+    """Predicted tokens per sequence: labels that count, without the sequence's first."""
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens of all sequences."""
+        return sum(self.counts)
+
+    @property
+    def loss(self) -> float:
+        """Nats per predicted token: the sum over all of them divided by their number."""
+        return math.fsum(self.sums) / self.tokens
 
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return _exp(self.loss)
+
+    def legacy_perplexity(self, batch_size: int) -> float:
+        """As the published code of this line of work computes it, to stand beside its tables; see docs/perplexity.md.
+
+        exp(sum of the batches' mean losses / (number of batches + 1)): it depends on the batch size and is too low.
+        """
+        means = [
+            math.fsum(self.sums[start : start + batch_size]) / sum(self.counts[start : start + batch_size])
+            for start in range(0, len(self.sums), batch_size)
+        ]
+        return _exp(math.fsum(means) / (len(means) + 1))
 
 
 @torch.no_grad()
 def evaluate_loss(model: nn.Module, sequences: Dataset, *, batch_size: int = 16) -> Evaluation:
-    """The model's loss on `sequences`: the sum over all predicted tokens divided by their number.
+    """The model's loss on `sequences`, in eval mode.
 
-    In eval mode; several processes share the work and all get the result. The batch size changes speed and memory, not the result (beyond float32 rounding).
+    Several processes share the work and all get the result. Neither their number nor the batch size changes it (beyond
+    float32 rounding).
     """
-    sums: list[float] = []
-    tokens = 0
     processes = PartialState()
-    count = len(sequences)  # pyright: ignore[reportArgumentType]
-    share = Subset(sequences, range(processes.process_index, count, processes.num_processes))
-    for batch in _batches(model, share, batch_size):
+    total = len(sequences)  # pyright: ignore[reportArgumentType]
+    mine = range(processes.process_index, total, processes.num_processes)
+    found: list[tuple[int, float, int]] = []
+    for batch in _batches(model, Subset(sequences, mine), batch_size):
         labels = batch["labels"][:, 1:]
-        losses = token_losses(model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1], labels)
-        sums += losses.double().sum(dim=1).tolist()
-        tokens += int((labels != IGNORED).sum())
-    shares: list[tuple[list[float], int]] = gather_object([(sums, tokens)])
-    sums = [loss for one, _ in shares for loss in one]
-    tokens = sum(count for _, count in shares)
-    return Evaluation(loss=math.fsum(sums) / tokens, tokens=tokens)
+        losses = token_losses(_logits(model, batch)[:, :-1], labels)
+        sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
+        found += zip(mine[len(found) :], sums, counts, strict=False)
+    everyone = sorted(gather_object(found))
+    return Evaluation(sums=[loss for _, loss, _ in everyone], counts=[count for _, _, count in everyone])
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,10 +96,7 @@ class Drift:
 @torch.no_grad()
 def logits_of(model: nn.Module, sequences: Dataset, *, batch_size: int = 16) -> list[Tensor]:
     """The logits of each batch, on the CPU."""
-    return [
-        model(input_ids=batch["input_ids"], use_cache=False).logits.float().cpu()
-        for batch in _batches(model, sequences, batch_size)
-    ]
+    return [_logits(model, batch).float().cpu() for batch in _batches(model, sequences, batch_size)]
 
 
 def drift(before: Iterable[Tensor], after: Iterable[Tensor]) -> Drift:
@@ -120,6 +136,14 @@ def continue_text(
 def first(sequences: Dataset, count: int | None) -> Dataset:
     """The first `count` sequences, all where count is None or more than there are."""
     return sequences if count is None else Subset(sequences, range(min(count, len(sequences))))  # pyright: ignore[reportArgumentType]
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False).logits
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _batches(model: nn.Module, sequences: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:
