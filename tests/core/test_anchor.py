@@ -1,0 +1,94 @@
+"""Fold at step 0 with anchored decay equals training with the residual."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foldrank import LowRankConfig, ResidualConfig, factorize_, fold_
+from foldrank.anchor import fold_at_start_
+from foldrank.config import EXPANSIONS, Expansion
+
+
+def build(residual: ResidualConfig) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 50), nn.Tanh(), nn.Linear(50, 7, bias=False)).double()
+    factorize_(model, LowRankConfig(rank=4, activation="silu", residual=residual))
+    return model
+
+
+def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    draw = {"generator": generator, "dtype": torch.float64}
+    return [(torch.randn(8, 12, **draw), torch.randn(8, 7, **draw)) for _ in range(steps)]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    """Warm-up, cosine, clipping: losses of each step."""
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)
+    losses = []
+    for x, y in batches(steps):
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+OPTIMIZERS = {
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.5),
+    "fused AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.5, fused=True),
+    "NAdamW": lambda model: torch.optim.NAdam(
+        model.parameters(), lr=0.02, weight_decay=0.5, decoupled_weight_decay=True
+    ),
+    "no decay": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0),
+}
+
+
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_equals_the_residual_form_over_100_steps(optimizer: str, expansion: Expansion) -> None:
+    with_residual = build(ResidualConfig(alpha=0.7, expansion=expansion))
+    anchored = copy.deepcopy(with_residual)
+    decay = fold_at_start_(anchored)
+    anchored_optimizer = OPTIMIZERS[optimizer](anchored)
+    decay.attach(anchored_optimizer)
+    losses = train(with_residual, OPTIMIZERS[optimizer](with_residual), 100)
+    assert train(anchored, anchored_optimizer, 100) == pytest.approx(losses, rel=1e-10)
+    assert losses[-1] < losses[0]
+    fold_(with_residual)
+    for one, other in zip(with_residual.parameters(), anchored.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def test_without_the_anchor_decay_makes_another_model() -> None:
+    with_residual = build(ResidualConfig(alpha=0.7))
+    unanchored = copy.deepcopy(with_residual)
+    fold_(unanchored)
+    losses = train(with_residual, OPTIMIZERS["AdamW"](with_residual), 100)
+    assert abs(train(unanchored, OPTIMIZERS["AdamW"](unanchored), 100)[-1] / losses[-1] - 1) > 1e-4
+
+
+def test_the_handle_removes_it() -> None:
+    model = build(ResidualConfig())
+    decay = fold_at_start_(model)
+    twin = copy.deepcopy(model)
+    optimizer, plain = OPTIMIZERS["AdamW"](model), OPTIMIZERS["AdamW"](twin)
+    decay.attach(optimizer).remove()
+    assert train(model, optimizer, 5) == train(twin, plain, 5)
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    trainable = build(ResidualConfig(trainable=True))
+    with pytest.raises(ValueError, match="trainable"):
+        fold_at_start_(trainable)
+    assert all(layer.residual is not None for layer in trainable if hasattr(layer, "residual"))
+    with pytest.raises(ValueError, match="no residual"):
+        fold_at_start_(nn.Sequential(nn.Linear(4, 4)))
+    model = build(ResidualConfig())
+    with pytest.raises(ValueError, match="build it from this model"):
+        fold_at_start_(model).attach(torch.optim.AdamW(build(ResidualConfig()).parameters()))
