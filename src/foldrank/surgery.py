@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from foldrank.config import Activation, LowRankConfig, ResidualConfig, lookup, matches
 from foldrank.linear import LowRankLinear
@@ -89,6 +89,35 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[tuple[nn.Modu
         yield name, module, tuple(homes.get(id(module), ()))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseLayer:
+    """A layer that computes x W + b, as surgery sees it: an `nn.Linear`, or transformers' `Conv1D` (GPT-2)."""
+
+    module: nn.Module
+    weight: Tensor
+    in_features: int
+    out_features: int
+    bias: bool
+
+
+def as_dense(module: nn.Module) -> DenseLayer | None:
+    """`module` as a dense layer; None where it is none."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if isinstance(module, nn.Linear):
+        in_features, out_features = module.in_features, module.out_features
+    # By name and shape, because the core imports torch alone. Its weight is (in, out); it is called as a Linear is.
+    elif type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2:
+        in_features, out_features = weight.shape
+        if (getattr(module, "nx", None), getattr(module, "nf", None)) != (in_features, out_features):
+            return None
+    else:
+        return None
+    assert isinstance(weight, Tensor)
+    return DenseLayer(
+        module=module, weight=weight, in_features=in_features, out_features=out_features, bias=bias is not None
+    )
+
+
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
     """The low-rank layers of `model` by name."""
     return {name: module for name, module, _ in walk(model) if isinstance(module, LowRankLinear)}
@@ -101,7 +130,7 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
     a bias is kept as a parameter and drawn afresh as well. This is pre-training: the dense weights are dropped.
 
     Args:
-        model: any module that holds `nn.Linear`s.
+        model: any module that holds `nn.Linear`s, or transformers' `Conv1D`s.
         config: ranks, activation, targets, residual.
 
     Returns:
@@ -126,12 +155,12 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
             linear.out_features,
             planned.rank,
             activation=config.activation,
-            bias=linear.bias is not None,
+            bias=linear.bias,
             residual=planned.residual,
             name=name,
             device=linear.weight.device,
             dtype=linear.weight.dtype,
-        ).train(linear.training)
+        ).train(linear.module.training)
         for parent, attribute in planned.homes:
             setattr(parent, attribute, layer)
         converted.append(
@@ -141,7 +170,7 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
                 out_features=linear.out_features,
                 rank=planned.rank,
                 residual=planned.residual is not None,
-                params_before=count_parameters(linear),
+                params_before=count_parameters(linear.module),
                 params_after=count_parameters(layer),
             )
         )
@@ -169,7 +198,7 @@ def describe(model: nn.Module) -> LowRankConfig | None:
     kinds = {replace(residual, alpha=1.0, scope="all") for residual in residuals.values()}
     if len(activations) > 1 or len(kinds) > 1:
         raise ValueError("the low-rank layers of this model differ in activation or expansion: no one config says that")
-    linears = [name for name, module, _ in walk(model) if isinstance(module, nn.Linear | LowRankLinear)]
+    linears = [name for name, module, _ in walk(model) if isinstance(module, LowRankLinear) or as_dense(module)]
     # Dense layers that the name of a low-rank one would match as a tail.
     dense = [name for name in linears if name not in layers]
     exclude = tuple(_exact(name, linears) for name in dense if any(matches(other, name) for other in layers))
@@ -193,7 +222,7 @@ def count_parameters(module: nn.Module) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Planned:
-    linear: nn.Linear
+    linear: DenseLayer
     homes: tuple[tuple[nn.Module, str], ...]
     rank: int
     residual: ResidualConfig | None
@@ -202,13 +231,13 @@ class _Planned:
 def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned], dict[str, str]]:
     """What to replace and what to skip for which reason; raises before anything is touched."""
     modules = {name: (module, homes) for name, module, homes in walk(model)}
-    if isinstance(model, nn.Linear):
+    if as_dense(model):
         raise ValueError("the model is itself a linear layer and cannot be replaced in place: build a LowRankLinear")
     if present := low_rank_layers(model):
         raise ValueError(f"the model is already low-rank: {_some(present)}")
-    linears = {name: module for name, (module, _) in modules.items() if isinstance(module, nn.Linear)}
+    linears = {name: dense for name, (module, _) in modules.items() if (dense := as_dense(module))}
     if not linears:
-        raise ValueError(f"the model ({type(model).__name__}) has no nn.Linear layer to convert")
+        raise ValueError(f"the model ({type(model).__name__}) has no nn.Linear (nor Conv1D) to convert")
     targets = tuple(config.rank) if isinstance(config.rank, Mapping) and config.targets is None else config.targets
     _check_patterns("targets", targets or (), linears)
     _check_patterns("exclude", config.exclude, linears)
@@ -221,11 +250,11 @@ def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned],
             skipped[name] = "not a target"
         elif any(matches(pattern, name) for pattern in config.exclude):
             skipped[name] = "excluded"
-        elif type(linear) is not nn.Linear:
-            skipped[name] = f"a {type(linear).__name__}, whose owner may use its weight without calling it"
+        elif isinstance(linear.module, nn.Linear) and type(linear.module) is not nn.Linear:
+            skipped[name] = f"a {type(linear.module).__name__}, whose owner may use its weight without calling it"
         elif others := tied.get(id(linear.weight), set()) - {name}:
             skipped[name] = f"its weight is shared with {_some(others)}"
-        elif targets is None and (linear is head or name.rpartition(".")[2] in HEADS):
+        elif targets is None and (linear.module is head or name.rpartition(".")[2] in HEADS):
             skipped[name] = "output head"
         else:
             chosen[name] = linear
@@ -250,7 +279,7 @@ def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned],
     return plan, skipped
 
 
-def _rank(rank: int | float | Mapping[str, int | float], name: str, linear: nn.Linear) -> int:
+def _rank(rank: int | float | Mapping[str, int | float], name: str, linear: DenseLayer) -> int:
     smaller_side = min(linear.in_features, linear.out_features)
     wanted = lookup(rank, name)
     if wanted is None:
