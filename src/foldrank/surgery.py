@@ -1,15 +1,27 @@
 """Model surgery: which linear layers a config means, and their replacement. Plans first, checks all, then mutates."""
 
-import difflib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
+from foldrank.budget import solve_ranks
 from foldrank.config import Activation, LowRankConfig, ResidualConfig, lookup, matches
 from foldrank.linear import LowRankLinear
+from foldrank.report import some, table
+from foldrank.tree import (
+    DenseLayer,
+    as_dense,
+    blocks,
+    check_patterns,
+    count_parameters,
+    holders,
+    loose_weights,
+    low_rank_layers,
+    walk,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,75 +64,16 @@ class FactorizeReport:
             for layer in self.converted
         ]
         rows += [(name, "dense", "", "", reason) for name, reason in self.skipped.items()]
-        header = ("layer", "shape", "rank", "residual", "parameters")
-        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]
-        ]
-        lines.append(self.summary())
-        return "\n".join(line.rstrip() for line in lines)
+        return table(("layer", "shape", "rank", "residual", "parameters"), rows) + "\n" + self.summary()
 
     def summary(self) -> str:
         """One line: how many layers, which were skipped, parameters before and after."""
         total = len(self.converted) + len(self.skipped)
-        skipped = f", skipped {_some(self.skipped)}" if self.skipped else ""
+        skipped = f", skipped {some(self.skipped)}" if self.skipped else ""
         return (
             f"converted {len(self.converted)} of {total} linear layers{skipped}; "
             f"{self.params_before:,} -> {self.params_after:,} parameters"
         )
-
-
-def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[tuple[nn.Module, str], ...]]]:
-    """The one tree walker: each module once, under its first name, with every (parent, attribute) that holds it.
-
-    The factors inside a low-rank layer belong to it and are not visited.
-    """
-    homes: dict[int, list[tuple[nn.Module, str]]] = {}
-    for parent in model.modules():
-        for attribute, child in parent._modules.items():  # named_children() leaves out a child's second name
-            if child is not None:
-                homes.setdefault(id(child), []).append((parent, attribute))
-    inside: set[int] = set()
-    for name, module in model.named_modules():
-        if id(module) in inside:
-            continue
-        if isinstance(module, LowRankLinear):
-            inside.update(id(child) for child in module.modules() if child is not module)
-        yield name, module, tuple(homes.get(id(module), ()))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DenseLayer:
-    """A layer that computes x W + b, as surgery sees it: an `nn.Linear`, or transformers' `Conv1D` (GPT-2)."""
-
-    module: nn.Module
-    weight: Tensor
-    in_features: int
-    out_features: int
-    bias: bool
-
-
-def as_dense(module: nn.Module) -> DenseLayer | None:
-    """`module` as a dense layer; None where it is none."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if isinstance(module, nn.Linear):
-        in_features, out_features = module.in_features, module.out_features
-    # By name and shape, because the core imports torch alone. Its weight is (in, out); it is called as a Linear is.
-    elif type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2:
-        in_features, out_features = weight.shape
-        if (getattr(module, "nx", None), getattr(module, "nf", None)) != (in_features, out_features):
-            return None
-    else:
-        return None
-    assert isinstance(weight, Tensor)
-    return DenseLayer(
-        module=module, weight=weight, in_features=in_features, out_features=out_features, bias=bias is not None
-    )
-
-
-def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """The low-rank layers of `model` by name."""
-    return {name: module for name, module, _ in walk(model) if isinstance(module, LowRankLinear)}
 
 
 def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
@@ -174,6 +127,7 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
                 params_after=count_parameters(layer),
             )
         )
+    _leave_fast_paths(model)
     report = FactorizeReport(
         converted=tuple(converted),
         skipped=skipped,
@@ -215,11 +169,6 @@ def describe(model: nn.Module) -> LowRankConfig | None:
     )
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Number of elements in the parameters of `module`, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Planned:
     linear: DenseLayer
@@ -234,41 +183,48 @@ def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned],
     if as_dense(model):
         raise ValueError("the model is itself a linear layer and cannot be replaced in place: build a LowRankLinear")
     if present := low_rank_layers(model):
-        raise ValueError(f"the model is already low-rank: {_some(present)}")
+        raise ValueError(f"the model is already low-rank: {some(present)}")
     linears = {name: dense for name, (module, _) in modules.items() if (dense := as_dense(module))}
     if not linears:
         raise ValueError(f"the model ({type(model).__name__}) has no nn.Linear (nor Conv1D) to convert")
+    loose = loose_weights(model)
     targets = tuple(config.rank) if isinstance(config.rank, Mapping) and config.targets is None else config.targets
-    _check_patterns("targets", targets or (), linears)
-    _check_patterns("exclude", config.exclude, linears)
+    check_patterns("targets", targets or (), linears, others=loose)
+    check_patterns("exclude", config.exclude, linears, others=loose)
 
     chosen, skipped = {}, {}
     head = _output_head(model)
-    tied = _tied_weights(model)
+    tied = holders(model)
     for name, linear in linears.items():
         if targets is not None and not any(matches(pattern, name) for pattern in targets):
             skipped[name] = "not a target"
         elif any(matches(pattern, name) for pattern in config.exclude):
             skipped[name] = "excluded"
+        elif linear.module._parameters.get("weight") is not linear.weight:
+            skipped[name] = "its weight is computed from others (parametrized, normalised or pruned)"
         elif isinstance(linear.module, nn.Linear) and type(linear.module) is not nn.Linear:
             skipped[name] = f"a {type(linear.module).__name__}, whose owner may use its weight without calling it"
         elif others := tied.get(id(linear.weight), set()) - {name}:
-            skipped[name] = f"its weight is shared with {_some(others)}"
+            skipped[name] = f"its weight is shared with {some(others)}"
         elif targets is None and (linear.module is head or name.rpartition(".")[2] in HEADS):
             skipped[name] = "output head"
         else:
             chosen[name] = linear
+    if config.dense_first or config.dense_last:
+        skipped |= _dense_blocks(model, config, chosen)
+        chosen = {name: linear for name, linear in chosen.items() if name not in skipped}
     if not chosen:
-        raise ValueError("nothing to convert: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+        reasons = {reason: [name for name in skipped if skipped[name] == reason] for reason in skipped.values()}
+        raise ValueError("nothing to convert: " + "; ".join(f"{some(reasons[reason])}: {reason}" for reason in reasons))
+    order = list(linears)
+    skipped = dict(sorted(skipped.items(), key=lambda item: order.index(item[0]))) | loose
 
-    ranks = {name: _rank(config.rank, name, linear) for name, linear in chosen.items()}
-    if isinstance(config.rank, Mapping):
-        _check_patterns("rank", config.rank, chosen)
+    ranks = _ranks(model, config, chosen)
     residuals: dict[str, ResidualConfig | None] = dict.fromkeys(chosen)
     if config.residual is not None:
-        _check_patterns("residual.scope", config.residual.scope_patterns, chosen)
+        check_patterns("residual.scope", config.residual.scope_patterns, chosen)
         if isinstance(config.residual.alpha, Mapping):
-            _check_patterns("residual.alpha", config.residual.alpha, chosen)
+            check_patterns("residual.alpha", config.residual.alpha, chosen)
         residuals = {name: config.residual.for_layer(name) for name in chosen}
         if not any(residuals.values()):
             raise ValueError("residual: scope and alpha together name no layer that is converted")
@@ -279,9 +235,21 @@ def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned],
     return plan, skipped
 
 
-def _rank(rank: int | float | Mapping[str, int | float], name: str, linear: DenseLayer) -> int:
+def _ranks(model: nn.Module, config: LowRankConfig, chosen: Mapping[str, DenseLayer]) -> dict[str, int]:
+    if config.rank is None:
+        assert config.budget is not None
+        total = count_parameters(model)
+        shapes = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
+        kept = total - sum(linear.weight.numel() for linear in chosen.values())
+        return solve_ranks(shapes, budget=config.budget, total=total, kept=kept)
+    ranks = {name: _rank(lookup(config.rank, name), name, linear) for name, linear in chosen.items()}
+    if isinstance(config.rank, Mapping):
+        check_patterns("rank", config.rank, chosen)
+    return ranks
+
+
+def _rank(wanted: int | float | None, name: str, linear: DenseLayer) -> int:
     smaller_side = min(linear.in_features, linear.out_features)
-    wanted = lookup(rank, name)
     if wanted is None:
         raise ValueError(f"rank: the table has no entry for {name}, which is a target")
     number = max(1, round(wanted * smaller_side)) if isinstance(wanted, float) else wanted
@@ -293,15 +261,32 @@ def _rank(rank: int | float | Mapping[str, int | float], name: str, linear: Dens
     return number
 
 
-def _check_patterns(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    names = list(names)
-    for pattern in patterns:
-        if not any(matches(pattern, name) for name in names):
-            known = sorted({*names, *(name.rpartition(".")[2] for name in names)})
-            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0)
-            raise ValueError(
-                f"{field}: {pattern!r} matches no linear layer here; the nearest names are {', '.join(near)}"
-            )
+def _dense_blocks(model: nn.Module, config: LowRankConfig, targeted: Iterable[str]) -> dict[str, str]:
+    """The targeted layers in the first and last blocks, with the reason why they stay dense."""
+    name, held = blocks(model, targeted)
+    if not held:
+        raise ValueError("dense_first, dense_last: no nn.ModuleList here holds targets, as blocks would: use exclude")
+    if config.dense_first + config.dense_last >= len(held):
+        raise ValueError(
+            f"dense_first {config.dense_first} and dense_last {config.dense_last} leave none of the {len(held)} blocks "
+            f"of {name} to convert"
+        )
+    first, last = held[: config.dense_first], held[len(held) - config.dense_last :]
+    return {
+        layer: f"in a block of {name} that stays dense ({field})"
+        for field, dense in (("dense_first", first), ("dense_last", last))
+        for layers in dense
+        for layer in layers
+    }
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    """In eval mode torch's own encoder reads `linear1.weight` where it may; here it must call the layers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and low_rank_layers(module):
+            module.activation_relu_or_gelu = 0  # neither ReLU nor GELU: the fast path is for these alone
+        if isinstance(module, nn.TransformerEncoder) and low_rank_layers(module):
+            module.use_nested_tensor = False
 
 
 def _exact(name: str, names: Iterable[str]) -> str:
@@ -313,18 +298,3 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head if isinstance(head, nn.Module) else None
-
-
-def _tied_weights(model: nn.Module) -> dict[int, set[str]]:
-    """From the id of each parameter to the names of the modules that hold it."""
-    holders: dict[int, set[str]] = {}
-    for name, module, _ in walk(model):
-        for parameter in module.parameters(recurse=False):
-            holders.setdefault(id(parameter), set()).add(name)
-    return holders
-
-
-def _some(names: Iterable[str], limit: int = 3) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -4,7 +4,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from foldrank import LowRankConfig, ResidualConfig, factorize_, fold_
-from foldrank.surgery import low_rank_layers
+from foldrank.tree import low_rank_layers
 
 from .models import TOKENS, relative_rms
 

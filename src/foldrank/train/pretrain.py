@@ -18,11 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from foldrank.data.blocks import TrainingOrder
 from foldrank.data.prepare import Progress, prepared
 from foldrank.fold import fold_
-from foldrank.surgery import count_parameters
 from foldrank.train.callbacks import JsonLines, ProgressReport
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
 from foldrank.train.model import build_model, dense_parameters
 from foldrank.train.recipe import Recipe
+from foldrank.tree import count_parameters
 
 SCHEMA = 1
 """Version of config.yaml and metrics.json."""
