@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from foldrank.attach import AttachReport, attach_residual_
     from foldrank.config import LowRankConfig, ResidualConfig
     from foldrank.fold import FoldReport, fold_, fold_state_dict, fold_weight
     from foldrank.linear import LowRankLinear
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttachReport",
     "DuplicatedLatentResidual",
     "FactorizeReport",
     "FoldReport",
     "LowRankConfig",
     "LowRankLinear",
     "ResidualConfig",
+    "attach_residual_",
     "factorize_",
     "fold_",
     "fold_state_dict",
@@ -26,12 +29,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AttachReport": "attach",
     "DuplicatedLatentResidual": "residual",
     "FactorizeReport": "surgery",
     "FoldReport": "fold",
     "LowRankConfig": "config",
     "LowRankLinear": "linear",
     "ResidualConfig": "config",
+    "attach_residual_": "attach",
     "factorize_": "surgery",
     "fold_": "fold",
     "fold_state_dict": "fold",

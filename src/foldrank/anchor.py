@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from foldrank.fold import fold_
 from foldrank.linear import LowRankLinear
-from foldrank.surgery import low_rank_layers
+from foldrank.tree import low_rank_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

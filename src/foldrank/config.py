@@ -112,9 +112,15 @@ class LowRankConfig:
 
     __pydantic_config__ = STRICT
 
-    rank: int | float | Mapping[str, int | float]
+    rank: int | float | Mapping[str, int | float] | None = None
     """Rank r of the factors: a number, a fraction of the smaller side of the layer (a float in (0, 1)), or a table
-    from pattern to either, in which an exact name comes first, then the first match."""
+    from pattern to either, in which an exact name comes first, then the first match. None: `budget` decides."""
+
+    budget: float | None = None
+    """In place of `rank`: the share of the whole model's parameters (embeddings, head and layers that stay dense
+    included, shared ones once) that is left once it is low-rank and folded, in (0, 1). Every converted layer gets one
+    common fraction of its full rank (`foldrank.budget`); the total is never above the budget, and below it by less than
+    one rank of one layer."""
 
     activation: Activation | None = None
     """Function between the factors: `silu` is CoLA, None is plain low rank."""
@@ -126,17 +132,33 @@ class LowRankConfig:
     exclude: Sequence[str] = ()
     """Patterns of layers that stay dense although `targets` names them."""
 
+    dense_first: int = 0
+    """Number of blocks at the start that stay dense. Blocks are the entries that hold targeted layers, of the
+    `nn.ModuleList` that holds most of them."""
+
+    dense_last: int = 0
+    """Number of blocks at the end that stay dense."""
+
     residual: ResidualConfig | None = None
     """The residual added while training; None: none."""
 
     def __post_init__(self) -> None:
         problems = []
+        ranks: dict[str, object] = {}
+        if self.rank is None and self.budget is None:
+            problems.append("rank is missing: give a rank, or a budget")
+        elif self.rank is not None and self.budget is not None:
+            problems.append(
+                f"rank {self.rank!r} and budget {self.budget!r} exclude each other: set one of them to None"
+            )
+        if self.budget is not None and not (_is_real(self.budget) and 0 < self.budget < 1):
+            problems.append(f"budget must be a share of the parameters between 0 and 1, got {self.budget!r}")
         if isinstance(self.rank, Mapping):
             if not self.rank:
                 problems.append("rank is an empty table: give a number, a fraction or at least one pattern")
             problems += _pattern_problems("rank", self.rank)
             ranks = {f"rank of {pattern!r}": rank for pattern, rank in self.rank.items()}
-        else:
+        elif self.rank is not None:
             ranks = {"rank": self.rank}
         for what, rank in ranks.items():
             if not _is_real(rank):
@@ -150,6 +172,11 @@ class LowRankConfig:
         problems += _pattern_problems("targets", self.targets or ()) + _pattern_problems("exclude", self.exclude)
         if self.targets is not None and not self.targets:
             problems.append("targets is empty: name the layers to convert, or None for every linear layer")
+        problems += [
+            f"{field} must be a number of blocks, 0 or more, got {count!r}"
+            for field, count in (("dense_first", self.dense_first), ("dense_last", self.dense_last))
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0
+        ]
         _refuse(type(self).__name__, problems)
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,8 +193,6 @@ class LowRankConfig:
         fields = dict(_known(cls, fields))
         if isinstance(residual := fields.get("residual"), Mapping):
             fields["residual"] = ResidualConfig(**_known(ResidualConfig, residual))
-        if "rank" not in fields:
-            raise ValueError("LowRankConfig: rank is missing")
         return cls(**fields)
 
 

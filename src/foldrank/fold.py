@@ -1,6 +1,7 @@
 """The fold: B* = B + c R in float32, rounded once. On a tensor, on a state dict, on a model. One way only."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,14 +10,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from foldrank.attach import attached_residuals, detach
 from foldrank.config import Expansion
-from foldrank.residual import SPEC, add_duplicates, decode_spec, expansion_index, scale
-from foldrank.surgery import low_rank_layers
+from foldrank.linear import LowRankLinear
+from foldrank.residual import SPEC, DuplicatedLatentResidual, add_duplicates, decode_spec, expansion_index, scale
+from foldrank.tree import low_rank_layers
 
 logger = logging.getLogger(__name__)
 
 RESIDUAL = "residual."
 """The part of a state dict's key between a low-rank layer's name and what belongs to its residual."""
+
+ATTACHED = re.compile(r"(?P<owner>(?:.*\.)?)parametrizations\.(?P<own>[^.]+)\.(?P<rest>0\.spec|original)")
+"""Keys of a weight to which `attach_residual_` gave a residual."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +30,8 @@ class FoldReport:
     """What `fold_` did, per layer."""
 
     drift: Mapping[str, float]
-    """From a layer's name to the largest rounding error of an entry of its B*, against the sum in float64."""
+    """From the name of a low-rank layer, or of an attached weight, to the largest rounding error of an entry of its
+    B*, against the sum in float64."""
 
     @property
     def max_drift(self) -> float:
@@ -75,22 +82,21 @@ def fold_weight(
             f"fold_weight takes a matrix and latent_dim 0 or 1, got {tuple(weight.shape)} and {latent_dim}"
         )
     _check_finite("weight", weight)
-    b = weight if latent_dim == 1 else weight.T
-    out_features, rank = b.shape
+    out_features, rank = weight.shape[1 - latent_dim], weight.shape[latent_dim]
     if index is None:
-        index = expansion_index(expansion, out_features, rank, device=b.device)
+        index = expansion_index(expansion, out_features, rank, device=weight.device)
     elif index.shape != (out_features,):
         raise ValueError(f"index must hold one latent for each of {out_features} outputs, got {tuple(index.shape)}")
     unit = scale(1.0, out_features, rank, variance_correction=variance_correction)
     _check_finite("alpha", torch.as_tensor(alpha))
     if isinstance(alpha, Tensor):
         alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
-    folded = add_duplicates(b, index, alpha * unit)
-    return folded if latent_dim == 1 else folded.T.contiguous()
+    return add_duplicates(weight, index, alpha * unit, latent_dim)
 
 
 def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the folded model, without a model: each `up.weight` folded, all of the residual left out.
+    """The state dict of the folded model, without a model: each `up.weight` and each attached weight folded, all of the
+    residual left out. An attached weight goes back to the name that it had (`parametrizations.W.original` to `W`).
 
     Tensors that need no fold are passed on as they are. Folding a folded state dict changes nothing.
 
@@ -101,13 +107,23 @@ def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if orphans := plan.keys() - state_dict.keys():
         raise ValueError(f"this state dict has a residual but no {sorted(orphans)[0]}: it is not whole")
     dropped = residual_keys(state_dict)
-    return {key: plan[key](value) if key in plan else value for key, value in state_dict.items() if key not in dropped}
+    return {
+        folded_key(key) if key in plan else key: plan[key](value) if key in plan else value
+        for key, value in state_dict.items()
+        if key not in dropped
+    }
+
+
+def folded_key(key: str) -> str:
+    """The key of a weight that `fold_plan` names, once it is folded."""
+    return ATTACHED.sub(r"\g<owner>\g<own>", key)
 
 
 def residual_keys(keys: Iterable[str]) -> set[str]:
     """Those of a state dict's keys that belong to residuals; a folded state dict has none."""
     keys = set(keys)
-    prefixes = [key.removesuffix(SPEC) for key in keys if key.endswith(RESIDUAL + SPEC)]
+    specs = [key for key in keys if key.endswith(SPEC) and (key.endswith(RESIDUAL + SPEC) or ATTACHED.fullmatch(key))]
+    prefixes = [key.removesuffix(SPEC) for key in specs]
     return {prefix + name for prefix in prefixes for name in (SPEC, "alpha", "index")} & keys
 
 
@@ -121,7 +137,7 @@ def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
     """
     plan: dict[str, Callable[[Tensor], Tensor]] = {}
     for key in residual_keys(residual_tensors):
-        if not key.endswith(RESIDUAL + SPEC):
+        if not key.endswith(SPEC):
             continue
         prefix = key.removesuffix(SPEC)
         spec = decode_spec(residual_tensors[key])
@@ -129,12 +145,15 @@ def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
         needed |= {"index"} if spec["expansion"] == "random" else set()
         if missing := {prefix + name for name in needed} - residual_tensors.keys():
             raise ValueError(f"this state dict has a residual but no {min(missing)}: it is not whole")
-        plan[prefix.removesuffix(RESIDUAL) + "up.weight"] = partial(
+        attached = ATTACHED.fullmatch(key)
+        weight = prefix.removesuffix("0.") + "original" if attached else prefix.removesuffix(RESIDUAL) + "up.weight"
+        plan[weight] = partial(
             fold_weight,
             alpha=residual_tensors[prefix + "alpha"] if spec["alpha"] is None else spec["alpha"],
             expansion=spec["expansion"],
             variance_correction=spec["variance_correction"],
             index=residual_tensors.get(prefix + "index"),
+            latent_dim=spec["latent_dim"],
         )
     return plan
 
@@ -142,6 +161,8 @@ def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
 @torch.no_grad()
 def fold_(model: nn.Module) -> FoldReport:
     """Folds each residual of `model` into its up-projection, in place; afterwards no residual object is left.
+
+    Residuals of `LowRankLinear`s and those of `attach_residual_`, whose weights become plain parameters again.
 
     Outputs change by rounding only. There is no way back; folding again does nothing. Optimizers keep their parameters,
     but what they remember belongs to the unfolded weights: fold after training.
@@ -159,35 +180,70 @@ def fold_(model: nn.Module) -> FoldReport:
         >>> len(fold_(model).drift), model[0].residual
         (1, None)
     """
-    layers = [
-        (name, layer, layer.residual) for name, layer in low_rank_layers(model).items() if layer.residual is not None
-    ]
-    for name, layer, _ in layers:
+    folds = _planned_folds(model)
+    drift = {}
+    for fold in folds:
+        weight, residual = fold.weight, fold.residual
+        exact = add_duplicates(weight.double(), residual.latent_index(weight.device), residual.c(), residual.latent_dim)
+        weight.copy_(residual(weight))
+        drift[fold.name] = float((weight - exact).abs().max())
+        fold.remove_residual()
+    report = FoldReport(drift=drift)
+    logger.info(report.summary())
+    return report
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Fold:
+    name: str
+    weight: Tensor
+    weight_name: str
+    residual: DuplicatedLatentResidual
+    remove_residual: Callable[[], None]
+
+
+def _planned_folds(model: nn.Module) -> list[_Fold]:
+    """What to fold, both kinds; raises before anything is touched."""
+    folds = []
+    for name, layer in low_rank_layers(model).items():
+        if layer.residual is None:
+            continue
         for parameter_name, parameter in layer.named_parameters():
             _check_finite(f"{name}.{parameter_name}", parameter)
+        folds.append(
+            _Fold(
+                name=name,
+                weight=layer.up.weight,
+                weight_name=f"{name}.up.weight",
+                residual=layer.residual,
+                remove_residual=partial(_remove_residual, layer),
+            )
+        )
+    for name, owner, own, residual in attached_residuals(model):
+        weight = owner.get_parameter(f"parametrizations.{own}.original")
+        _check_finite(name, weight)
+        for parameter_name, parameter in residual.named_parameters():
+            _check_finite(f"{parameter_name} of {name}", parameter)
+        remove = partial(detach, owner, own)
+        folds.append(_Fold(name=name, weight=weight, weight_name=name, residual=residual, remove_residual=remove))
     homes = Counter(
         id(parameter)
         for parent in model.modules()
         for child in parent.children()
         for parameter in child.parameters(recurse=False)
     )
-    for name, layer, _ in layers:
-        if homes[id(layer.up.weight)] > 1:
+    for fold in folds:
+        if homes[id(fold.weight)] > 1:
             raise ValueError(
-                f"{name}.up.weight is shared with another module, which the fold would change too: "
+                f"{fold.weight_name} is shared with another module, which the fold would change too: "
                 "fold the state dict (foldrank.fold_state_dict), in which each has its own"
             )
-    drift = {}
-    for name, layer, residual in layers:
-        weight = layer.up.weight
-        exact = add_duplicates(weight.double(), residual.latent_index(weight.device), residual.c())
-        weight.copy_(residual(weight))
-        drift[name] = float((weight - exact).abs().max())
-        del layer.residual  # or the empty place of a submodule would stay, and show in the repr
-        layer.residual = None
-    report = FoldReport(drift=drift)
-    logger.info(report.summary())
-    return report
+    return folds
+
+
+def _remove_residual(layer: LowRankLinear) -> None:
+    del layer.residual  # or the empty place of a submodule would stay, and show in the repr
+    layer.residual = None
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

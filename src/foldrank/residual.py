@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,17 +60,19 @@ def scale(alpha: float, out_features: int, rank: int, *, variance_correction: bo
     return alpha / math.sqrt(math.ceil(out_features / rank)) if variance_correction else alpha
 
 
-def add_duplicates(weight: Tensor, index_O: Tensor, c: float | Tensor) -> Tensor:
+def add_duplicates(weight: Tensor, index_O: Tensor, c: float | Tensor, latent_dim: int = 1) -> Tensor:
     """`weight + c R`, summed in at least float32 and rounded once to the dtype of `weight`.
 
     One addition per output feature; the gradient reaches `weight` unchanged.
 
     Shape:
-        weight (out_features, rank), index_O (out_features,), c a number or a tensor of one element.
+        weight (out_features, rank), or (rank, out_features) with `latent_dim=0`; index_O (out_features,); c a number or
+        a tensor of one element.
     """
-    wide_OR = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    c_O1 = torch.as_tensor(c, dtype=wide_OR.dtype, device=wide_OR.device).expand(weight.shape[0], 1)
-    return wide_OR.scatter_add(1, index_O[:, None], c_O1).to(weight.dtype)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    index = index_O.unsqueeze(latent_dim)
+    c = torch.as_tensor(c, dtype=wide.dtype, device=wide.device).expand_as(index)
+    return wide.scatter_add(latent_dim, index, c).to(weight.dtype)
 
 
 class _LinearWithDuplicates(torch.autograd.Function):
@@ -131,9 +134,10 @@ class DuplicatedLatentResidual(nn.Module):
         rank: r, columns of the weight.
         config: alpha, variance correction, expansion.
         name: the layer's name in its model, from which the random expansion is drawn.
+        latent_dim: the dimension of the weight that counts the latents, 0 for one that is stored as (r, d_out).
 
     Shape:
-        weight (out_features, rank) to the same shape and dtype.
+        weight (out_features, rank), or (rank, out_features) with `latent_dim=0`, to the same shape and dtype.
 
     Example:
         >>> residual = DuplicatedLatentResidual(4, 2, ResidualConfig(variance_correction=False))
@@ -152,6 +156,7 @@ class DuplicatedLatentResidual(nn.Module):
         config: ResidualConfig | None = None,
         *,
         name: str = "",
+        latent_dim: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -163,6 +168,7 @@ class DuplicatedLatentResidual(nn.Module):
         self.out_features = out_features
         self.rank = rank
         self.name = name
+        self.latent_dim = latent_dim
         device = torch.get_default_device() if device is None else device
         if self.config.trainable:
             self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
@@ -180,8 +186,30 @@ class DuplicatedLatentResidual(nn.Module):
         if self.index is not None:
             self.index.copy_(random_index(self.out_features, self.rank, seed=self.config.seed, name=self.name))
 
+    @torch.no_grad()
+    def set_alpha(self, value: float) -> None:
+        """Another alpha from now on, in the outputs, the state dict and the fold; a trainable one goes on from there.
+
+        Raises:
+            ValueError: for a value that is not finite.
+
+        Example:
+            >>> residual = DuplicatedLatentResidual(2, 1, ResidualConfig(variance_correction=False))
+            >>> residual.set_alpha(0.5)
+            >>> residual(torch.zeros(2, 1)).flatten().tolist()
+            [0.5, 0.5]
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"alpha must be a finite number, got {value!r}")
+        if self.config.trainable:
+            self.alpha.fill_(value)
+        else:
+            self.start = float(value)
+            self.config = replace(self.config, alpha=self.start)
+            self.spec = _encode(self._spec_fields()).to(self.spec.device)
+
     def forward(self, weight: Tensor) -> Tensor:
-        return add_duplicates(weight, self.latent_index(weight.device), self.c())
+        return add_duplicates(weight, self.latent_index(weight.device), self.c(), self.latent_dim)
 
     def linear(self, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear(z, self(weight), bias)`, without keeping the sum for the backward pass.
@@ -214,6 +242,7 @@ class DuplicatedLatentResidual(nn.Module):
         return {
             "alpha": None if self.config.trainable else self.start,
             "expansion": self.config.expansion,
+            "latent_dim": self.latent_dim,
             "variance_correction": self.config.variance_correction,
         }
 
@@ -241,21 +270,23 @@ class DuplicatedLatentResidual(nn.Module):
     def extra_repr(self) -> str:
         k = math.ceil(self.out_features / self.rank)
         alpha = f"{self.start:g}" + (" (trainable)" if self.config.trainable else "")
+        orientation = ", latent_dim=0" if self.latent_dim == 0 else ""
         return (
             f"alpha={alpha}, K={k}, expansion={self.config.expansion}, "
-            f"variance_correction={self.config.variance_correction}"
+            f"variance_correction={self.config.variance_correction}{orientation}"
         )
 
 
 def decode_spec(spec: Tensor) -> dict[str, Any]:
-    """What the `spec` of a state dict says: alpha (None: see the tensor `alpha`), expansion, variance correction.
+    """What the `spec` of a state dict says: alpha (None: see the tensor `alpha`), expansion, variance correction, and
+    which dimension of the weight counts the latents.
 
     Raises:
         ValueError: for bytes that no `DuplicatedLatentResidual` wrote.
     """
     try:
         fields = json.loads(bytes(spec.tolist()))
-        return {name: fields[name] for name in ("alpha", "expansion", "variance_correction")}
+        return {name: fields[name] for name in ("alpha", "expansion", "latent_dim", "variance_correction")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the residual's spec in this state dict is damaged: {error}") from error
 

@@ -1,15 +1,27 @@
 """Model surgery: which linear layers a config means, and their replacement. Plans first, checks all, then mutates."""
 
-import difflib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from foldrank.budget import solve_ranks
 from foldrank.config import Activation, LowRankConfig, ResidualConfig, lookup, matches
 from foldrank.linear import LowRankLinear
+from foldrank.report import some, table
+from foldrank.tree import (
+    DenseLayer,
+    as_dense,
+    blocks,
+    check_patterns,
+    count_parameters,
+    holders,
+    loose_weights,
+    low_rank_layers,
+    walk,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,46 +64,16 @@ class FactorizeReport:
             for layer in self.converted
         ]
         rows += [(name, "dense", "", "", reason) for name, reason in self.skipped.items()]
-        header = ("layer", "shape", "rank", "residual", "parameters")
-        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]
-        ]
-        lines.append(self.summary())
-        return "\n".join(line.rstrip() for line in lines)
+        return table(("layer", "shape", "rank", "residual", "parameters"), rows) + "\n" + self.summary()
 
     def summary(self) -> str:
         """One line: how many layers, which were skipped, parameters before and after."""
         total = len(self.converted) + len(self.skipped)
-        skipped = f", skipped {_some(self.skipped)}" if self.skipped else ""
+        skipped = f", skipped {some(self.skipped)}" if self.skipped else ""
         return (
             f"converted {len(self.converted)} of {total} linear layers{skipped}; "
             f"{self.params_before:,} -> {self.params_after:,} parameters"
         )
-
-
-def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[tuple[nn.Module, str], ...]]]:
-    """The one tree walker: each module once, under its first name, with every (parent, attribute) that holds it.
-
-    The factors inside a low-rank layer belong to it and are not visited.
-    """
-    homes: dict[int, list[tuple[nn.Module, str]]] = {}
-    for parent in model.modules():
-        for attribute, child in parent._modules.items():  # named_children() leaves out a child's second name
-            if child is not None:
-                homes.setdefault(id(child), []).append((parent, attribute))
-    inside: set[int] = set()
-    for name, module in model.named_modules():
-        if id(module) in inside:
-            continue
-        if isinstance(module, LowRankLinear):
-            inside.update(id(child) for child in module.modules() if child is not module)
-        yield name, module, tuple(homes.get(id(module), ()))
-
-
-def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """The low-rank layers of `model` by name."""
-    return {name: module for name, module, _ in walk(model) if isinstance(module, LowRankLinear)}
 
 
 def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
@@ -101,7 +83,7 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
     a bias is kept as a parameter and drawn afresh as well. This is pre-training: the dense weights are dropped.
 
     Args:
-        model: any module that holds `nn.Linear`s.
+        model: any module that holds `nn.Linear`s, or transformers' `Conv1D`s.
         config: ranks, activation, targets, residual.
 
     Returns:
@@ -126,12 +108,12 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
             linear.out_features,
             planned.rank,
             activation=config.activation,
-            bias=linear.bias is not None,
+            bias=linear.bias,
             residual=planned.residual,
             name=name,
             device=linear.weight.device,
             dtype=linear.weight.dtype,
-        ).train(linear.training)
+        ).train(linear.module.training)
         for parent, attribute in planned.homes:
             setattr(parent, attribute, layer)
         converted.append(
@@ -141,10 +123,11 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
                 out_features=linear.out_features,
                 rank=planned.rank,
                 residual=planned.residual is not None,
-                params_before=count_parameters(linear),
+                params_before=count_parameters(linear.module),
                 params_after=count_parameters(layer),
             )
         )
+    _leave_fast_paths(model)
     report = FactorizeReport(
         converted=tuple(converted),
         skipped=skipped,
@@ -169,7 +152,7 @@ def describe(model: nn.Module) -> LowRankConfig | None:
     kinds = {replace(residual, alpha=1.0, scope="all") for residual in residuals.values()}
     if len(activations) > 1 or len(kinds) > 1:
         raise ValueError("the low-rank layers of this model differ in activation or expansion: no one config says that")
-    linears = [name for name, module, _ in walk(model) if isinstance(module, nn.Linear | LowRankLinear)]
+    linears = [name for name, module, _ in walk(model) if isinstance(module, LowRankLinear) or as_dense(module)]
     # Dense layers that the name of a low-rank one would match as a tail.
     dense = [name for name in linears if name not in layers]
     exclude = tuple(_exact(name, linears) for name in dense if any(matches(other, name) for other in layers))
@@ -186,14 +169,9 @@ def describe(model: nn.Module) -> LowRankConfig | None:
     )
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Number of elements in the parameters of `module`, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Planned:
-    linear: nn.Linear
+    linear: DenseLayer
     homes: tuple[tuple[nn.Module, str], ...]
     rank: int
     residual: ResidualConfig | None
@@ -202,44 +180,51 @@ class _Planned:
 def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned], dict[str, str]]:
     """What to replace and what to skip for which reason; raises before anything is touched."""
     modules = {name: (module, homes) for name, module, homes in walk(model)}
-    if isinstance(model, nn.Linear):
+    if as_dense(model):
         raise ValueError("the model is itself a linear layer and cannot be replaced in place: build a LowRankLinear")
     if present := low_rank_layers(model):
-        raise ValueError(f"the model is already low-rank: {_some(present)}")
-    linears = {name: module for name, (module, _) in modules.items() if isinstance(module, nn.Linear)}
+        raise ValueError(f"the model is already low-rank: {some(present)}")
+    linears = {name: dense for name, (module, _) in modules.items() if (dense := as_dense(module))}
     if not linears:
-        raise ValueError(f"the model ({type(model).__name__}) has no nn.Linear layer to convert")
+        raise ValueError(f"the model ({type(model).__name__}) has no nn.Linear (nor Conv1D) to convert")
+    loose = loose_weights(model)
     targets = tuple(config.rank) if isinstance(config.rank, Mapping) and config.targets is None else config.targets
-    _check_patterns("targets", targets or (), linears)
-    _check_patterns("exclude", config.exclude, linears)
+    check_patterns("targets", targets or (), linears, others=loose)
+    check_patterns("exclude", config.exclude, linears, others=loose)
 
     chosen, skipped = {}, {}
     head = _output_head(model)
-    tied = _tied_weights(model)
+    tied = holders(model)
     for name, linear in linears.items():
         if targets is not None and not any(matches(pattern, name) for pattern in targets):
             skipped[name] = "not a target"
         elif any(matches(pattern, name) for pattern in config.exclude):
             skipped[name] = "excluded"
-        elif type(linear) is not nn.Linear:
-            skipped[name] = f"a {type(linear).__name__}, whose owner may use its weight without calling it"
+        elif linear.module._parameters.get("weight") is not linear.weight:
+            skipped[name] = "its weight is computed from others (parametrized, normalised or pruned)"
+        elif isinstance(linear.module, nn.Linear) and type(linear.module) is not nn.Linear:
+            skipped[name] = f"a {type(linear.module).__name__}, whose owner may use its weight without calling it"
         elif others := tied.get(id(linear.weight), set()) - {name}:
-            skipped[name] = f"its weight is shared with {_some(others)}"
-        elif targets is None and (linear is head or name.rpartition(".")[2] in HEADS):
+            skipped[name] = f"its weight is shared with {some(others)}"
+        elif targets is None and (linear.module is head or name.rpartition(".")[2] in HEADS):
             skipped[name] = "output head"
         else:
             chosen[name] = linear
+    if config.dense_first or config.dense_last:
+        skipped |= _dense_blocks(model, config, chosen)
+        chosen = {name: linear for name, linear in chosen.items() if name not in skipped}
     if not chosen:
-        raise ValueError("nothing to convert: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+        reasons = {reason: [name for name in skipped if skipped[name] == reason] for reason in skipped.values()}
+        raise ValueError("nothing to convert: " + "; ".join(f"{some(reasons[reason])}: {reason}" for reason in reasons))
+    order = list(linears)
+    skipped = dict(sorted(skipped.items(), key=lambda item: order.index(item[0]))) | loose
 
-    ranks = {name: _rank(config.rank, name, linear) for name, linear in chosen.items()}
-    if isinstance(config.rank, Mapping):
-        _check_patterns("rank", config.rank, chosen)
+    ranks = _ranks(model, config, chosen)
     residuals: dict[str, ResidualConfig | None] = dict.fromkeys(chosen)
     if config.residual is not None:
-        _check_patterns("residual.scope", config.residual.scope_patterns, chosen)
+        check_patterns("residual.scope", config.residual.scope_patterns, chosen)
         if isinstance(config.residual.alpha, Mapping):
-            _check_patterns("residual.alpha", config.residual.alpha, chosen)
+            check_patterns("residual.alpha", config.residual.alpha, chosen)
         residuals = {name: config.residual.for_layer(name) for name in chosen}
         if not any(residuals.values()):
             raise ValueError("residual: scope and alpha together name no layer that is converted")
@@ -250,9 +235,21 @@ def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned],
     return plan, skipped
 
 
-def _rank(rank: int | float | Mapping[str, int | float], name: str, linear: nn.Linear) -> int:
+def _ranks(model: nn.Module, config: LowRankConfig, chosen: Mapping[str, DenseLayer]) -> dict[str, int]:
+    if config.rank is None:
+        assert config.budget is not None
+        total = count_parameters(model)
+        shapes = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
+        kept = total - sum(linear.weight.numel() for linear in chosen.values())
+        return solve_ranks(shapes, budget=config.budget, total=total, kept=kept)
+    ranks = {name: _rank(lookup(config.rank, name), name, linear) for name, linear in chosen.items()}
+    if isinstance(config.rank, Mapping):
+        check_patterns("rank", config.rank, chosen)
+    return ranks
+
+
+def _rank(wanted: int | float | None, name: str, linear: DenseLayer) -> int:
     smaller_side = min(linear.in_features, linear.out_features)
-    wanted = lookup(rank, name)
     if wanted is None:
         raise ValueError(f"rank: the table has no entry for {name}, which is a target")
     number = max(1, round(wanted * smaller_side)) if isinstance(wanted, float) else wanted
@@ -264,15 +261,32 @@ def _rank(rank: int | float | Mapping[str, int | float], name: str, linear: nn.L
     return number
 
 
-def _check_patterns(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    names = list(names)
-    for pattern in patterns:
-        if not any(matches(pattern, name) for name in names):
-            known = sorted({*names, *(name.rpartition(".")[2] for name in names)})
-            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0)
-            raise ValueError(
-                f"{field}: {pattern!r} matches no linear layer here; the nearest names are {', '.join(near)}"
-            )
+def _dense_blocks(model: nn.Module, config: LowRankConfig, targeted: Iterable[str]) -> dict[str, str]:
+    """The targeted layers in the first and last blocks, with the reason why they stay dense."""
+    name, held = blocks(model, targeted)
+    if not held:
+        raise ValueError("dense_first, dense_last: no nn.ModuleList here holds targets, as blocks would: use exclude")
+    if config.dense_first + config.dense_last >= len(held):
+        raise ValueError(
+            f"dense_first {config.dense_first} and dense_last {config.dense_last} leave none of the {len(held)} blocks "
+            f"of {name} to convert"
+        )
+    first, last = held[: config.dense_first], held[len(held) - config.dense_last :]
+    return {
+        layer: f"in a block of {name} that stays dense ({field})"
+        for field, dense in (("dense_first", first), ("dense_last", last))
+        for layers in dense
+        for layer in layers
+    }
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    """In eval mode torch's own encoder reads `linear1.weight` where it may; here it must call the layers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and low_rank_layers(module):
+            module.activation_relu_or_gelu = 0  # neither ReLU nor GELU: the fast path is for these alone
+        if isinstance(module, nn.TransformerEncoder) and low_rank_layers(module):
+            module.use_nested_tensor = False
 
 
 def _exact(name: str, names: Iterable[str]) -> str:
@@ -284,18 +298,3 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head if isinstance(head, nn.Module) else None
-
-
-def _tied_weights(model: nn.Module) -> dict[int, set[str]]:
-    """From the id of each parameter to the names of the modules that hold it."""
-    holders: dict[int, set[str]] = {}
-    for name, module, _ in walk(model):
-        for parameter in module.parameters(recurse=False):
-            holders.setdefault(id(parameter), set()).add(name)
-    return holders
-
-
-def _some(names: Iterable[str], limit: int = 3) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -6,12 +6,14 @@ import pytest
 import foldrank
 
 PUBLIC = [
+    "AttachReport",
     "DuplicatedLatentResidual",
     "FactorizeReport",
     "FoldReport",
     "LowRankConfig",
     "LowRankLinear",
     "ResidualConfig",
+    "attach_residual_",
     "factorize_",
     "fold_",
     "fold_state_dict",
@@ -57,6 +59,11 @@ model(torch.zeros(3, 8)).sum().backward()
 describe(model).to_dict()
 fold_state_dict(model.state_dict())
 print(fold_(model))
+theirs = torch.nn.Sequential(torch.nn.Linear(8, 2), torch.nn.Linear(2, 8))
+print(attach_residual_(theirs, "1.weight", ResidualConfig()))
+theirs(torch.zeros(3, 8)).sum().backward()
+fold_state_dict(theirs.state_dict())
+print(fold_(theirs))
 """
 
 
@@ -89,6 +96,7 @@ def test_core_imports_torch_alone() -> None:
     output = run(IMPORT_ALONE + USE)
     assert "converted 2 of 2 linear layers" in output
     assert "folded 2 low-rank layers" in output
+    assert "gave 1 of 1 weights a residual" in output
 
 
 def test_configs_do_not_wait_for_torch() -> None:

@@ -121,6 +121,7 @@ def test_state_is_small_and_survives_casts(expansion: Expansion, trainable: bool
     assert decode_spec(residual.spec) == {
         "alpha": None if trainable else 0.7,
         "expansion": expansion,
+        "latent_dim": 1,
         "variance_correction": True,
     }
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
 from foldrank.config import Activation
-from foldrank.surgery import count_parameters, describe, low_rank_layers, walk
+from foldrank.surgery import describe
+from foldrank.tree import count_parameters, low_rank_layers, walk
 
 from .models import TOKENS, TinyLM, assert_unchanged, residual_of, snapshot
 

@@ -6,8 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
-from foldrank.surgery import count_parameters
 from foldrank.train.recipe import Recipe
+from foldrank.tree import count_parameters
 
 
 def build_model(

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from foldrank.data.blocks import TrainingOrder
 from foldrank.data.prepare import Progress, prepared
 from foldrank.fold import fold_
-from foldrank.surgery import count_parameters
 from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
 from foldrank.train.checkpoints import checkpoints, step_of, verify
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
 from foldrank.train.model import build_model, dense_parameters
 from foldrank.train.recipe import Recipe, flatten, load_recipe
 from foldrank.train.trainer import PretrainTrainer, training_arguments
+from foldrank.tree import count_parameters
 
 SCHEMA = 1
 """Version of config.yaml and metrics.json."""
