@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,14 +130,23 @@ def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
         needed |= {"index"} if spec["expansion"] == "random" else set()
         if missing := {prefix + name for name in needed} - residual_tensors.keys():
             raise ValueError(f"this state dict has a residual but no {min(missing)}: it is not whole")
-        plan[prefix.removesuffix(RESIDUAL) + "up.weight"] = partial(
-            fold_weight,
+        weight_key = prefix.removesuffix(RESIDUAL) + "up.weight"
+        plan[weight_key] = partial(
+            _fold_named,
+            weight_key,
             alpha=residual_tensors[prefix + "alpha"] if spec["alpha"] is None else spec["alpha"],
             expansion=spec["expansion"],
             variance_correction=spec["variance_correction"],
             index=residual_tensors.get(prefix + "index"),
         )
     return plan
+
+
+def _fold_named(key: str, weight: Tensor, **how: Any) -> Tensor:
+    try:
+        return fold_weight(weight, **how)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 @torch.no_grad()
