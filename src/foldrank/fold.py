@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,8 @@ def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
         attached = ATTACHED.fullmatch(key)
         weight = prefix.removesuffix("0.") + "original" if attached else prefix.removesuffix(RESIDUAL) + "up.weight"
         plan[weight] = partial(
-            fold_weight,
+            _fold_named,
+            weight,
             alpha=residual_tensors[prefix + "alpha"] if spec["alpha"] is None else spec["alpha"],
             expansion=spec["expansion"],
             variance_correction=spec["variance_correction"],
@@ -156,6 +158,13 @@ def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
             latent_dim=spec["latent_dim"],
         )
     return plan
+
+
+def _fold_named(key: str, weight: Tensor, **how: Any) -> Tensor:
+    try:
+        return fold_weight(weight, **how)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 @torch.no_grad()

@@ -172,7 +172,7 @@ class DuplicatedLatentResidual(nn.Module):
         device = torch.get_default_device() if device is None else device
         if self.config.trainable:
             self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
-        self.register_buffer(SPEC, _encode(self._spec_fields()).to(device))
+        self.register_buffer(SPEC, _encode(self.spec_fields()).to(device))
         random = self.config.expansion == "random"
         self.register_buffer("index", torch.empty(out_features, dtype=torch.int64, device=device) if random else None)
         self.reset_parameters()
@@ -180,7 +180,7 @@ class DuplicatedLatentResidual(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Alpha to its start, the random index drawn from seed and name, and the spec written anew."""
-        self.spec = _encode(self._spec_fields()).to(self.spec.device)
+        self.spec = _encode(self.spec_fields()).to(self.spec.device)
         if self.config.trainable:
             self.alpha.fill_(self.start)
         if self.index is not None:
@@ -238,7 +238,8 @@ class DuplicatedLatentResidual(nn.Module):
             return self.alpha.to(torch.promote_types(self.alpha.dtype, torch.float32)) * unit
         return self.start * unit
 
-    def _spec_fields(self) -> dict[str, Any]:
+    def spec_fields(self) -> dict[str, Any]:
+        """What `spec` says of this residual, as `decode_spec` reads it."""
         return {
             "alpha": None if self.config.trainable else self.start,
             "expansion": self.config.expansion,
@@ -257,9 +258,9 @@ class DuplicatedLatentResidual(nn.Module):
         error_msgs: list[str],
     ) -> None:
         given = state_dict.get(prefix + SPEC)
-        if given is not None and decode_spec(given) != self._spec_fields():
+        if given is not None and decode_spec(given) != self.spec_fields():
             error_msgs.append(
-                f"{prefix.rstrip('.')} was saved with {decode_spec(given)} and this model has {self._spec_fields()}: "
+                f"{prefix.rstrip('.')} was saved with {decode_spec(given)} and this model has {self.spec_fields()}: "
                 "build the model with the residual that the checkpoint was trained with"
             )
             return

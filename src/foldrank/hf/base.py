@@ -6,14 +6,16 @@ model that was folded in place saves as a folded checkpoint.
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from foldrank.config import LowRankConfig
-from foldrank.fold import residual_keys
-from foldrank.surgery import describe, factorize_
+from foldrank.fold import RESIDUAL, residual_keys
+from foldrank.residual import SPEC, decode_spec
+from foldrank.surgery import describe, factorize_, low_rank_layers
 
 HERE = Path(__file__).parent
 
@@ -44,6 +46,10 @@ class LowRankModelMixin(PreTrainedModel):
         if config.low_rank is not None:
             factorize_(self, LowRankConfig.from_dict(config.low_rank))
             refresh_config(self)
+            for layer in low_rank_layers(self).values():
+                for module in layer.modules():
+                    # transformers' mark for what is drawn: without it init_weights() would draw the factors with 0.02.
+                    setattr(module, "_is_hf_initialized", True)  # noqa: B010 - pyright knows no such attribute
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -52,20 +58,11 @@ class LowRankModelMixin(PreTrainedModel):
         Raises:
             ValueError: for missing tensors, and where a folded checkpoint met an unfolded model or the reverse.
         """
+        # Mismatched shapes are let through here because transformers would say only that there are some.
+        kwargs["ignore_mismatched_sizes"] = True
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-        if residual_keys(missing):
-            raise ValueError("the checkpoint is folded but its config has a residual, which would be added again")
-        if residual_keys(unexpected):
-            raise ValueError("the checkpoint is not folded but its config has no residual: fold it (foldrank fold)")
-        if mismatched := info["mismatched_keys"]:
-            raise ValueError(f"the checkpoint does not fit its config in {len(mismatched)} tensors, e.g. {mismatched}")
-        if missing:
-            raise ValueError(
-                f"not a whole checkpoint of a {cls.__name__}: {len(missing)} tensors are missing, e.g. {min(missing)}"
-            )
-        return (model, info) if output_loading_info else model
+        check_loaded(*loaded)
+        return loaded if output_loading_info else loaded[0]
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
@@ -76,6 +73,40 @@ class LowRankModelMixin(PreTrainedModel):
         if folded and is_main_process:
             source = modeling_file(type(self.config))
             shutil.copyfile(source, Path(save_directory) / source.name)
+
+
+def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Refuses a model that its checkpoint did not fill, given what `from_pretrained` says of the loading.
+
+    Raises:
+        ValueError: for missing tensors, wrong shapes, and where config and weights disagree about the residual.
+    """
+    missing, mismatched = set(info["missing_keys"]), {entry[0] for entry in info["mismatched_keys"]}
+    residuals = {
+        f"{name}.{RESIDUAL}{SPEC}": layer.residual
+        for name, layer in low_rank_layers(model).items()
+        if layer.residual is not None
+    }
+    if residuals and missing >= residuals.keys():
+        raise ValueError("the checkpoint is folded but its config has a residual, which would be added again")
+    if residual_keys(info["unexpected_keys"]):
+        raise ValueError("the checkpoint is not folded but its config has no residual: fold it (foldrank fold)")
+    for key, residual in residuals.items():
+        if key in mismatched or (key not in missing and decode_spec(residual.spec) != residual.spec_fields()):
+            raise ValueError(
+                f"{key} is of another residual than the config's ({residual.spec_fields()}): restore the config.json "
+                "that was saved with these weights"
+            )
+    if mismatched:
+        raise ValueError(
+            f"the checkpoint does not fit its config: {len(mismatched)} tensors are of another shape, e.g. "
+            f"{min(mismatched)}"
+        )
+    if missing:
+        raise ValueError(
+            f"not a whole checkpoint of a {type(model).__name__}: {len(missing)} tensors are missing, "
+            f"e.g. {min(missing)}"
+        )
 
 
 def refresh_config(model: PreTrainedModel) -> bool:

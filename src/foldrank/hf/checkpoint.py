@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,7 +23,7 @@ from transformers import (
 
 from foldrank.config import LowRankConfig
 from foldrank.fold import fold_plan, residual_keys
-from foldrank.hf.base import auto_map, modeling_file
+from foldrank.hf.base import auto_map, check_loaded, modeling_file
 
 INDEX = "model.safetensors.index.json"
 
@@ -75,8 +76,11 @@ def inspect(folder: Path) -> CheckpointInfo:
                     count *= side
                 params += count
     if bool(residual) != (low_rank is not None and low_rank["residual"] is not None):
-        held = "has" if residual else "has no"
-        raise ValueError(f"{folder}: the weights hold {'a' if residual else 'no'} residual and config.json {held} not")
+        weights, settings = ("a", "none") if residual else ("no", "one")
+        raise ValueError(
+            f"{folder}: the weights hold {weights} residual and config.json has {settings}: restore the config.json "
+            "that was saved with these weights"
+        )
     state = "dense" if low_rank is None else "unfolded" if residual else "folded"
     return CheckpointInfo(
         path=str(folder),
@@ -87,10 +91,9 @@ def inspect(folder: Path) -> CheckpointInfo:
         dtypes=dtypes,
         low_rank=low_rank,
         shape={
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_attention_heads": config.num_attention_heads,
+            name: getattr(config, name)
+            for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+            if hasattr(config, name)
         },
     )
 
@@ -103,21 +106,35 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     check(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+        model, info = loaded
+        check_loaded(model, info)  # low-rank models do so themselves; a dense one would get random weights
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {_line(error)}") from error
+    try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder} cannot be loaded, a file is missing or damaged: {_line(error)}") from error
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise ValueError(f"{folder}: its tokenizer is missing or damaged: {_line(error)}") from error
     return model.eval(), tokenizer
 
 
 def check(folder: Path) -> None:
-    """Raises where `folder` is no checkpoint, before anything slow begins.
+    """Raises where `folder` is no checkpoint of a language model, or is not whole, before anything slow begins.
 
     Raises:
-        ValueError: saying what is missing, and where a checkpoint is near by.
+        ValueError: saying what is missing or damaged, and where a checkpoint is near by.
     """
-    _config(folder)
-    weight_files(folder)
+    config = _config(folder)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{folder} holds a {config.model_type}, which is no language model that generates text")
+    with _weights(folder):
+        pass
 
 
 def fold_checkpoint(folder: Path, out: Path) -> int:
@@ -182,7 +199,9 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError) as error:
+            if outside := [name for name in names if Path(name).name != name]:
+                raise ValueError(f"{outside[0]!r} is not the name of a file beside it")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / INDEX} is damaged: {_line(error)}") from error
     else:
         names = ["model.safetensors"]

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from foldrank.data.prepare import encode
+from foldrank.data.tokenizer import END_OF_TEXT, train_tokenizer
+
+TEXTS = ["def function(argument):\n    return argument\n" * 20, "for number in numbers: print(number)\n" * 20]
+ROUND_TRIPS = [
+    "def function(argument):",
+    " leading and trailing ",
+    "tabs\tand\n\n\nnew lines\r\n",
+    "Grüße, 世界, 🙂, e\u0301",
+    "\x00\x7f\ufeff",
+    "don't  , space  before . punctuation !",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", ROUND_TRIPS, ids=ascii)
+def test_any_text_comes_back(text: str) -> None:
+    tokenizer = train_tokenizer(TEXTS, 290)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= token < 290 for token in ids)
+
+
+def test_it_is_as_large_as_asked_and_learned_from_the_text() -> None:
+    tokenizer = train_tokenizer(TEXTS, 290)
+    assert len(tokenizer) == 290
+    assert len(tokenizer("function(argument)", add_special_tokens=False).input_ids) < 10
+    assert tokenizer.eos_token == tokenizer.bos_token == tokenizer.pad_token == END_OF_TEXT
+    assert tokenizer.eos_token_id == 0
+
+
+def test_it_is_the_same_each_time_and_from_disk(tmp_path: Path) -> None:
+    one, other = train_tokenizer(TEXTS, 290), train_tokenizer(iter(TEXTS), 290)
+    assert one.get_vocab() == other.get_vocab()
+    one.save_pretrained(tmp_path)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    assert read.get_vocab() == one.get_vocab()
+    assert read.eos_token_id == one.eos_token_id
+    for text in ROUND_TRIPS:
+        assert read(text, add_special_tokens=False).input_ids == one(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize(("vocab_size", "complaint"), [(256, "vocab_size must be at least 257"), (5000, "too short")])
+def test_a_vocabulary_that_cannot_be_is_refused(vocab_size: int, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        train_tokenizer(TEXTS, vocab_size)
+
+
+def test_encode_joins_documents_with_the_end(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.txt").write_text("first")
+    tokenizer = train_tokenizer(TEXTS, 257)
+    blocks = encode(str(tmp_path), tokenizer, 13)
+    assert len(blocks) == 1
+    assert tokenizer.decode(blocks[0]["input_ids"]) == f"first{END_OF_TEXT}second{END_OF_TEXT}"
+
+
+def test_encode_refuses_a_source_without_text(tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises(ValueError, match="holds no text"):
+        encode(str(tmp_path), train_tokenizer(TEXTS, 257), 8)
