@@ -206,7 +206,7 @@ class DuplicatedLatentResidual(nn.Module):
         else:
             self.start = float(value)
             self.config = replace(self.config, alpha=self.start)
-            self.spec = _encode(self._spec_fields()).to(self.spec.device)
+            self.spec = _encode(self.spec_fields()).to(self.spec.device)
 
     def forward(self, weight: Tensor) -> Tensor:
         return add_duplicates(weight, self.latent_index(weight.device), self.c(), self.latent_dim)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from foldrank import LowRankConfig, ResidualConfig, factorize_, fold_
 from foldrank.anchor import fold_at_start_
 from foldrank.config import EXPANSIONS, Expansion
+from foldrank.tree import low_rank_layers
 
 
 def build(residual: ResidualConfig) -> nn.Module:
@@ -86,7 +87,7 @@ def test_refuses_what_it_cannot_do() -> None:
     trainable = build(ResidualConfig(trainable=True))
     with pytest.raises(ValueError, match="trainable"):
         fold_at_start_(trainable)
-    assert all(layer.residual is not None for layer in trainable if hasattr(layer, "residual"))
+    assert all(layer.residual is not None for layer in low_rank_layers(trainable).values())
     with pytest.raises(ValueError, match="no residual"):
         fold_at_start_(nn.Sequential(nn.Linear(4, 4)))
     model = build(ResidualConfig())
