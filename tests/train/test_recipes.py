@@ -9,10 +9,10 @@ import yaml
 from foldrank.data.tokenizer import train_tokenizer
 from foldrank.recipes import RECIPES
 from foldrank.surgery import count_parameters, low_rank_layers
-from foldrank.train.accounting import memory, parameters
-from foldrank.train.model import build_model, dense_parameters, expected_vocab_size, outline
-from foldrank.train.pretrain import training_arguments
+from foldrank.train.accounting import memory
+from foldrank.train.model import dense_parameters, outline, vocabulary
 from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig, load_recipe
+from foldrank.train.trainer import training_arguments
 
 METHODS = ("dense", "lowrank", "lowrank-dlr", "cola", "cola-dlr")
 
@@ -86,7 +86,7 @@ def test_published_protocol_reaches_the_trainer(tmp_path, size, steps, warmup, r
     assert recipe.low_rank is not None
     assert recipe.low_rank.rank == rank
     assert recipe.train.batch_size * recipe.train.sequence_length == 131_072
-    assert expected_vocab_size(recipe) == 32_000
+    assert vocabulary(recipe) == 32_000
     # bfloat16 needs an accelerator to be accepted.
     arguments = training_arguments(recipe.override({"train.dtype": "float32", "train.device": "cpu"}), tmp_path)
     assert (arguments.max_steps, arguments.warmup_steps) == (steps, warmup)
@@ -97,7 +97,7 @@ def test_published_protocol_reaches_the_trainer(tmp_path, size, steps, warmup, r
 
 
 @pytest.mark.parametrize("size", ["60m", "130m", "350m", "1b", "7b"])
-def test_micro_batch_is_the_largest_that_fits_on_80_gb(size: str):
+def test_micro_batch_is_the_largest_that_leaves_a_tenth_of_80_gb(size: str):
     def largest(factor: int) -> int:
         needs = []
         for name in (f"llama-{size}-dense", f"llama-{size}-cola-dlr"):  # the two that need the most
@@ -108,7 +108,7 @@ def test_micro_batch_is_the_largest_that_fits_on_80_gb(size: str):
             needs.append(memory(outline_of(name), train, gpus=8, sharded=size == "7b").total)
         return max(needs)
 
-    assert largest(1) <= 80e9 < largest(2)
+    assert largest(1) <= 0.9 * 80e9 < largest(2)
 
 
 @pytest.mark.parametrize("name", ["demo", "tiny-lowrank-dlr", "llama-7b-cola", "llama-60m-dense"])
@@ -149,16 +149,12 @@ def test_shapes_that_are_none(settings, message):
 def test_vocabulary_is_the_recipes_where_it_names_one():
     tokenizer = train_tokenizer(["a text to train on, a text to train on"], 260)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<never in a text>"]})
-    shape = ModelConfig(hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2)
-    recipe = Recipe(model=shape)
-    for vocab_size, expected in ((None, 261), (300, 300), (260, 260)):
-        model = build_model(replace(recipe, model=replace(shape, vocab_size=vocab_size)), tokenizer)
-        assert model.config.vocab_size == expected
-        assert parameters(model).embedding == 8 * expected
+    for named, expected in ((None, 261), (300, 300), (260, 260)):
+        assert vocabulary(Recipe(model=ModelConfig(vocab_size=named)), tokenizer) == expected
     with pytest.raises(ValueError, match="vocab_size 259 is too small for this tokenizer, whose tokens count 260"):
-        build_model(replace(recipe, model=replace(shape, vocab_size=259)), tokenizer)
+        vocabulary(Recipe(model=ModelConfig(vocab_size=259)), tokenizer)
 
 
 def test_vocabulary_of_a_tokenizer_that_is_only_named():
     with pytest.raises(ValueError, match="the vocabulary of the tokenizer gpt2 is unknown before it is read"):
-        expected_vocab_size(Recipe().override({"data.tokenizer": "gpt2"}))
+        vocabulary(Recipe().override({"data.tokenizer": "gpt2"}))

@@ -5,8 +5,8 @@ tokens every 1,000 steps. From CoLA (arXiv 2502.10940): ranks, learning rates, w
 
 CoLA's optimizer settings are used for every method, so that methods compare in pairs. For dense and for plain low rank
 this choice is ours and untuned. Ours as well: float32 weights with bfloat16 products (GaLore's code keeps the weights
-in bfloat16), and `micro_batch`: the largest power of two with which every method fits on GPUs of 80 GB according to
-`foldrank plan`, under DDP, 7B under FSDP on eight.
+in bfloat16), the steps between checkpoints, and `micro_batch`: the largest power of two with which every method leaves
+a tenth of 80 GB free according to `foldrank plan` for eight GPUs under DDP, or FSDP for 7B.
 """
 
 from dataclasses import dataclass, replace

@@ -8,7 +8,8 @@ FLOPs per token (a multiplication and an addition are 2)
     6 N + 12 L d T     forward and backward (PaLM, appendix B, arXiv 2204.02311, with d = H Q; nothing is taken off for
                        the causal mask, as there)
     + 2 N + 4 L d T    of the blocks, where activation checkpointing computes them again (arXiv 2104.04473); less the
-                       last matrix of each block: the backward pass does not need its product and PyTorch stops there
+                       last matrix of each block: PyTorch stops before the product, which the backward pass does not
+                       need (with a residual, behind it)
     The residual adds one number per output feature to the weight, once per forward pass: not counted.
 
 Bytes: weights, gradients and AdamW's two averages are float32, 4 + 4 + 8 per parameter (arXiv 1910.02054, section 3.1).
@@ -19,8 +20,8 @@ listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each t
     4 d w + 4 H        q, k, v, output of attention; its log-sum-exp
     4 f w              gate, SiLU(gate), up, their product
     r w                the latent of each low-rank layer; twice where the activation needs its input again (SiLU, GELU)
-and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. Each forward pass
-also holds bfloat16 copies of the weights; in float32, the sums B + c R of the residual.
+and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. In bfloat16
+it also keeps copies of the weights, but of an up-projection with a residual: B + c R is made anew where it is needed.
 """
 
 from dataclasses import dataclass, fields
@@ -86,7 +87,7 @@ class Memory(_Parts):
     communication: int
     """DDP: buckets as large as the gradients. FSDP: what is gathered at one moment, see `memory`."""
     weight_copies: int
-    """Weights as the products take them."""
+    """Weights cast to bfloat16."""
     blocks: int
     """What the blocks keep for the backward pass; with activation checkpointing their inputs."""
     head_and_loss: int
@@ -106,7 +107,7 @@ def parameters(model: PreTrainedModel) -> Parameters:
 def factors(model: PreTrainedModel) -> dict[str, int]:
     """Of the parameters, those of low-rank layers: of `down`, `up`, and a trainable `residual`."""
     counts: dict[str, int] = {}
-    for layer in low_rank_layers(model).values():
+    for layer in _low_rank(model):
         for name, parameter in layer.named_parameters():
             kind = name.partition(".")[0]
             counts[kind] = counts.get(kind, 0) + parameter.numel()
@@ -150,7 +151,6 @@ def memory(
     count = count_parameters(model)
     blocks = _blocks(model)
     kept = [tokens * _kept_per_token(block, model.config, width) for block in blocks]
-    sums = [_residual_sums(block, width) for block in blocks]
 
     shards = gpus if sharded else 1
     communication = 0
@@ -165,16 +165,13 @@ def memory(
     working = 2 * 4 * vocabulary * tokens
     if checkpointing:
         # One block computed again, with two gradients of its MLP's width. By then what the head kept is gone.
-        block = max(a + b for a, b in zip(kept, sums, strict=True))
-        working = max(working, block + 2 * width * model.config.intermediate_size * tokens - head_and_loss)
-    casts = 2 * _products(model) if width == 2 and not sharded else 0
+        working = max(working, max(kept) + 2 * width * model.config.intermediate_size * tokens - head_and_loss)
     return Memory(
         weights=_share(4 * count, shards),
         gradients=_share(4 * count, shards),
         optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
         communication=communication,
-        # A cast of B + c R takes the place of a cast of B.
-        weight_copies=casts or (0 if checkpointing else sum(sums)),
+        weight_copies=2 * (_products(model) - _products_with_residual(model)) if width == 2 and not sharded else 0,
         blocks=len(blocks) * 4 * d * tokens if checkpointing else sum(kept),
         head_and_loss=head_and_loss,
         working=working,
@@ -200,9 +197,15 @@ def _products(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
+def _products_with_residual(model: nn.Module) -> int:
+    return sum(layer.up.weight.numel() for layer in _low_rank(model) if layer.residual is not None)
+
+
 def _last_product(block: Any) -> int:
     last = block.mlp.down_proj
-    return (last.up if isinstance(last, LowRankLinear) else last).weight.numel()
+    if not isinstance(last, LowRankLinear):
+        return last.weight.numel()
+    return last.up.weight.numel() if last.residual is None else 0
 
 
 def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
@@ -213,13 +216,8 @@ def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
     return 2 * (2 * d + 1) * 4 + (inputs + 4) * d * width + 4 * heads + 4 * f * width + latents * width
 
 
-def _residual_sums(block: nn.Module, width: int) -> int:
-    """Bytes of the weights B + c R of a block."""
-    return sum(width * layer.up.weight.numel() for layer in _low_rank(block) if layer.residual is not None)
-
-
-def _low_rank(block: nn.Module) -> list[LowRankLinear]:
-    return list(low_rank_layers(block).values())
+def _low_rank(module: nn.Module) -> list[LowRankLinear]:
+    return list(low_rank_layers(module).values())
 
 
 def _share(total: int, shards: int) -> int:
