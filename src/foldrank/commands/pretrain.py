@@ -10,22 +10,14 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from foldrank.recipes import RECIPES
-from foldrank.train.recipe import Recipe, field_help, load_recipe
-
-GROUPS = ("low_rank", "low_rank.residual")
-"""Parts of a recipe that can be switched off as a whole with `null`."""
+from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
-    parser.description = (
-        f"Train a model from a recipe ({', '.join(RECIPES)}, or a .yaml file), fold it, verify the fold and save the "
-        "folded checkpoint."
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or a .yaml file")
+    parser.description = "Train a model from a recipe, fold it, verify the fold and save the folded checkpoint."
+    add_recipe_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
-    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps; short for --train.steps")
     parser.add_argument("--overwrite", action="store_true", help="replace what the run's folder holds")
     parser.add_argument(
         "--resume",
@@ -37,22 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with the interrupted run in the folder, from its newest checkpoint or the one named",
     )
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
-    settings = parser.add_argument_group("settings of the recipe", "each replaces one; values are YAML, null is off")
-    for name in GROUPS:
-        settings.add_argument(f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, help="null: none")
-    for name, meaning in field_help().items():
-        settings.add_argument(
-            f"--{name}",
-            type=yaml.safe_load,
-            default=argparse.SUPPRESS,
-            metavar="VALUE",
-            help=meaning.replace("%", "%%"),
-        )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains; returns the metrics and where everything lies."""
-    recipe = _recipe(arguments)
+    recipe = recipe_from(arguments)
     if arguments.print_config:
         return {"config": recipe.to_dict()}
     from foldrank.train.pretrain import InterruptedRunError, pretrain
@@ -129,11 +110,3 @@ class _Status:
                 self.console.print(f"{stage} ...")
         if self.console.is_terminal:
             self.console.print(f"\r{stage}: {done} documents", end="")
-
-
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    names = {*field_help(), *GROUPS}
-    overrides = {name: value for name, value in vars(arguments).items() if name in names}
-    if arguments.steps is not None:
-        overrides["train.steps"] = arguments.steps
-    return load_recipe(arguments.recipe, overrides)

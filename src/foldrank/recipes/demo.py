@@ -1,6 +1,6 @@
 """The demo: a small CoLA + DLR Llama on the standard library's sources, minutes on two CPU cores."""
 
-from foldrank.config import LowRankConfig, ResidualConfig
+from foldrank.recipes.methods import cola, with_dlr
 from foldrank.train.recipe import Recipe
 
-DEMO = Recipe(low_rank=LowRankConfig(rank=64, activation="silu", residual=ResidualConfig(alpha=1.0)))
+DEMO = with_dlr(cola(Recipe(), rank=64))

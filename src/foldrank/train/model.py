@@ -1,9 +1,10 @@
 """The model that a recipe describes."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
 from foldrank.train.recipe import Recipe
@@ -19,17 +20,56 @@ def build_model(
         ValueError: where the low-rank settings do not fit the architecture.
     """
     set_seed(recipe.seed)
-    architecture = _architecture(recipe, vocab_size)
-    architecture.update(bos_token_id=bos_token_id, eos_token_id=eos_token_id)
+    return _build(recipe, vocab_size, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
+
+
+def vocabulary(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """Entries of the recipe's embedding; before any data is read, without a tokenizer.
+
+    Raises:
+        ValueError: where the recipe names too few for the tokenizer, or without one does not tell.
+    """
+    named = recipe.model.vocab_size
+    if tokenizer is None:
+        if named is None and recipe.data.tokenizer is not None:
+            raise ValueError(
+                f"the vocabulary of the tokenizer {recipe.data.tokenizer} is unknown before it is read: give its size "
+                "with --model.vocab_size"
+            )
+        return named or recipe.data.vocab_size
+    # Special tokens that no text holds may lie beyond it: t5-base has 32,000 tokens and 100 of these.
+    ids = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
+    ends: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    needed = 1 + max(*ids, *(token for token in ends if token is not None))
+    if named is not None and named < needed:
+        raise ValueError(f"model.vocab_size {named} is too small for this tokenizer, whose tokens count {needed}")
+    return named or len(tokenizer)
+
+
+def outline(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:
+    """The recipe's model on the meta device: its shapes, nothing allocated.
+
+    Args:
+        recipe: all settings.
+        vocab_size: entries of the embedding; None: `vocabulary(recipe)`.
+
+    Raises:
+        ValueError: as `build_model` and `vocabulary`.
+    """
+    with torch.device("meta"):
+        return _build(recipe, vocab_size or vocabulary(recipe))
+
+
+def dense_parameters(recipe: Recipe, vocab_size: int | None = None) -> int:
+    """Parameters of the dense model of the same shape; nothing is allocated."""
+    return count_parameters(outline(replace(recipe, low_rank=None), vocab_size))
+
+
+def _build(recipe: Recipe, vocab_size: int, **special_tokens: Any) -> PreTrainedModel:
+    architecture: dict[str, Any] = {**_architecture(recipe, vocab_size), **special_tokens}
     if recipe.low_rank is None:
         return LlamaForCausalLM(LlamaConfig(**architecture))
     return LowRankLlamaForCausalLM(LowRankLlamaConfig(**architecture, low_rank=recipe.low_rank.to_dict()))
-
-
-def dense_parameters(recipe: Recipe, vocab_size: int) -> int:
-    """Parameters of the dense model of the same shape; nothing is allocated."""
-    with torch.device("meta"):
-        return count_parameters(LlamaForCausalLM(LlamaConfig(**_architecture(recipe, vocab_size))))
 
 
 def _architecture(recipe: Recipe, vocab_size: int) -> dict[str, Any]:

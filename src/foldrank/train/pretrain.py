@@ -19,7 +19,7 @@ from foldrank.fold import fold_
 from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
 from foldrank.train.checkpoints import checkpoints, step_of, verify
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
-from foldrank.train.model import build_model, dense_parameters
+from foldrank.train.model import build_model, dense_parameters, vocabulary
 from foldrank.train.recipe import Recipe, flatten, load_recipe
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.tree import count_parameters
@@ -85,7 +85,7 @@ def pretrain(
     validation_count = train.eval_tokens and max(1, train.eval_tokens // train.sequence_length)
     validation = first(data.blocks("validation", train.sequence_length), validation_count)
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = build_model(recipe, len(tokenizer), **special)
+    model = build_model(recipe, vocabulary(recipe, tokenizer), **special)
     arguments = training_arguments(recipe, out)
 
     if processes.is_main_process and not resume:
@@ -137,7 +137,7 @@ def pretrain(
         "recipe": name,
         "seed": recipe.seed,
         "params": count_parameters(model),
-        "params_dense": dense_parameters(recipe, len(tokenizer)),
+        "params_dense": dense_parameters(recipe, model.config.vocab_size),
         "steps": train.steps,
         "tokens": train.steps * tokens_per_step,
         "train_tokens_available": data.tokens("train"),

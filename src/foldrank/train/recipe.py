@@ -15,7 +15,11 @@ from foldrank.data.config import DataConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Shape of a Llama."""
+    """Shape of a Llama.
+
+    Raises:
+        ValueError: naming every field that is out of range.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -31,8 +35,25 @@ class ModelConfig:
     num_heads: int = 4
     """Attention heads per block."""
 
+    vocab_size: int | None = None
+    """Entries of the embedding and of the head; None: as many as the tokenizer has."""
+
     tie_embeddings: bool = False
     """Share the embedding with the output head."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {value}"
+            for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_size")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if not problems and self.hidden_size % (2 * self.num_heads):
+            problems.append(
+                f"hidden_size {self.hidden_size} must be a multiple of twice num_heads {self.num_heads}: a head has an "
+                "even width (rotary embedding)"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +73,10 @@ class TrainConfig:
     """Sequences per optimizer step, over all processes and accumulation steps."""
 
     micro_batch_size: int | None = None
-    """Sequences per forward pass and process; None: as many as a step needs."""
+    """Sequences per forward pass and process, at most; None: as many as a step needs."""
+
+    activation_checkpointing: bool = False
+    """Keep only the input of each block for the backward pass and compute the rest again: less memory, more time."""
 
     sequence_length: int = 256
     """Tokens per sequence."""
@@ -104,9 +128,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} must be at least 1, got {getattr(self, name)}"
-            for name in ("steps", "batch_size", "eval_every", "save_every", "keep_checkpoints", "log_every")
-            if getattr(self, name) < 1
+            f"{name} must be at least 1, got {value}"
+            for name in (
+                *("steps", "batch_size", "micro_batch_size"),
+                *("eval_every", "save_every", "keep_checkpoints", "log_every"),
+            )
+            if (value := getattr(self, name)) is not None and value < 1
         ]
         if self.sequence_length < 2:
             problems.append(f"sequence_length must be at least 2, got {self.sequence_length}")
@@ -114,14 +141,27 @@ class TrainConfig:
             problems.append(f"warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
         if self.learning_rate <= 0:
             problems.append(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            problems.append(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         if self.dtype not in ("float32", "bfloat16"):
             problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.device not in ("auto", "cpu"):
             problems.append(f"device must be auto or cpu, got {self.device!r}")
         if problems:
             raise ValueError("; ".join(problems))
+
+    def sequences_per_forward(self, processes: int = 1) -> int:
+        """Sequences that each of `processes` takes in one forward pass: the most that `micro_batch_size` allows.
+
+        Raises:
+            ValueError: where a step's sequences cannot be shared out evenly.
+        """
+        if processes < 1 or self.batch_size % processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared out evenly among {processes} processes: take a number "
+                "that divides it, or another batch_size"
+            )
+        share = self.batch_size // processes
+        limit = min(self.micro_batch_size or share, share)
+        return next(count for count in range(limit, 0, -1) if share % count == 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -120,6 +120,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         adam_beta1=train.betas[0],
         adam_beta2=train.betas[1],
         max_grad_norm=train.max_grad_norm,
+        activation_checkpointing=train.activation_checkpointing,
         eval_strategy="steps",
         eval_steps=train.eval_every,
         logging_steps=train.log_every,
@@ -135,13 +136,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
     devices = arguments.world_size * max(1, arguments.n_gpu)
-    per_process, rest = divmod(train.batch_size, devices)
-    micro_batch = train.micro_batch_size or per_process
-    if rest or per_process % micro_batch:
-        raise ValueError(
-            f"train.batch_size {train.batch_size} is not {devices} device(s) times a multiple of "
-            f"train.micro_batch_size {micro_batch}"
-        )
+    micro_batch = train.sequences_per_forward(devices)
     arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = micro_batch
-    arguments.gradient_accumulation_steps = per_process // micro_batch
+    arguments.gradient_accumulation_steps = train.batch_size // (devices * micro_batch)
     return arguments

@@ -1,0 +1,165 @@
+"""`foldrank plan`: what a recipe will cost, computed from shapes."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
+
+H100_PEAK_FLOPS = 989e12
+"""FLOP/s of an H100 SXM in bfloat16 without sparsity (NVIDIA H100 datasheet)."""
+
+GIB = 1 << 30
+
+NOTES = (
+    "FLOPs: 6 N + 12 L d T per token (PaLM, appendix B, arXiv 2204.02311), N the weights of the matrices that "
+    "multiply, of a low-rank layer its two factors; with checkpointing the blocks count 8 N (arXiv 2104.04473).",
+    "Hours: FLOPs over GPUs x peak x MFU, the recomputation included; evaluation and saving not.",
+    "Memory: an upper bound without the allocator's fragmentation and the CUDA context, so leave room. float32 "
+    "weights, gradients and AdamW averages (arXiv 1910.02054); activations as autograd keeps them with a flash "
+    "attention kernel and no mask. FSDP shards everything, each block a unit (arXiv 2304.11277).",
+    "All formulas, with sources and assumptions: foldrank/train/accounting.py.",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.description = (
+        "What training a recipe will cost: parameters, FLOPs, memory per GPU, hours. Nothing is allocated and no data "
+        "is read."
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs, one process each (default: 1)")
+    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU, to say whether the run fits")
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="share of the peak that training reaches (default: 1, so that the hours are a lower bound)",
+    )
+    parser.add_argument(
+        "--peak-flops",
+        type=float,
+        default=H100_PEAK_FLOPS,
+        metavar="FLOPS",
+        help="FLOP/s of one GPU, without sparsity (default: 989e12, an H100 SXM in bfloat16 by NVIDIA's datasheet)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Computes the plan."""
+    from foldrank.train.accounting import factors, flops_per_token, memory, parameters
+    from foldrank.train.model import dense_parameters, outline
+
+    gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, arguments.mfu, arguments.gpu_memory
+    if gpus < 1:
+        raise ValueError(f"--gpus must be at least 1, got {gpus}")
+    if not 0 < mfu <= 1:
+        raise ValueError(f"--mfu must lie in (0, 1], got {mfu}: it is a share, 0.4 for 40 %")
+    if not peak > 0 or (limit is not None and not limit > 0):
+        raise ValueError("--peak-flops and --gpu-memory must be above 0")
+    recipe = recipe_from(arguments)
+    train = recipe.train
+    model = outline(recipe)
+    trained = parameters(model)
+    tokens_per_step = train.batch_size * train.sequence_length
+    micro_batch = train.sequences_per_forward(gpus)
+
+    flops, uses = [], []
+    for checkpointing in (False, True):
+        per_token = flops_per_token(model, train.sequence_length, checkpointing=checkpointing)
+        per_step = per_token.total * tokens_per_step
+        flops.append(
+            {
+                "activation_checkpointing": checkpointing,
+                "per_token": {**per_token.parts(), "total": per_token.total},
+                "per_step": per_step,
+                "hours": per_step * train.steps / (gpus * peak * mfu) / 3600,
+            }
+        )
+    for sharded in (False, True) if gpus > 1 else (False,):
+        for checkpointing in (False, True):
+            used = memory(model, train, gpus=gpus, sharded=sharded, checkpointing=checkpointing)
+            uses.append(
+                {
+                    "strategy": ("FSDP" if sharded else "DDP") if gpus > 1 else "one GPU",
+                    "activation_checkpointing": checkpointing,
+                    "bytes_per_gpu": {**used.parts(), "total": used.total},
+                    "fits": None if limit is None else used.total <= limit * GIB,
+                }
+            )
+    return {
+        "recipe": Path(arguments.recipe).stem,
+        "parameters": {**trained.parts(), "total": trained.total},
+        "low_rank_parameters": factors(model),
+        "dense_parameters": dense_parameters(recipe),
+        "steps": train.steps,
+        "sequences_per_step": train.batch_size,
+        "sequence_length": train.sequence_length,
+        "tokens_per_step": tokens_per_step,
+        "tokens": tokens_per_step * train.steps,
+        "gpus": gpus,
+        "sequences_per_forward": micro_batch,
+        "accumulation_steps": train.batch_size // (gpus * micro_batch),
+        "dtype": train.dtype,
+        "gpu_memory_gib": limit,
+        "peak_flops": peak,
+        "mfu": mfu,
+        "flops": flops,
+        "memory": uses,
+        "notes": list(NOTES),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the tables."""
+    console = Console(highlight=False)
+    total = result["parameters"]["total"]
+    table = Table(title=f"{result['recipe']}: parameters", title_justify="left", show_header=False)
+    for justify in ("left", "right", "right"):
+        table.add_column(justify=justify)
+    for part, count in result["parameters"].items():
+        table.add_row(part, f"{count:,}", f"{count / total:.1%}", end_section=part in ("head", "total"))
+    for part, count in result["low_rank_parameters"].items():
+        table.add_row(f"in low-rank layers: {part}", f"{count:,}", f"{count / total:.1%}")
+    table.add_row("dense model of this shape", f"{result['dense_parameters']:,}", "")
+    console.print(table)
+
+    console.print(
+        f"{result['steps']:,} steps of {result['sequences_per_step']:,} sequences of {result['sequence_length']:,}: "
+        f"{result['tokens_per_step']:,} tokens a step, {result['tokens']:,} in all, padding included.\n"
+        f"GPUs: {result['gpus']}. Sequences per forward pass on each: {result['sequences_per_forward']}. "
+        f"Passes a step: {result['accumulation_steps']}. Products in {result['dtype']}.\n"
+    )
+    flops, uses = result["flops"], result["memory"]
+    table = _columns("FLOPs per token", flops)
+    for part in flops[0]["per_token"]:
+        amounts = (f"{way['per_token'][part]:.4g}" for way in flops)
+        table.add_row(part, *amounts, end_section=part in ("recomputed", "total"))
+    table.add_row("per step", *(f"{way['per_step']:.4g}" for way in flops))
+    label = f"hours at {result['mfu']:.0%} of {result['peak_flops'] / 1e12:,.5g} TFLOP/s per GPU"
+    table.add_row(label, *(f"{way['hours']:,.2f}" if way["hours"] >= 0.01 else "< 0.01" for way in flops))
+    console.print(table)
+
+    table = _columns("memory, GiB per GPU", uses)
+    for part in uses[0]["bytes_per_gpu"]:
+        amounts = (f"{use['bytes_per_gpu'][part] / GIB:,.3f}" for use in uses)
+        table.add_row(part.replace("_", " "), *amounts, end_section=part in ("working", "total"))
+    if (limit := result["gpu_memory_gib"]) is not None:
+        table.add_row(f"fits in {limit:g}", *("yes" if use["fits"] else "no" for use in uses))
+    console.print(table)
+    for note in result["notes"]:
+        console.print(note, style="dim")
+
+
+def _columns(title: str, ways: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column()
+    for way in ways:
+        extra = "checkpointing" if way["activation_checkpointing"] else ""
+        table.add_column("\n".join(filter(None, (way.get("strategy", ""), extra))), justify="right", vertical="bottom")
+    return table

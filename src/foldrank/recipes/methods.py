@@ -1,0 +1,36 @@
+"""How a dense recipe becomes one of each method. A further method is one row of METHODS."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from foldrank.config import LowRankConfig, ResidualConfig
+from foldrank.train.recipe import Recipe
+
+
+def lowrank(dense: Recipe, rank: int) -> Recipe:
+    """Plain low rank, y = B A x, of the same rank in every attention and MLP layer."""
+    return replace(dense, low_rank=LowRankConfig(rank=rank))
+
+
+def cola(dense: Recipe, rank: int) -> Recipe:
+    """CoLA, y = B SiLU(A x)."""
+    return replace(dense, low_rank=LowRankConfig(rank=rank, activation="silu"))
+
+
+METHODS: dict[str, Callable[[Recipe, int], Recipe]] = {"lowrank": lowrank, "cola": cola}
+"""From a low-rank method's name to what makes the dense recipe, with a rank, one of it."""
+
+
+def with_dlr(recipe: Recipe) -> Recipe:
+    """The same with the residual on every low-rank layer: alpha 1, fixed, over sqrt(K) (arXiv 2606.28932)."""
+    assert recipe.low_rank is not None
+    return replace(recipe, low_rank=replace(recipe.low_rank, residual=ResidualConfig()))
+
+
+def family(name: str, dense: Recipe, rank: int) -> dict[str, Recipe]:
+    """The dense recipe and each low-rank method without and with DLR, by name. They differ in nothing else."""
+    recipes = {f"{name}-dense": dense}
+    for method, derive in METHODS.items():
+        recipes[f"{name}-{method}"] = derive(dense, rank)
+        recipes[f"{name}-{method}-dlr"] = with_dlr(derive(dense, rank))
+    return recipes

@@ -1,0 +1,224 @@
+"""What training a recipe's Llama costs: parameters, FLOPs and bytes, from shapes alone; nothing is allocated.
+
+Letters: N weights of the matrices that multiply (the head is one, the embedding a look-up; of a low-rank layer its two
+factors), L blocks, d width, f width of the MLP, H heads, r rank, V vocabulary, T tokens per sequence, n tokens per
+forward pass and GPU, w bytes of a number in a matrix product (4 in float32, 2 in bfloat16).
+
+FLOPs per token (a multiplication and an addition are 2)
+    6 N + 12 L d T     forward and backward (PaLM, appendix B, arXiv 2204.02311, with d = H Q; nothing is taken off for
+                       the causal mask, as there)
+    + 2 N + 4 L d T    of the blocks, where activation checkpointing computes them again (arXiv 2104.04473); less the
+                       last matrix of each block: PyTorch stops before the product, which the backward pass does not
+                       need (with a residual, behind it)
+    The residual adds one number per output feature to the weight, once per forward pass: not counted.
+
+Bytes: weights, gradients and AdamW's two averages are float32, 4 + 4 + 8 per parameter (arXiv 1910.02054, section 3.1).
+Activations are what autograd keeps of transformers' Llama, with a flash kernel for attention and no mask, found by
+listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each token a block keeps
+    2 (2 d + 1) 4      of its norms, in float32: input, normalized input, reciprocal root
+    5 d w              inputs of q, k, v, gate, up, cast for each in bfloat16; 2 d w in float32, where they are shared
+    4 d w + 4 H        q, k, v, output of attention; its log-sum-exp
+    4 f w              gate, SiLU(gate), up, their product
+    r w                the latent of each low-rank layer; twice where the activation needs its input again (SiLU, GELU)
+and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. In bfloat16
+it also keeps copies of the weights, but of an up-projection with a residual: B + c R is made anew where it is needed.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from foldrank.linear import LowRankLinear
+from foldrank.surgery import count_parameters, low_rank_layers
+from foldrank.train.recipe import TrainConfig
+
+KEEPS_INPUT = ("silu", "gelu")
+"""Activations whose backward pass needs their input; that of the others needs their output, which the product keeps."""
+
+
+class _Parts:
+    """Parts that sum to a total."""
+
+    __slots__ = ()
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """The parts by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters(_Parts):
+    """Numbers that are trained. A head tied to the embedding has none of its own."""
+
+    embedding: int
+    attention: int
+    mlp: int
+    norms: int
+    head: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flops(_Parts):
+    """FLOPs per token, forward and backward."""
+
+    matrices: int
+    attention: int
+    recomputed: int
+    """0 without activation checkpointing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory(_Parts):
+    """Bytes on one GPU at the peak of a step: an upper bound, as the parts do not all peak at one moment.
+
+    Not counted: the allocator's fragmentation, the CUDA context, token ids, buffers (each small, or not ours).
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two averages, and a step counter of 4 bytes per tensor."""
+    communication: int
+    """DDP: buckets as large as the gradients. FSDP: what is gathered at one moment, see `memory`."""
+    weight_copies: int
+    """Weights cast to bfloat16."""
+    blocks: int
+    """What the blocks keep for the backward pass; with activation checkpointing their inputs."""
+    head_and_loss: int
+    """What the last norm, the head and the loss keep."""
+    working: int
+    """The gradient of the logits, twice, in float32; with activation checkpointing, at least what one block takes."""
+
+
+def parameters(model: PreTrainedModel) -> Parameters:
+    """The parameters of a Llama by part."""
+    counts = dict.fromkeys((field.name for field in fields(Parameters)), 0)
+    for name, parameter in model.named_parameters():
+        counts[_part(name)] += parameter.numel()
+    return Parameters(**counts)
+
+
+def factors(model: PreTrainedModel) -> dict[str, int]:
+    """Of the parameters, those of low-rank layers: of `down`, `up`, and a trainable `residual`."""
+    counts: dict[str, int] = {}
+    for layer in _low_rank(model):
+        for name, parameter in layer.named_parameters():
+            kind = name.partition(".")[0]
+            counts[kind] = counts.get(kind, 0) + parameter.numel()
+    return counts
+
+
+def flops_per_token(model: PreTrainedModel, sequence_length: int, *, checkpointing: bool = False) -> Flops:
+    """FLOPs that one token costs in training (top of this file)."""
+    blocks = _blocks(model)
+    scores = len(blocks) * model.config.hidden_size * sequence_length
+    recomputed = sum(_products(block) - _last_product(block) for block in blocks)
+    return Flops(
+        matrices=6 * _products(model),
+        attention=12 * scores,
+        recomputed=2 * recomputed + 4 * scores if checkpointing else 0,
+    )
+
+
+def memory(
+    model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, sharded: bool = False, checkpointing: bool = False
+) -> Memory:
+    """Bytes on each GPU (top of this file).
+
+    Under FSDP (`sharded`; arXiv 2304.11277, each block a unit) weights, gradients and optimizer state are divided by
+    the GPUs. A GPU holds at one moment the gathered weights of embedding, head and two blocks (one prefetched), and the
+    gradients of embedding, head and one block, all as wide as the products.
+
+    Args:
+        model: the recipe's model, on any device.
+        train: its training settings.
+        gpus: processes, each with one GPU.
+        sharded: FSDP, everything sharded, instead of DDP.
+        checkpointing: keep only the input of each block and compute the rest again.
+
+    Raises:
+        ValueError: where a step's sequences cannot be shared out among the GPUs.
+    """
+    width = 2 if train.dtype == "bfloat16" else 4
+    tokens = train.sequences_per_forward(gpus) * train.sequence_length
+    d, vocabulary = model.config.hidden_size, model.config.vocab_size
+    count = count_parameters(model)
+    blocks = _blocks(model)
+    kept = [tokens * _kept_per_token(block, model.config, width) for block in blocks]
+
+    shards = gpus if sharded else 1
+    communication = 0
+    if gpus > 1 and sharded:
+        unit = max(count_parameters(block) for block in blocks)
+        outside = count - sum(count_parameters(block) for block in blocks)
+        communication = width * (2 * outside + 3 * unit)
+    elif gpus > 1:
+        communication = 4 * count
+
+    head_and_loss = tokens * (4 * (2 * d + 1) + width * d + 4 * vocabulary)
+    working = 2 * 4 * vocabulary * tokens
+    if checkpointing:
+        # One block computed again, with two gradients of its MLP's width. By then what the head kept is gone.
+        working = max(working, max(kept) + 2 * width * model.config.intermediate_size * tokens - head_and_loss)
+    return Memory(
+        weights=_share(4 * count, shards),
+        gradients=_share(4 * count, shards),
+        optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
+        communication=communication,
+        weight_copies=2 * (_products(model) - _products_with_residual(model)) if width == 2 and not sharded else 0,
+        blocks=len(blocks) * 4 * d * tokens if checkpointing else sum(kept),
+        head_and_loss=head_and_loss,
+        working=working,
+    )
+
+
+def _part(name: str) -> str:
+    if "norm" in name:
+        return "norms"
+    for piece, part in (("embed_tokens", "embedding"), ("self_attn", "attention"), ("mlp", "mlp"), ("lm_head", "head")):
+        if f".{piece}." in f".{name}":
+            return part
+    raise AssertionError(f"{name} is in no part of a Llama")
+
+
+def _blocks(model: PreTrainedModel) -> list[Any]:
+    base: Any = model.base_model
+    return list(base.layers)
+
+
+def _products(module: nn.Module) -> int:
+    """N: weights of the matrices that multiply. A factor is an `nn.Linear` too."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _products_with_residual(model: nn.Module) -> int:
+    return sum(layer.up.weight.numel() for layer in _low_rank(model) if layer.residual is not None)
+
+
+def _last_product(block: Any) -> int:
+    last = block.mlp.down_proj
+    if not isinstance(last, LowRankLinear):
+        return last.weight.numel()
+    return last.up.weight.numel() if last.residual is None else 0
+
+
+def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
+    """Bytes that a block keeps of each token."""
+    d, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    inputs = 5 if width == 2 else 2
+    latents = sum(layer.rank * (1 + (layer.activation_name in KEEPS_INPUT)) for layer in _low_rank(block))
+    return 2 * (2 * d + 1) * 4 + (inputs + 4) * d * width + 4 * heads + 4 * f * width + latents * width
+
+
+def _low_rank(module: nn.Module) -> list[LowRankLinear]:
+    return list(low_rank_layers(module).values())
+
+
+def _share(total: int, shards: int) -> int:
+    return -(-total // shards)

@@ -1,0 +1,111 @@
+"""`foldrank plan`: what it prints, that it sums up, and what it says of bad input."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from foldrank.cli import main
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["plan", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_parts_sum_to_totals(capsys):
+    result = plan(capsys, "llama-60m-cola-dlr", "--gpus", "8")
+    sums = [result["parameters"]]
+    sums += [way["per_token"] for way in result["flops"]] + [use["bytes_per_gpu"] for use in result["memory"]]
+    assert len(sums) == 1 + 2 + 4
+    for parts in sums:
+        assert parts.pop("total") == sum(parts.values())
+    assert result["parameters"]["attention"] + result["parameters"]["mlp"] == sum(
+        result["low_rank_parameters"].values()
+    )
+
+
+def test_the_run(capsys):
+    result = plan(capsys, "llama-60m-cola", "--gpus", "4", "--mfu", "0.5", "--peak-flops", "1e15", "--steps", "7200")
+    assert result["tokens_per_step"] == 512 * 256
+    assert result["tokens"] == 7200 * 512 * 256
+    assert (result["sequences_per_forward"], result["accumulation_steps"]) == (128, 1)
+    for way in result["flops"]:
+        assert way["per_step"] == way["per_token"]["total"] * 512 * 256
+        assert way["hours"] == pytest.approx(way["per_step"] * 2 / (4 * 0.5 * 1e15))
+    assert [way["activation_checkpointing"] for way in result["flops"]] == [False, True]
+    assert [(use["strategy"], use["activation_checkpointing"]) for use in result["memory"]] == [
+        ("DDP", False),
+        ("DDP", True),
+        ("FSDP", False),
+        ("FSDP", True),
+    ]
+
+
+def test_fits(capsys):
+    result = plan(capsys, "llama-1b-dense", "--gpus", "8", "--gpu-memory", "30")
+    needs = [use["bytes_per_gpu"]["total"] / 2**30 for use in result["memory"]]
+    assert [use["fits"] for use in result["memory"]] == [need <= 30 for need in needs] == [False, False, True, True]
+    assert all(use["fits"] is None for use in plan(capsys, "llama-1b-dense")["memory"])
+
+
+def test_overrides_are_those_of_pretrain(capsys):
+    result = plan(capsys, "demo", "--low_rank", "null", "--model.num_layers", "2", "--train.batch_size", "24")
+    assert result["low_rank_parameters"] == {}
+    assert result["parameters"]["total"] == result["dense_parameters"]
+    assert result["sequences_per_step"] == 24
+    assert result["memory"][0]["strategy"] == "one GPU"
+
+
+def test_nothing_of_the_models_size_is_allocated(capsys):
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and not result.is_meta:
+                self.elements = max(self.elements, result.numel())
+            return result
+
+    with Largest() as largest:
+        plan(capsys, "llama-7b-cola-dlr", "--gpus", "8")
+    assert largest.elements < 10_000
+
+
+def test_the_tables_name_what_a_person_looks_for(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["plan", "llama-350m-cola-dlr", "--gpus", "2", "--gpu-memory", "74", "--mfu", "0.4"]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "185,222,144",
+        "367,969,280",
+        "7,864,320,000",
+        "hours at 40% of 989 TFLOP/s per GPU",
+        "fits in 74",
+        "arXiv 2204.02311",
+        "FSDP",
+    ):
+        assert text in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lama-60m-cola"], "no recipe is called 'lama-60m-cola'; the nearest are llama-60m-cola"),
+        (["demo", "--gpus", "0"], "--gpus must be at least 1, got 0"),
+        (["demo", "--gpus", "3"], "batch_size 16 cannot be shared out evenly among 3 processes"),
+        (["demo", "--mfu", "40"], "--mfu must lie in (0, 1], got 40.0"),
+        (["demo", "--gpu-memory", "0"], "--peak-flops and --gpu-memory must be above 0"),
+        (["demo", "--peak-flops", "nan"], "--peak-flops and --gpu-memory must be above 0"),
+        (["demo", "--data.tokenizer", "gpt2"], "the vocabulary of the tokenizer gpt2 is unknown"),
+        (["demo", "--low_rank.rank", "300"], "rank 300 is above the full rank 256"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments: list[str], message: str):
+    assert main(["plan", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""

@@ -1,0 +1,160 @@
+"""The shipped recipes: every one builds on the meta device, with the published sizes, and pairs differ in one thing."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import yaml
+
+from foldrank.data.tokenizer import train_tokenizer
+from foldrank.recipes import RECIPES
+from foldrank.surgery import count_parameters, low_rank_layers
+from foldrank.train.accounting import memory
+from foldrank.train.model import dense_parameters, outline, vocabulary
+from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig, load_recipe
+from foldrank.train.trainer import training_arguments
+
+METHODS = ("dense", "lowrank", "lowrank-dlr", "cola", "cola-dlr")
+
+# Size: parameters dense and low-rank, exact; the same in millions as published (None: not published).
+PARAMETERS = {
+    "tiny": (1_840_256, 1_362_048, None, None),
+    "llama-60m": (58_073_600, 42_770_944, 58, 43),
+    "llama-130m": (134_105_856, 93_997_824, 134, 94),
+    "llama-350m": (367_969_280, 185_222_144, 368, 185),
+    "llama-1b": (1_339_082_752, 609_310_720, 1339, 609),
+    "llama-7b": (6_738_415_616, 2_820_935_680, None, None),
+}
+
+
+outline_of = cache(lambda name: outline(RECIPES[name]))
+
+
+def test_names():
+    assert set(RECIPES) == {"demo", *(f"{family}-{method}" for family in PARAMETERS for method in METHODS)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_on_the_meta_device(name: str):
+    recipe = RECIPES[name]
+    model = outline_of(name)
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    layers = low_rank_layers(model)
+    assert len(layers) == (0 if recipe.low_rank is None else 7 * recipe.model.num_layers)
+    assert all((layer.residual is not None) == name.endswith("dlr") or name == "demo" for layer in layers.values())
+
+
+@pytest.mark.parametrize("family", PARAMETERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_parameter_counts(family: str, method: str):
+    dense, low_rank, dense_published, low_rank_published = PARAMETERS[family]
+    count = count_parameters(outline_of(f"{family}-{method}"))
+    assert count == (dense if method == "dense" else low_rank)
+    published = dense_published if method == "dense" else low_rank_published
+    assert published is None or round(count / 1e6) == published
+
+
+def test_the_dense_equivalent():
+    assert dense_parameters(RECIPES["llama-60m-cola-dlr"]) == 58_073_600
+
+
+@pytest.mark.parametrize("family", PARAMETERS)
+def test_methods_of_a_family_differ_in_the_method_alone(family: str):
+    dense, lowrank, lowrank_dlr, cola, cola_dlr = (RECIPES[f"{family}-{method}"] for method in METHODS)
+    assert all(replace(recipe, low_rank=None) == dense for recipe in (lowrank, lowrank_dlr, cola, cola_dlr))
+    for plain, with_dlr in ((lowrank, lowrank_dlr), (cola, cola_dlr)):
+        assert plain.low_rank is not None
+        assert with_dlr.low_rank is not None
+        assert with_dlr.low_rank.residual is not None
+        assert replace(with_dlr.low_rank, residual=None) == plain.low_rank
+    assert lowrank.low_rank is not None
+    assert cola.low_rank == replace(lowrank.low_rank, activation="silu")
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "warmup", "rank", "learning_rate"),
+    [
+        ("60m", 10_000, 2_000, 128, 0.006),
+        ("130m", 20_000, 2_000, 256, 0.003),
+        ("350m", 60_000, 6_000, 256, 0.003),
+        ("1b", 100_000, 10_000, 512, 0.002),
+        ("7b", 150_000, 15_000, 1024, 0.001),
+    ],
+)
+def test_published_protocol_reaches_the_trainer(tmp_path, size, steps, warmup, rank, learning_rate):
+    recipe = RECIPES[f"llama-{size}-cola"]
+    assert recipe.low_rank is not None
+    assert recipe.low_rank.rank == rank
+    assert recipe.train.batch_size * recipe.train.sequence_length == 131_072
+    assert vocabulary(recipe) == 32_000
+    # bfloat16 needs an accelerator to be accepted.
+    arguments = training_arguments(recipe.override({"train.dtype": "float32", "train.device": "cpu"}), tmp_path)
+    assert (arguments.max_steps, arguments.warmup_steps) == (steps, warmup)
+    assert arguments.learning_rate == learning_rate
+    assert (arguments.weight_decay, arguments.max_grad_norm) == (0.01, 0.5)
+    assert (arguments.adam_beta1, arguments.adam_beta2) == (0.9, 0.999)
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 512
+
+
+@pytest.mark.parametrize("size", ["60m", "130m", "350m", "1b", "7b"])
+def test_micro_batch_is_the_largest_that_leaves_a_tenth_of_80_gb(size: str):
+    def largest(factor: int) -> int:
+        needs = []
+        for name in (f"llama-{size}-dense", f"llama-{size}-cola-dlr"):  # the two that need the most
+            train = RECIPES[name].train
+            assert train.micro_batch_size is not None
+            # Steps of more sequences, so that there are enough for each GPU.
+            train = replace(train, batch_size=4096, micro_batch_size=factor * train.micro_batch_size)
+            needs.append(memory(outline_of(name), train, gpus=8, sharded=size == "7b").total)
+        return max(needs)
+
+    assert largest(1) <= 0.9 * 80e9 < largest(2)
+
+
+@pytest.mark.parametrize("name", ["demo", "tiny-lowrank-dlr", "llama-7b-cola", "llama-60m-dense"])
+def test_a_recipe_survives_its_file(tmp_path, name: str):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPES[name].to_dict()))
+    assert load_recipe(str(file)).to_dict() == RECIPES[name].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "processes", "expected"),
+    [(None, 1, 12), (None, 4, 3), (5, 1, 4), (12, 3, 4), (3, 2, 3), (1, 12, 1)],
+)
+def test_sequences_per_forward_fill_a_step_evenly(micro_batch, processes, expected):
+    train = TrainConfig(batch_size=12, micro_batch_size=micro_batch)
+    assert train.sequences_per_forward(processes) == expected
+
+
+@pytest.mark.parametrize("processes", [0, 5, 24])
+def test_sequences_that_cannot_be_shared_out(processes):
+    with pytest.raises(ValueError, match=f"batch_size 12 cannot be shared out evenly among {processes} processes"):
+        TrainConfig(batch_size=12).sequences_per_forward(processes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_size": 0, "num_layers": -1}, "hidden_size must be at least 1, got 0; num_layers must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+        ({"hidden_size": 60, "num_heads": 4}, "hidden_size 60 must be a multiple of twice num_heads 4"),
+    ],
+)
+def test_shapes_that_are_none(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
+
+
+def test_vocabulary_is_the_recipes_where_it_names_one():
+    tokenizer = train_tokenizer(["a text to train on, a text to train on"], 260)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<never in a text>"]})
+    for named, expected in ((None, 261), (300, 300), (260, 260)):
+        assert vocabulary(Recipe(model=ModelConfig(vocab_size=named)), tokenizer) == expected
+    with pytest.raises(ValueError, match="vocab_size 259 is too small for this tokenizer, whose tokens count 260"):
+        vocabulary(Recipe(model=ModelConfig(vocab_size=259)), tokenizer)
+
+
+def test_vocabulary_of_a_tokenizer_that_is_only_named():
+    with pytest.raises(ValueError, match="the vocabulary of the tokenizer gpt2 is unknown before it is read"):
+        vocabulary(Recipe().override({"data.tokenizer": "gpt2"}))
