@@ -8,11 +8,11 @@ import yaml
 
 from foldrank.data.tokenizer import train_tokenizer
 from foldrank.recipes import RECIPES
-from foldrank.surgery import count_parameters, low_rank_layers
 from foldrank.train.accounting import memory
 from foldrank.train.model import dense_parameters, outline, vocabulary
 from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig, load_recipe
 from foldrank.train.trainer import training_arguments
+from foldrank.tree import count_parameters, low_rank_layers
 
 METHODS = ("dense", "lowrank", "lowrank-dlr", "cola", "cola-dlr")
 

@@ -31,8 +31,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foldrank.linear import LowRankLinear
-from foldrank.surgery import count_parameters, low_rank_layers
 from foldrank.train.recipe import TrainConfig
+from foldrank.tree import count_parameters, low_rank_layers
 
 KEEPS_INPUT = ("silu", "gelu")
 """Activations whose backward pass needs their input; that of the others needs their output, which the product keeps."""
