@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from foldrank import LowRankConfig, ResidualConfig, fold_
 from foldrank.hf import LowRankLlamaForCausalLM, LowRankLlamaModel
-from foldrank.surgery import describe, low_rank_layers
+from foldrank.surgery import describe
+from foldrank.tree import low_rank_layers
 
 from .models import COLA_DLR, hidden, logits, trained
 

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from foldrank.config import Activation, LowRankConfig, ResidualConfig
+from foldrank.surgery import factorize_
 from foldrank.train.accounting import factors, flops_per_token, memory, parameters
 from foldrank.train.model import outline
 from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig
-from foldrank.tree import count_parameters, factorize_
+from foldrank.tree import count_parameters
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
 TRAIN = TrainConfig(batch_size=8, sequence_length=32, device="cpu")

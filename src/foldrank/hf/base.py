@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from foldrank.config import LowRankConfig
 from foldrank.fold import RESIDUAL, residual_keys
 from foldrank.residual import SPEC, decode_spec
-from foldrank.surgery import describe, factorize_, low_rank_layers
+from foldrank.surgery import describe, factorize_
+from foldrank.tree import low_rank_layers
 
 HERE = Path(__file__).parent
 
