@@ -13,6 +13,7 @@ import yaml
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from foldrank.anchor import fold_at_start_
 from foldrank.data.blocks import TrainingOrder
 from foldrank.data.prepare import Progress, prepared
 from foldrank.fold import fold_
@@ -86,6 +87,7 @@ def pretrain(
     validation = first(data.blocks("validation", train.sequence_length), validation_count)
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, vocabulary(recipe, tokenizer), **special)
+    decay = fold_at_start_(model) if train.fold_at_start else None
     arguments = training_arguments(recipe, out)
 
     if processes.is_main_process and not resume:
@@ -101,6 +103,7 @@ def pretrain(
         train_dataset=training,
         eval_dataset=validation,
         keep_checkpoints=train.keep_checkpoints,
+        decay=decay,
         callbacks=[
             stop,
             GradientSpikes(),

@@ -99,6 +99,10 @@ class TrainConfig:
     max_grad_norm: float = 0.5
     """Gradients are clipped to this norm."""
 
+    fold_at_start: bool = False
+    """Fold before the first step and let the weight decay pull towards the residual instead of 0: the same training by
+    the graph of plain low rank, each checkpoint of which can be deployed as it is."""
+
     eval_every: int = 75
     """Steps between evaluations."""
 

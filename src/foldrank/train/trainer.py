@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
+from foldrank.anchor import AnchoredDecay
 from foldrank.data.blocks import TrainingOrder
 from foldrank.train.checkpoints import PARTIAL, checkpoints, finish
 from foldrank.train.evaluate import evaluate_loss
@@ -27,12 +29,19 @@ class PretrainTrainer(Trainer):
     """
 
     def __init__(
-        self, *, train_dataset: TrainingOrder, eval_dataset: Dataset, keep_checkpoints: int, **kwargs: Any
+        self,
+        *,
+        train_dataset: TrainingOrder,
+        eval_dataset: Dataset,
+        keep_checkpoints: int,
+        decay: AnchoredDecay | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.sequences = train_dataset
         self.validation = eval_dataset
         self.keep_checkpoints = keep_checkpoints
+        self.decay = decay
         self.evaluation_seconds = 0.0
         self._unchecked: list[tuple[int, Tensor]] = []
 
@@ -42,6 +51,14 @@ class PretrainTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
         """Weight decay is for matrices: not for norms, biases or a trainable alpha."""
         return [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """As in `Trainer`; the decay of a model that was folded at the start goes along."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if made and self.decay is not None:
+            self.decay.attach(optimizer)
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in `Trainer`; the loss is kept, to be checked when reading it stalls no accelerator."""
