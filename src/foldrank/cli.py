@@ -67,7 +67,8 @@ def _run(module: Any, arguments: argparse.Namespace) -> int:
         _quiet()
         result: dict[str, Any] = module.run(arguments)
         show: Callable[[dict[str, Any]], None] = module.show
-        print(json.dumps(result)) if arguments.json else show(result)  # noqa: T201
+        if os.environ.get("RANK", "0") == "0":  # one process of a torchrun speaks for all
+            print(json.dumps(result)) if arguments.json else show(result)  # noqa: T201
     except (ValueError, OSError) as error:
         if os.environ.get("FOLDRANK_DEBUG"):
             raise
@@ -82,3 +83,7 @@ def _quiet() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -149,6 +149,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         seed=recipe.seed,
         report_to=list(train.report_to),
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
         dataloader_num_workers=train.loader_workers,
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
