@@ -13,8 +13,8 @@ import yaml
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from foldrank.data.blocks import TrainingOrder
-from foldrank.data.prepare import Progress, prepared
+from foldrank.data.prepare import Progress
+from foldrank.data.stream import open_data
 from foldrank.fold import fold_
 from foldrank.surgery import count_parameters
 from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
@@ -76,14 +76,15 @@ def pretrain(
     if not resume:
         check_free(out, overwrite=overwrite)
     with processes.main_process_first():
-        data = prepared(recipe.data, progress)
+        data = open_data(recipe.data, progress)
     tokenizer = data.tokenizer()
     train = recipe.train
-    training = TrainingOrder(
-        data.blocks("train", train.sequence_length), recipe.seed, num_sequences=train.steps * train.batch_size
+    training = data.training(
+        train.sequence_length, train.layout, seed=recipe.seed, num_sequences=train.steps * train.batch_size
     )
-    validation_count = train.eval_tokens and max(1, train.eval_tokens // train.sequence_length)
-    validation = first(data.blocks("validation", train.sequence_length), validation_count)
+    tokens = training.num_tokens()
+    tokens_per_step = tokens / train.steps
+    validation = data.validation(train.sequence_length, train.layout, train.eval_tokens)
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, len(tokenizer), **special)
     arguments = training_arguments(recipe, out)
@@ -104,7 +105,7 @@ def pretrain(
         callbacks=[
             stop,
             GradientSpikes(),
-            ProgressReport(train.batch_size * train.sequence_length),
+            ProgressReport(tokens_per_step),
             JsonLines(out / "log.jsonl"),
         ],
     )
@@ -131,7 +132,6 @@ def pretrain(
     save(model, tokenizer, out / "folded", is_main_process=processes.is_main_process)
 
     started_at = 0 if checkpoint is None else step_of(checkpoint)
-    tokens_per_step = train.batch_size * train.sequence_length
     metrics = {
         "schema": SCHEMA,
         "recipe": name,
@@ -139,7 +139,7 @@ def pretrain(
         "params": count_parameters(model),
         "params_dense": dense_parameters(recipe, len(tokenizer)),
         "steps": train.steps,
-        "tokens": train.steps * tokens_per_step,
+        "tokens": tokens,
         "train_tokens_available": data.tokens("train"),
         "resumed_at_step": started_at,
         "seconds": seconds,
