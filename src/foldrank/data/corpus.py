@@ -3,7 +3,7 @@
 import hashlib
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ class Document:
     """How much of the source is read with it, 0 to 1; None where that is unknown."""
 
 
-def documents(config: DataConfig, skipped: Counter[str] | None = None) -> Iterator[Document]:
+def documents(config: DataConfig, skipped: Counter[str] | None = None) -> Generator[Document]:
     """The documents of `config.source`, in an order that is always the same, read in constant memory.
 
     Args:
@@ -114,6 +114,8 @@ def _file_texts(config: DataConfig, skipped: Counter[str]) -> Iterator[tuple[obj
 
 def _files(config: DataConfig) -> tuple[Path, list[Path]]:
     """The root of a source and its files in order; a file alone is its own root."""
+    if (config.subset, config.split, config.validation_split) != (None, None, None):
+        raise ValueError(f"{config.source!r} is no Hugging Face data set, and only those have subset and split")
     if config.source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         return root, sorted(path for path in root.rglob("*.py") if not TEST_FOLDERS & set(path.relative_to(root).parts))
@@ -121,8 +123,6 @@ def _files(config: DataConfig) -> tuple[Path, list[Path]]:
         root = Path(sysconfig.get_path("purelib"))
         return root, [path for path in _visible(root) if path.suffix in PROSE_AND_SOURCES]
     path = Path(config.source)
-    if (config.subset, config.split, config.validation_split) != (None, None, None):
-        raise ValueError(f"{config.source!r} is no Hugging Face data set, and only those have subset and split")
     if is_prepared(path):
         raise ValueError(f"{config.source} holds prepared data, which is tokens, where text is needed")
     if path.is_file():

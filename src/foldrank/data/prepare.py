@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -113,35 +113,21 @@ def _write(config: DataConfig, work: Path, progress: Progress) -> None:
     journal = _begin(config, work)
     tokenizer = _tokenizer(config, work, progress)
     encoder = Encoder(tokenizer)
-    writers: dict[Split, ShardWriter] = {
-        "train": ShardWriter(work, "train", encoder.dtype, journal["shards"]["train"]),
-        "validation": ShardWriter(work, "validation", encoder.dtype, journal["shards"]["validation"]),
-    }
     skipped: Counter[str] = Counter()
-    stream = documents(config, skipped)
-    text = _skip(stream, journal, work, progress)
-    done, share, uncommitted = journal["documents"], None, 0
-    for batch in encoded(stream, encoder):
-        for document, ids in batch:
-            writers[document.split].write(ids)
-            text.update(document.digest)
-            uncommitted += len(document.text)
-        done, share = done + len(batch), batch[-1][0].share
-        if uncommitted >= COMMIT_CHARACTERS:
-            state = {split: writer.state() for split, writer in writers.items()}
-            _save({**journal, "documents": done, "text_sha256": text.hexdigest(), "shards": state}, work)
-            uncommitted = 0
-        progress("tokenizing", done, None if share is None else min(share, 0.999))
-    for writer in writers.values():
-        writer.close()
-    shards = {split: writer.state() for split, writer in writers.items()}
-    left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    with (
+        ShardWriter(work, "train", encoder.dtype, journal["shards"]["train"]) as train,
+        ShardWriter(work, "validation", encoder.dtype, journal["shards"]["validation"]) as validation,
+        closing(documents(config, skipped)) as stream,
+    ):
+        writers: dict[Split, ShardWriter] = {"train": train, "validation": validation}
+        text = _skip(stream, journal, work, progress)
+        done = _tokenize(stream, encoder, writers, journal, text, work, progress)
+        for writer in writers.values():
+            writer.close()
+        shards = {split: writer.state() for split, writer in writers.items()}
     for split, parts in shards.items():
         if not parts:
-            raise ValueError(
-                f"{config.source}: no text for the {split} split ({done} documents; left out: {left_out or 'none'}); "
-                "give more text or another validation share"
-            )
+            raise _no_text(config, split, done, skipped)
     manifest = {
         "format": FORMAT,
         "config": asdict(config),
@@ -168,6 +154,32 @@ def _write(config: DataConfig, work: Path, progress: Progress) -> None:
     (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     (work / "journal.json").unlink()
     progress("tokenizing", done, 1.0)
+
+
+def _tokenize(
+    stream: Iterator[Document],
+    encoder: Encoder,
+    writers: dict[Split, ShardWriter],
+    journal: dict[str, Any],
+    text: Any,
+    work: Path,
+    progress: Progress,
+) -> int:
+    """Writes the documents that are left, with an entry of the journal now and then; returns how many there are."""
+    done, uncommitted = journal["documents"], 0
+    with closing(encoded(stream, encoder)) as batches:
+        for batch in batches:
+            for document, ids in batch:
+                writers[document.split].write(ids)
+                text.update(document.digest)
+                uncommitted += len(document.text)
+            done, share = done + len(batch), batch[-1][0].share
+            if uncommitted >= COMMIT_CHARACTERS:
+                state = {split: writer.state() for split, writer in writers.items()}
+                _save({**journal, "documents": done, "text_sha256": text.hexdigest(), "shards": state}, work)
+                uncommitted = 0
+            progress("tokenizing", done, share and min(share, 0.999))
+    return done
 
 
 def _begin(config: DataConfig, work: Path) -> dict[str, Any]:
@@ -212,7 +224,10 @@ def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrained
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     else:
         tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_size)
-    tokenizer.save_pretrained(work / "tokenizer.saving")
+    try:
+        tokenizer.save_pretrained(work / "tokenizer.saving")
+    except Exception as error:  # the tokenizers library says nothing more exact, of a full disk for one
+        raise OSError(f"the tokenizer cannot be written: {error}") from error
     (work / "tokenizer.saving").rename(saved)
     # As it will be read, so that a preparation that goes on has the same one.
     return AutoTokenizer.from_pretrained(saved)
@@ -220,7 +235,8 @@ def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrained
 
 def _training_texts(config: DataConfig, progress: Progress) -> Iterator[str]:
     read = done = 0
-    for document in documents(config):
+    skipped: Counter[str] = Counter()
+    for document in documents(config, skipped):
         if document.split == "train":
             yield document.text
             read, done = read + len(document.text), done + 1
@@ -229,7 +245,17 @@ def _training_texts(config: DataConfig, progress: Progress) -> Iterator[str]:
                 progress("training the tokenizer", done, share and min(share, 0.999))
             if read >= TRAINING_CHARACTERS:
                 break
+    if not done:
+        raise _no_text(config, "train", 0, skipped)
     progress("training the tokenizer", done, 1.0)
+
+
+def _no_text(config: DataConfig, split: str, done: int, skipped: Counter[str]) -> ValueError:
+    left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    return ValueError(
+        f"{config.source}: no text for the {split} split ({done} documents; left out: {left_out or 'none'}); give more "
+        "text or another validation share"
+    )
 
 
 def _journal(work: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes a split's documents into shards.
+    """Writes a split's documents into shards; to be used in a `with` block, which leaves no file open.
 
     Args:
         folder: where.
@@ -54,6 +55,14 @@ class ShardWriter:
             self._tokens = _Growing(folder / self._shard.file, self._shard.tokens * dtype.itemsize, self._shard.sha256)
             size = self._shard.documents * ENDS.itemsize
             self._ends = _Growing(folder / self._shard.index, size, self._shard.index_sha256)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._tokens, self._ends):
+            if file is not None:
+                file.abandon()
 
     def write(self, ids: np.ndarray) -> None:
         """Appends a document, end token included."""
@@ -103,6 +112,10 @@ class _Growing:
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._hash.hexdigest()
+
+    def abandon(self) -> None:
+        with suppress(OSError):  # of a full disk, when the rest is flushed
+            self._file.close()
 
     def close(self) -> str:
         sha256 = self.sync()

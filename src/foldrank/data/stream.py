@@ -102,7 +102,9 @@ class PackedStream(IterableDataset[dict[str, Tensor]]):
                 held = np.concatenate([held, *(ids for _, ids in batch)])
                 whole = len(held) // self.sequence_length
                 rows, held = np.split(held, [whole * self.sequence_length])
-                for row in from_numpy(rows.astype(np.int64)).view(whole, -1)[: self.num_sequences - given]:
+                for row in from_numpy(rows.astype(np.int64)).view(whole, self.sequence_length)[
+                    : self.num_sequences - given
+                ]:
                     given += 1
                     yield {"input_ids": row, "labels": row}
                 if given == self.num_sequences:

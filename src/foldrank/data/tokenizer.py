@@ -1,7 +1,7 @@
 """Byte-level BPE tokenizers trained here, any Hugging Face tokenizer, and documents to token ids at full speed."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -100,7 +100,7 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
-def encoded(stream: Iterable[Document], encoder: Encoder) -> Iterator[list[tuple[Document, np.ndarray]]]:
+def encoded(stream: Iterable[Document], encoder: Encoder) -> Generator[list[tuple[Document, np.ndarray]]]:
     """Documents with their token ids, in order, in batches; the next ones are read and encoded meanwhile."""
     waiting: deque[tuple[list[Document], Future[list[np.ndarray]]]] = deque()
     with ThreadPoolExecutor(AHEAD) as pool:
