@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that it came from."
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
-    parser.add_argument("--data", metavar="SOURCE", help="stdlib, a text file or a folder: all of its text")
+    parser.add_argument("--data", metavar="SOURCE", help="a source of text, as for `foldrank prepare`: all of it")
     parser.add_argument("--sequence-length", type=int, metavar="N", help="tokens per sequence (default: the run's)")
     parser.add_argument(
         "--legacy",
@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluates."""
-    from foldrank.data.prepare import encode, prepared
+    from foldrank.data.config import DataConfig
+    from foldrank.data.stream import encode, open_data
     from foldrank.hf.checkpoint import check, load
     from foldrank.train.evaluate import evaluate_loss
     from foldrank.train.recipe import load_recipe
@@ -39,10 +40,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load(arguments.checkpoint)
     length = arguments.sequence_length or (recipe.train.sequence_length if recipe is not None else 256)
     if arguments.data is not None:
-        sequences = encode(arguments.data, tokenizer, length)
+        sequences = encode(DataConfig(source=arguments.data), tokenizer, length)
     else:
         assert recipe is not None  # refused above
-        sequences = prepared(recipe.data).blocks("validation", length)
+        tokens = recipe.train.eval_tokens if recipe.data.stream else None
+        sequences = open_data(recipe.data).validation(length, recipe.train.layout, tokens)
     result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
     legacy = {"legacy_perplexity": result.legacy_perplexity(arguments.batch_size), "batch_size": arguments.batch_size}
     return {

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from foldrank.commands.progress import Preparation
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 
 
@@ -41,9 +42,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     name = Path(arguments.recipe).stem
     out = arguments.out or Path("runs") / name
     try:
-        metrics = pretrain(
-            recipe, out, name=name, overwrite=arguments.overwrite, resume=arguments.resume, progress=_Status()
-        )
+        with Preparation() as progress:
+            metrics = pretrain(
+                recipe, out, name=name, overwrite=arguments.overwrite, resume=arguments.resume, progress=progress
+            )
     except InterruptedRunError as stopped:
         print(f"foldrank pretrain: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal_number) from stopped
@@ -92,21 +94,3 @@ def show(result: dict[str, Any]) -> None:
         summary.add_row(label, value)
     console.print(summary)
     console.print(Panel(result["sample"], title="written by the folded model", title_align="left"), markup=False)
-
-
-class _Status:
-    """One line on standard error per stage of the preparation, the count kept up to date on a terminal."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.stage = ""
-
-    def __call__(self, stage: str, done: int) -> None:
-        if stage != self.stage:
-            if self.stage and self.console.is_terminal:
-                self.console.print()
-            self.stage = stage
-            if not self.console.is_terminal:
-                self.console.print(f"{stage} ...")
-        if self.console.is_terminal:
-            self.console.print(f"\r{stage}: {done} documents", end="")

@@ -1,13 +1,19 @@
 """Settings of a corpus and its tokenizer, without any heavy import."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from foldrank.config import STRICT
+
+Layout = Literal["packed", "padded"]
+"""How documents become sequences of one length: joined by end tokens and cut into blocks, or each cut or padded."""
+
+Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which text, which tokenizer, and how much of it is held out.
+    """Which text, which tokenizer, and how much of it is held out (docs/data.md).
 
     Raises:
         ValueError: naming every field that is out of range.
@@ -16,7 +22,25 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     source: str = "stdlib"
-    """`stdlib`: the sources of the running Python's standard library; or a text file, or a folder of text files."""
+    """`stdlib` or `site-packages`: the sources that come with the running Python and with its installed packages; a
+    file or folder of text, .jsonl or .parquet; a Hugging Face data set such as `allenai/c4`, or a local folder of one;
+    or a folder that `foldrank prepare` wrote."""
+
+    subset: str | None = None
+    """Configuration of a Hugging Face data set, such as `en`."""
+
+    split: str | None = None
+    """Split of a Hugging Face data set that is read; None: `train`."""
+
+    validation_split: str | None = None
+    """Split of a Hugging Face data set that is held out; training documents that occur in it are left out. None: a
+    share of the documents is held out."""
+
+    text_field: str = "text"
+    """Field of the text in .jsonl, .parquet and data sets."""
+
+    max_documents: int | None = None
+    """Documents read at most; None: all."""
 
     tokenizer: str | None = None
     """A Hugging Face tokenizer by name or folder; None: byte-level BPE trained on this text."""
@@ -27,11 +51,20 @@ class DataConfig:
     validation_fraction: float = 0.04
     """Share of the documents held out, chosen by a hash of their content."""
 
+    stream: bool = False
+    """Tokenize while training instead of before it: second best, docs/data.md says why."""
+
     def __post_init__(self) -> None:
         problems = []
         if self.vocab_size < 257:
             problems.append(f"vocab_size must be at least 257, got {self.vocab_size}")
         if not 0 < self.validation_fraction < 1:
             problems.append(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+        if self.max_documents is not None and self.max_documents < 1:
+            problems.append(f"max_documents must be at least 1, got {self.max_documents}")
+        if self.validation_split is not None and self.validation_split == (self.split or "train"):
+            problems.append(f"split and validation_split are both {self.validation_split!r}: nothing would be held out")
+        if self.stream and self.tokenizer is None:
+            problems.append("a stream needs a tokenizer by name or folder, because none can be trained on unread text")
         if problems:
             raise ValueError("DataConfig: " + "; ".join(problems))

@@ -1,76 +1,42 @@
-"""Documents to memory-mapped token shards, once: `prepare` writes a folder, `PreparedData` reads it.
+"""Documents to memory-mapped token shards, once, at the tokenizer's speed: `prepare` writes a folder that is then read.
 
-A folder holds `manifest.json`, `tokenizer/`, and for each split `SPLIT-00000.bin` ... (token ids, little-endian). It is
-written under another name and renamed when whole, so a folder of the right name is always complete.
+The folder holds `manifest.json`, `tokenizer/`, and for each split `SPLIT-00000.bin` (token ids, little-endian) and
+`SPLIT-00000.ends` (where each document ends) and so on. It grows as `NAME.partial` beside its final place, with a
+journal of what is safely on the disk, so that an interrupted preparation goes on there, and is renamed when whole: a
+folder of the right name is always complete.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
+from filelock import FileLock, Timeout
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from foldrank.data.blocks import PackedBlocks
-from foldrank.data.config import DataConfig
-from foldrank.data.corpus import Document, documents
-from foldrank.data.tokenizer import train_tokenizer
+from foldrank.data.config import DataConfig, Split
+from foldrank.data.corpus import Document, documents, fingerprint, is_prepared
+from foldrank.data.prepared import FORMAT, PreparedData, file_sha256
+from foldrank.data.shards import ShardWriter
+from foldrank.data.tokenizer import Encoder, encoded, pad_token, train_tokenizer
 
-FORMAT = 1
-"""Version of the folder's layout; part of every key."""
+COMMIT_CHARACTERS = 1 << 24
+"""Text between two entries of the journal: what an interruption can cost."""
 
-SHARD_TOKENS = 1 << 26
-ENCODE_BYTES = 1 << 22
-"""Text handed to the tokenizer at a time: enough for every core, little beside the model."""
+TRAINING_CHARACTERS = 1 << 28
+"""Text of which a tokenizer is trained, from the beginning of the training documents."""
 
-Split = Literal["train", "validation"]
-Progress = Callable[[str, int], None]
-"""Called with what is going on and the documents done."""
+TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "vocab*", "merges*", "*.model")
+"""Of a folder with a tokenizer, what makes the tokenizer."""
 
-
-class PreparedData:
-    """A folder that `prepare` wrote.
-
-    Raises:
-        ValueError: for a folder that is none, or whose shards are not as its manifest says.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder} holds no prepared data: {error}") from error
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"{folder} was prepared by another version of foldrank: prepare it again")
-        for split in self.manifest["splits"].values():
-            for shard in split["shards"]:
-                size = (folder / shard["file"]).stat().st_size if (folder / shard["file"]).exists() else 0
-                if size != shard["tokens"] * np.dtype(self.manifest["dtype"]).itemsize:
-                    raise ValueError(f"{folder / shard['file']} is truncated or missing: delete {folder} and try again")
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that the tokens are of."""
-        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
-
-    def tokens(self, split: Split) -> int:
-        """Number of tokens in a split."""
-        return self.manifest["splits"][split]["tokens"]
-
-    def blocks(self, split: Split, sequence_length: int) -> PackedBlocks:
-        """The split as sequences.
-
-        Raises:
-            ValueError: for a split shorter than one sequence.
-        """
-        dtype = np.dtype(self.manifest["dtype"])
-        files = [self.folder / shard["file"] for shard in self.manifest["splits"][split]["shards"]]
-        return PackedBlocks([np.memmap(file, dtype=dtype, mode="r") for file in files], sequence_length)
+Progress = Callable[[str, int, float | None], None]
+"""Called with what is going on, the documents done, and the share of the whole; 1 at the end, None where unknown."""
 
 
 def cache_folder() -> Path:
@@ -80,149 +46,242 @@ def cache_folder() -> Path:
 
 
 def prepared(config: DataConfig, progress: Progress = lambda *_: None) -> PreparedData:
-    """The prepared form of `config`, from the cache where the same text was prepared before."""
+    """The prepared form of `config`: its source where that is prepared data, else from the cache, made if need be.
+
+    The cache is keyed by the settings and by what local files hold; a data set on the hub counts as unchanged.
+
+    Raises:
+        ValueError: as `prepare`, and for a tokenizer named beside prepared data, which has its own.
+    """
+    if is_prepared(Path(config.source)):
+        if config.tokenizer is not None:
+            raise ValueError(f"{config.source} was prepared with a tokenizer of its own: name none (data.tokenizer)")
+        return PreparedData(Path(config.source))
     folder = cache_folder() / "data" / _key(config)
-    return PreparedData(folder) if folder.exists() else prepare(config, folder, progress)
+    if not folder.exists():
+        try:
+            prepare(config, folder, progress)
+        except FileExistsError:
+            if not folder.exists():  # another process was faster, otherwise
+                raise
+    return PreparedData(folder)
 
 
 def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None) -> PreparedData:
-    """Tokenizes the documents of `config` into the folder `out`.
+    """Tokenizes the documents of `config` into the folder `out`; goes on where an earlier call was interrupted.
+
+    The result is the same to the last byte, interrupted or not. A second process waits for the first.
 
     Raises:
-        ValueError: for a corpus without text, or one too small to be split.
+        ValueError: for a corpus without text, one too small to be split, or a preparation begun with other settings.
         FileExistsError: where `out` exists.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} exists: choose another folder or delete it")
-    work = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    work.mkdir(parents=True)
-    try:
-        tokenizer = _tokenizer(config, progress)
-        tokenizer.save_pretrained(work / "tokenizer")
-        dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-        end = end_token(tokenizer)
-        writers: dict[Split, _ShardWriter] = {
-            "train": _ShardWriter(work, "train", dtype),
-            "validation": _ShardWriter(work, "validation", dtype),
-        }
-        for done, (split, ids) in enumerate(_encoded(config, tokenizer), start=1):
-            writers[split].write([*ids, end])
-            progress("tokenizing", done)
-        manifest = {
-            "format": FORMAT,
-            "config": asdict(config),
-            "dtype": dtype.str,
-            "vocab_size": len(tokenizer),
-            "splits": {split: writer.close() for split, writer in writers.items()},
-        }
-        for split in writers:
-            if not manifest["splits"][split]["tokens"]:
-                raise ValueError(f"{config.source}: no text for the {split} split; give more text or another share")
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    _refuse_existing(out)
+    with _alone(out, progress):
+        _refuse_existing(out)
+        work = out.with_name(f"{out.name}.partial")
+        try:
+            _write(config, work, progress)
+            work.rename(out)
+        except BaseException as error:
+            if not _journal(work).get("documents"):
+                shutil.rmtree(work, ignore_errors=True)
+            elif isinstance(error, OSError):
+                raise OSError(f"{error}. What is done is kept in {work}: the same command goes on there") from error
+            raise
     return PreparedData(out)
 
 
-def encode(source: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> PackedBlocks:
-    """All of a source's text as sequences in memory, for an evaluation.
+@contextmanager
+def _alone(out: Path, progress: Progress) -> Iterator[None]:
+    """Keeps other processes from preparing the same folder meanwhile."""
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16])
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress("waiting for another process that prepares the same folder", 0, None)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
-    Raises:
-        ValueError: for a source without text, or too short.
-    """
-    ids: list[int] = []
-    end = end_token(tokenizer)
-    for batch in _batches(documents(source), ENCODE_BYTES):
-        for encoded in tokenizer(
-            [document.text for document in batch], add_special_tokens=False, verbose=False
-        ).input_ids:
-            ids += [*encoded, end]
-    if not ids:
-        raise ValueError(f"{source} holds no text")
-    return PackedBlocks([np.asarray(ids, dtype=np.int64)], sequence_length)
+
+def _write(config: DataConfig, work: Path, progress: Progress) -> None:
+    journal = _begin(config, work)
+    tokenizer = _tokenizer(config, work, progress)
+    encoder = Encoder(tokenizer)
+    skipped: Counter[str] = Counter()
+    with (
+        ShardWriter(work, "train", encoder.dtype, journal["shards"]["train"]) as train,
+        ShardWriter(work, "validation", encoder.dtype, journal["shards"]["validation"]) as validation,
+        closing(documents(config, skipped)) as stream,
+    ):
+        writers: dict[Split, ShardWriter] = {"train": train, "validation": validation}
+        text = _skip(stream, journal, work, progress)
+        done = _tokenize(stream, encoder, writers, journal, text, work, progress)
+        for writer in writers.values():
+            writer.close()
+        shards = {split: writer.state() for split, writer in writers.items()}
+    for split, parts in shards.items():
+        if not parts:
+            raise _no_text(config, split, done, skipped)
+    manifest = {
+        "format": FORMAT,
+        "config": asdict(config),
+        "tokenizer": {
+            "name": config.tokenizer,
+            "files": {file.name: file_sha256(file) for file in sorted((work / "tokenizer").iterdir())},
+        },
+        "vocab_size": len(tokenizer),
+        "end_token": encoder.end,
+        "pad_token": pad_token(tokenizer),
+        "dtype": encoder.dtype.str,
+        "documents": done,
+        "skipped": dict(sorted(skipped.items())),
+        "text_sha256": text.hexdigest(),
+        "splits": {
+            split: {
+                "documents": sum(shard["documents"] for shard in parts),
+                "tokens": sum(shard["tokens"] for shard in parts),
+                "shards": parts,
+            }
+            for split, parts in shards.items()
+        },
+    }
+    (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (work / "journal.json").unlink()
+    progress("tokenizing", done, 1.0)
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that joins documents.
+def _tokenize(
+    stream: Iterator[Document],
+    encoder: Encoder,
+    writers: dict[Split, ShardWriter],
+    journal: dict[str, Any],
+    text: Any,
+    work: Path,
+    progress: Progress,
+) -> int:
+    """Writes the documents that are left, with an entry of the journal now and then; returns how many there are."""
+    done, uncommitted = journal["documents"], 0
+    with closing(encoded(stream, encoder)) as batches:
+        for batch in batches:
+            for document, ids in batch:
+                writers[document.split].write(ids)
+                text.update(document.digest)
+                uncommitted += len(document.text)
+            done, share = done + len(batch), batch[-1][0].share
+            if uncommitted >= COMMIT_CHARACTERS:
+                state = {split: writer.state() for split, writer in writers.items()}
+                _save({**journal, "documents": done, "text_sha256": text.hexdigest(), "shards": state}, work)
+                uncommitted = 0
+            progress("tokenizing", done, share and min(share, 0.999))
+    return done
 
-    Raises:
-        ValueError: for a tokenizer without one.
-    """
-    if not isinstance(tokenizer.eos_token_id, int):
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no end-of-text token to join documents with")
-    return tokenizer.eos_token_id
+
+def _begin(config: DataConfig, work: Path) -> dict[str, Any]:
+    journal = _journal(work)
+    if journal.get("documents") and (journal["format"], journal["config"]) != (FORMAT, asdict(config)):
+        raise ValueError(f"{work} holds a preparation begun with other settings: delete it or choose another folder")
+    if (journal.get("format"), journal.get("config")) != (FORMAT, asdict(config)):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        journal = {
+            "format": FORMAT,
+            "config": asdict(config),
+            "documents": 0,
+            "text_sha256": "",
+            "shards": {"train": [], "validation": []},
+        }
+        _save(journal, work)
+    return journal
+
+
+def _skip(stream: Iterator[Document], journal: dict[str, Any], work: Path, progress: Progress) -> Any:
+    """Passes over the documents that are done; returns the running hash of all documents."""
+    text = hashlib.sha256()
+    for number in range(journal["documents"]):
+        document = next(stream, None)
+        if document is not None:
+            text.update(document.digest)
+            if number % 1000 == 0:
+                progress("finding the place to go on", number, document.share)
+    if journal["documents"]:
+        if text.hexdigest() != journal["text_sha256"]:
+            raise ValueError(f"the text has changed since {work} was begun: delete that folder and begin again")
+        progress("finding the place to go on", journal["documents"], 1.0)
+    return text
+
+
+def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrainedTokenizerBase:
+    saved = work / "tokenizer"
+    if saved.exists():
+        return AutoTokenizer.from_pretrained(saved)
+    if config.tokenizer is not None:
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    else:
+        tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_size)
+    try:
+        tokenizer.save_pretrained(work / "tokenizer.saving")
+    except Exception as error:  # the tokenizers library says nothing more exact, of a full disk for one
+        raise OSError(f"the tokenizer cannot be written: {error}") from error
+    (work / "tokenizer.saving").rename(saved)
+    # As it will be read, so that a preparation that goes on has the same one.
+    return AutoTokenizer.from_pretrained(saved)
+
+
+def _training_texts(config: DataConfig, progress: Progress) -> Iterator[str]:
+    read = done = 0
+    skipped: Counter[str] = Counter()
+    for document in documents(config, skipped):
+        if document.split == "train":
+            yield document.text
+            read, done = read + len(document.text), done + 1
+            if done % 100 == 0:
+                share = None if document.share is None else max(document.share, read / TRAINING_CHARACTERS)
+                progress("training the tokenizer", done, share and min(share, 0.999))
+            if read >= TRAINING_CHARACTERS:
+                break
+    if not done:
+        raise _no_text(config, "train", 0, skipped)
+    progress("training the tokenizer", done, 1.0)
+
+
+def _no_text(config: DataConfig, split: str, done: int, skipped: Counter[str]) -> ValueError:
+    left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    return ValueError(
+        f"{config.source}: no text for the {split} split ({done} documents; left out: {left_out or 'none'}); give more "
+        "text or another validation share"
+    )
+
+
+def _journal(work: Path) -> dict[str, Any]:
+    try:
+        return json.loads((work / "journal.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _save(journal: dict[str, Any], work: Path) -> None:
+    new = work / "journal.new"
+    with new.open("w") as file:
+        json.dump(journal, file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(work / "journal.json")
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise FileExistsError(f"{out} exists: choose another folder or delete it")
 
 
 def _key(config: DataConfig) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT, asdict(config)]).encode())
-    for document in documents(config.source):
-        digest.update(hashlib.sha256(document.text.encode()).digest())
+    digest = hashlib.sha256(json.dumps([FORMAT, asdict(config)]).encode() + fingerprint(config))
+    if config.tokenizer is not None and (folder := Path(config.tokenizer)).is_dir():
+        for file in sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}):
+            digest.update(f"{file.name}\0{file_sha256(file)}".encode())
     return digest.hexdigest()[:16]
-
-
-def _split(document: Document, validation_fraction: float) -> Split:
-    # By content: a text that occurs twice falls on one side.
-    digest = hashlib.sha256(document.text.encode()).digest()
-    return "validation" if int.from_bytes(digest[:8]) < validation_fraction * 2**64 else "train"
-
-
-def _tokenizer(config: DataConfig, progress: Progress) -> PreTrainedTokenizerBase:
-    if config.tokenizer is not None:
-        return AutoTokenizer.from_pretrained(config.tokenizer)
-
-    def training_texts() -> Iterator[str]:
-        for done, document in enumerate(documents(config.source), start=1):
-            if _split(document, config.validation_fraction) == "train":
-                progress("training the tokenizer", done)
-                yield document.text
-
-    return train_tokenizer(training_texts(), config.vocab_size)
-
-
-def _encoded(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Split, list[int]]]:
-    for batch in _batches(documents(config.source), ENCODE_BYTES):
-        encoded = tokenizer([document.text for document in batch], add_special_tokens=False, verbose=False)
-        for document, ids in zip(batch, encoded["input_ids"], strict=True):
-            yield _split(document, config.validation_fraction), ids
-
-
-def _batches(stream: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    batch, held = [], 0
-    for document in stream:
-        batch.append(document)
-        held += len(document.text)
-        if held >= size:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
-
-
-class _ShardWriter:
-    def __init__(self, folder: Path, split: Split, dtype: np.dtype) -> None:
-        self.folder, self.split, self.dtype = folder, split, dtype
-        self.shards: list[dict[str, Any]] = []
-        self.documents = 0
-        self._held: list[np.ndarray] = []
-        self._held_tokens = 0
-
-    def write(self, ids: list[int]) -> None:
-        self._held.append(np.asarray(ids, dtype=self.dtype))
-        self._held_tokens += len(ids)
-        self.documents += 1
-        if self._held_tokens >= SHARD_TOKENS:
-            self._flush()
-
-    def close(self) -> dict[str, Any]:
-        if self._held:
-            self._flush()
-        tokens = sum(shard["tokens"] for shard in self.shards)
-        return {"documents": self.documents, "tokens": tokens, "shards": self.shards}
-
-    def _flush(self) -> None:
-        data = np.concatenate(self._held)
-        file = f"{self.split}-{len(self.shards):05}.bin"
-        data.tofile(self.folder / file)
-        self.shards.append({"file": file, "tokens": len(data), "sha256": hashlib.sha256(data.tobytes()).hexdigest()})
-        self._held, self._held_tokens = [], 0

@@ -1,16 +1,27 @@
-"""Byte-level BPE tokenizers trained here, and any Hugging Face tokenizer by name or folder."""
+"""Byte-level BPE tokenizers trained here, any Hugging Face tokenizer, and documents to token ids at full speed."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from foldrank.data.corpus import Document
 
 END_OF_TEXT = "<|endoftext|>"
 """Joins documents; also begins and ends a text, and pads."""
+
+BATCH_CHARACTERS = 1 << 20
+"""Text handed to the tokenizer at a time: enough for every core, little in memory (some 40 bytes a character)."""
+
+AHEAD = 2
+"""Batches in the tokenizer at once, so that a long document at the end of one leaves no core idle."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -40,3 +51,78 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
     )
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that ends a document.
+
+    Raises:
+        ValueError: for a tokenizer without one.
+    """
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no end-of-text token to join documents with")
+    return tokenizer.eos_token_id
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills a sequence up: the tokenizer's, else its end token (no loss and no output depends on it)."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end_token(tokenizer)
+
+
+class Encoder:
+    """Texts to arrays of token ids, the end token last. What spells a special token in a text is text.
+
+    Raises:
+        ValueError: for a tokenizer without an end token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.end = end_token(tokenizer)
+        self.dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
+        self._slow = tokenizer
+        self._fast = _plain(tokenizer.backend_tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+
+    def __call__(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.asarray([*ids, self.end], dtype=self.dtype) for ids in self._ids(texts)]
+
+    def _ids(self, texts: list[str]) -> Iterable[list[int]]:
+        if self._fast is not None:  # releases the GIL and uses every core
+            return (encoding.ids for encoding in self._fast.encode_batch_fast(texts, add_special_tokens=False))
+        return self._slow(texts, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    # A copy, because these settings belong to the object.
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy
+
+
+def encoded(stream: Iterable[Document], encoder: Encoder) -> Generator[list[tuple[Document, np.ndarray]]]:
+    """Documents with their token ids, in order, in batches; the next ones are read and encoded meanwhile."""
+    waiting: deque[tuple[list[Document], Future[list[np.ndarray]]]] = deque()
+    with ThreadPoolExecutor(AHEAD) as pool:
+        for batch in _batches(stream):
+            waiting.append((batch, pool.submit(encoder, [document.text for document in batch])))
+            if len(waiting) > AHEAD:
+                yield _done(*waiting.popleft())
+        while waiting:
+            yield _done(*waiting.popleft())
+
+
+def _done(batch: list[Document], ids: Future[list[np.ndarray]]) -> list[tuple[Document, np.ndarray]]:
+    return list(zip(batch, ids.result(), strict=True))
+
+
+def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
+    batch, held = [], 0
+    for document in stream:
+        batch.append(document)
+        held += len(document.text)
+        if held >= BATCH_CHARACTERS:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

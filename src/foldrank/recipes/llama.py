@@ -17,10 +17,11 @@ from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig
 
 PROTOCOL = Recipe(
     model=ModelConfig(vocab_size=32_000),
-    data=DataConfig(source="allenai/c4", tokenizer="t5-base"),
+    data=DataConfig(source="allenai/c4", subset="en", validation_split="validation", tokenizer="t5-base"),
     train=TrainConfig(
         batch_size=512,
         sequence_length=256,
+        layout="padded",
         min_learning_rate_ratio=0.1,
         weight_decay=0.01,
         betas=(0.9, 0.999),

@@ -19,7 +19,7 @@ PLAIN_LINES = 10
 class ProgressReport(TrainerCallback):
     """A live bar on standard error; where that is no terminal, a line now and then."""
 
-    def __init__(self, tokens_per_step: int) -> None:
+    def __init__(self, tokens_per_step: float) -> None:
         self.tokens_per_step = tokens_per_step
         self.console = Console(stderr=True, highlight=False)
         self.bar: Progress | None = None

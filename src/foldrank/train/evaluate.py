@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-IGNORED = -100
-"""Label of a position that does not count."""
+from foldrank.data.blocks import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,8 +14,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from foldrank.anchor import fold_at_start_
-from foldrank.data.blocks import TrainingOrder
-from foldrank.data.prepare import Progress, prepared
+from foldrank.data.prepare import Progress
+from foldrank.data.stream import open_data
 from foldrank.fold import fold_
 from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
 from foldrank.train.checkpoints import checkpoints, step_of, verify
@@ -77,14 +77,15 @@ def pretrain(
     if not resume:
         check_free(out, overwrite=overwrite)
     with processes.main_process_first():
-        data = prepared(recipe.data, progress)
+        data = open_data(recipe.data, progress)
     tokenizer = data.tokenizer()
     train = recipe.train
-    training = TrainingOrder(
-        data.blocks("train", train.sequence_length), recipe.seed, num_sequences=train.steps * train.batch_size
+    training = data.training(
+        train.sequence_length, train.layout, seed=recipe.seed, num_sequences=train.steps * train.batch_size
     )
-    validation_count = train.eval_tokens and max(1, train.eval_tokens // train.sequence_length)
-    validation = first(data.blocks("validation", train.sequence_length), validation_count)
+    tokens = training.num_tokens()
+    tokens_per_step = tokens / train.steps
+    validation = data.validation(train.sequence_length, train.layout, train.eval_tokens)
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, vocabulary(recipe, tokenizer), **special)
     decay = fold_at_start_(model) if train.fold_at_start else None
@@ -107,7 +108,7 @@ def pretrain(
         callbacks=[
             stop,
             GradientSpikes(),
-            ProgressReport(train.batch_size * train.sequence_length),
+            ProgressReport(tokens_per_step),
             JsonLines(out / "log.jsonl"),
         ],
     )
@@ -134,7 +135,6 @@ def pretrain(
     save(model, tokenizer, out / "folded", is_main_process=processes.is_main_process)
 
     started_at = 0 if checkpoint is None else step_of(checkpoint)
-    tokens_per_step = train.batch_size * train.sequence_length
     metrics = {
         "schema": SCHEMA,
         "recipe": name,
@@ -142,7 +142,7 @@ def pretrain(
         "params": count_parameters(model),
         "params_dense": dense_parameters(recipe, model.config.vocab_size),
         "steps": train.steps,
-        "tokens": train.steps * tokens_per_step,
+        "tokens": tokens,
         "train_tokens_available": data.tokens("train"),
         "resumed_at_step": started_at,
         "seconds": seconds,

@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from foldrank.config import STRICT, LowRankConfig
-from foldrank.data.config import DataConfig
+from foldrank.data.config import DataConfig, Layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +80,10 @@ class TrainConfig:
 
     sequence_length: int = 256
     """Tokens per sequence."""
+
+    layout: Layout = "packed"
+    """packed: documents joined and cut into sequences; padded: each document cut or padded to one, as in the published
+    protocol."""
 
     learning_rate: float = 0.006
     """Peak learning rate."""

@@ -15,13 +15,14 @@ from transformers import Trainer, TrainingArguments
 
 from foldrank.anchor import AnchoredDecay
 from foldrank.data.blocks import TrainingOrder
+from foldrank.data.stream import PackedStream
 from foldrank.train.checkpoints import PARTIAL, checkpoints, finish
 from foldrank.train.evaluate import evaluate_loss
 from foldrank.train.recipe import Recipe
 
 
 class PretrainTrainer(Trainer):
-    """Trains on the sequences of a `TrainingOrder` as they come, and evaluates by tokens.
+    """Trains on the sequences of a `TrainingOrder` or a stream as they come, and evaluates by tokens.
 
     Raises:
         ValueError: from `train`, where a loss is not finite; no checkpoint is written after that step.
@@ -31,7 +32,7 @@ class PretrainTrainer(Trainer):
     def __init__(
         self,
         *,
-        train_dataset: TrainingOrder,
+        train_dataset: TrainingOrder | PackedStream,
         eval_dataset: Dataset,
         keep_checkpoints: int,
         decay: AnchoredDecay | None = None,
@@ -46,6 +47,7 @@ class PretrainTrainer(Trainer):
         self._unchecked: list[tuple[int, Tensor]] = []
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
+        assert isinstance(self.sequences, TrainingOrder)  # a stream is asked for no sampler
         return SequentialSampler(self.sequences)
 
     def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:

@@ -1,0 +1,107 @@
+"""`foldrank prepare`: text to a folder of tokens that training reads."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foldrank.commands.progress import Preparation
+from foldrank.train.recipe import Recipe, field_help
+
+NOT_HERE = ("source", "stream")
+"""Settings of the data that are no options of this command."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.description = (
+        "Tokenize text once into a folder that `foldrank pretrain RECIPE --data.source DIR` reads, for every layout "
+        "and sequence length. Interrupted, the same command goes on where it was."
+    )
+    settings = _settings()
+    parser.add_argument("source", metavar="SOURCE", help=settings["source"].rpartition("; or")[0])
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the prepared data")
+    parser.add_argument("--verify", action="store_true", help="SOURCE is a prepared folder: compare its checksums")
+    for name, meaning in settings.items():
+        if name not in NOT_HERE:
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=name,
+                type=yaml.safe_load,
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=meaning.replace("%", "%%"),
+            )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prepares, or verifies what was prepared."""
+    given = {f"data.{name}": vars(arguments)[name] for name in _settings() if name in vars(arguments)}
+    if arguments.verify:
+        return _verify(arguments, given)
+    if arguments.out is None:
+        raise ValueError("--out is missing: name a new folder for the prepared data")
+    config = Recipe().override(given).data
+    from foldrank.data.prepare import prepare
+
+    began = time.perf_counter()
+    try:
+        with Preparation() as progress:
+            data = prepare(config, arguments.out, progress)
+    except KeyboardInterrupt:
+        kept = arguments.out.with_name(f"{arguments.out.name}.partial")
+        done = f"what is done is kept in {kept}: the same command goes on there" if kept.exists() else "nothing is kept"
+        print(f"foldrank prepare: interrupted; {done}", file=sys.stderr)
+        raise SystemExit(130) from None
+    return {"out": str(arguments.out), "seconds": time.perf_counter() - began, **_summary(data)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{result['out']}: every file is as it was prepared" if "verified" in result else result["out"]
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column()
+    table.add_row("source", result["source"])
+    table.add_row("tokenizer", f"{result['tokenizer'] or 'trained on this text'}, {result['vocab_size']:,} entries")
+    for split, counts in result["splits"].items():
+        table.add_row(split, f"{counts['documents']:,} documents, {counts['tokens']:,} tokens")
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in result["skipped"].items())
+    table.add_row("left out", left_out or "nothing")
+    table.add_row("size", f"{result['bytes']:,} bytes")
+    if "seconds" in result:
+        table.add_row("seconds", f"{result['seconds']:.1f}")
+    Console(highlight=False).print(table)
+
+
+def _verify(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    if arguments.out is not None or len(given) > 1:
+        raise ValueError("--verify only reads the folder: give no other setting")
+    from foldrank.data.prepared import PreparedData
+
+    data = PreparedData(Path(arguments.source))
+    data.verify()
+    return {"out": arguments.source, "verified": True, **_summary(data)}
+
+
+def _summary(data: Any) -> dict[str, Any]:
+    manifest = data.manifest
+    splits = manifest["splits"].items()
+    return {
+        "source": manifest["config"]["source"],
+        "tokenizer": manifest["tokenizer"]["name"],
+        "vocab_size": manifest["vocab_size"],
+        "splits": {split: {"documents": part["documents"], "tokens": part["tokens"]} for split, part in splits},
+        "skipped": manifest["skipped"],
+        "bytes": sum(file.stat().st_size for file in data.folder.rglob("*") if file.is_file()),
+    }
+
+
+def _settings() -> dict[str, str]:
+    return {name.removeprefix("data."): meaning for name, meaning in field_help().items() if name.startswith("data.")}

@@ -1,0 +1,102 @@
+"""A folder of prepared data, read: memory-mapped tokens, their tokenizer, their checksums."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from foldrank.data.blocks import Sequences, TrainingOrder, layout_of
+from foldrank.data.config import Layout, Split
+from foldrank.data.shards import ENDS, Shard
+
+FORMAT = 2
+"""Version of the folder's layout; part of every key."""
+
+
+class PreparedData:
+    """A folder that `prepare` wrote. One folder serves every layout and sequence length.
+
+    Raises:
+        ValueError: for a folder that is none, or whose files have not the size that its manifest says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no prepared data: {error}") from error
+        if self.manifest.get("format") != FORMAT:
+            raise ValueError(f"{folder} was prepared by another version of foldrank: prepare it again")
+        self.dtype = np.dtype(self.manifest["dtype"])
+        for split in ("train", "validation"):
+            for shard in self._shards(split):
+                for name, size in (
+                    (shard.file, shard.tokens * self.dtype.itemsize),
+                    (shard.index, shard.documents * ENDS.itemsize),
+                ):
+                    file = folder / name
+                    if not file.exists() or file.stat().st_size != size:
+                        raise ValueError(f"{file} is truncated or missing: delete {folder} and try again")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that the tokens are of."""
+        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+
+    def tokens(self, split: Split) -> int:
+        """Number of tokens in a split, an end token for each document included."""
+        return self.manifest["splits"][split]["tokens"]
+
+    def blocks(self, split: Split, sequence_length: int, layout: Layout = "packed") -> Sequences:
+        """The split as sequences.
+
+        Raises:
+            ValueError: for a split shorter than one sequence.
+        """
+        shards = self._shards(split)
+        return layout_of(
+            layout,
+            [np.memmap(self.folder / shard.file, dtype=self.dtype, mode="r") for shard in shards],
+            [np.memmap(self.folder / shard.index, dtype=ENDS, mode="r") for shard in shards],
+            sequence_length,
+            end_token=self.manifest["end_token"],
+            pad_token=self.manifest["pad_token"],
+        )
+
+    def training(self, sequence_length: int, layout: Layout, *, seed: int, num_sequences: int) -> TrainingOrder:
+        """The sequences of a training run, in their order."""
+        return TrainingOrder(self.blocks("train", sequence_length, layout), seed, num_sequences)
+
+    def validation(self, sequence_length: int, layout: Layout, tokens: int | None = None) -> Dataset[dict[str, Tensor]]:
+        """The first sequences of the validation split, as many as hold `tokens`; None: all."""
+        return self.blocks("validation", sequence_length, layout).first(tokens)
+
+    def verify(self) -> None:
+        """Reads everything and compares checksums.
+
+        Raises:
+            ValueError: naming the files that are altered or missing.
+        """
+        expected = {f"tokenizer/{name}": sha256 for name, sha256 in self.manifest["tokenizer"]["files"].items()}
+        for split in ("train", "validation"):
+            for shard in self._shards(split):
+                expected |= {shard.file: shard.sha256, shard.index: shard.index_sha256}
+        wrong = [name for name, sha256 in expected.items() if file_sha256(self.folder / name) != sha256]
+        if wrong:
+            raise ValueError(f"{self.folder}: {', '.join(wrong)} not as prepared: delete the folder and prepare again")
+
+    def _shards(self, split: Split) -> list[Shard]:
+        return [Shard(**shard) for shard in self.manifest["splits"][split]["shards"]]
+
+
+def file_sha256(file: Path) -> str | None:
+    """The checksum of a file; None where there is none."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
