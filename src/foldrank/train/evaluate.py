@@ -58,6 +58,9 @@ def evaluate_loss(model: nn.Module, sequences: Dataset, *, batch_size: int = 16)
 
     Several processes share the work and all get the result. Neither their number nor the batch size changes it (beyond
     float32 rounding).
+
+    Raises:
+        ValueError: where no label counts.
     """
     processes = PartialState()
     total = len(sequences)  # pyright: ignore[reportArgumentType]
@@ -69,16 +72,19 @@ def evaluate_loss(model: nn.Module, sequences: Dataset, *, batch_size: int = 16)
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
         found += zip(mine[len(found) :], sums, counts, strict=False)
     everyone = sorted(gather_object(found))
+    if not any(count for _, _, count in everyone):
+        raise ValueError(f"there is no token to predict in these {total} sequences")
     return Evaluation(sums=[loss for _, loss, _ in everyone], counts=[count for _, _, count in everyone])
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each position in float32, 0 where the label does not count.
+    """Cross-entropy of each position in at least float32, 0 where the label does not count.
 
     Shape:
         logits (batch, time, vocabulary), labels (batch, time), result (batch, time).
     """
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    flat = F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORED, reduction="none")
     return flat.view(labels.shape)
 
 
@@ -104,13 +110,13 @@ def drift(before: Iterable[Tensor], after: Iterable[Tensor]) -> Drift:
     Shape:
         each (batch, time, vocabulary).
     """
-    largest, equal, positions = 0.0, 0, 0
+    largest, equal, positions = torch.zeros(()), 0, 0
     for one, other in zip(before, after, strict=True):
-        largest = max(largest, float((one - other).abs().max()))
+        largest = torch.maximum(largest, (one - other).abs().max())  # which NaN does not slip through
         same = one.argmax(-1) == other.argmax(-1)
         equal += int(same.sum())
         positions += same.numel()
-    return Drift(max_abs_logit=largest, argmax_agreement=equal / positions)
+    return Drift(max_abs_logit=float(largest), argmax_agreement=equal / positions)
 
 
 @torch.no_grad()

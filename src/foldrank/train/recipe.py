@@ -1,8 +1,10 @@
 """A recipe: every setting of a pre-training run in one frozen value, and how it is found, saved and read."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,8 @@ class TrainConfig:
         problems = [
             f"{name} must be at least 1, got {value}"
             for name in (
-                *("steps", "batch_size", "micro_batch_size"),
-                *("eval_every", "save_every", "keep_checkpoints", "log_every"),
+                *("steps", "batch_size", "micro_batch_size", "eval_every", "eval_tokens"),
+                *("save_every", "keep_checkpoints", "log_every"),
             )
             if (value := getattr(self, name)) is not None and value < 1
         ]
@@ -147,12 +149,21 @@ class TrainConfig:
             problems.append(f"sequence_length must be at least 2, got {self.sequence_length}")
         if not 0 <= self.warmup_ratio < 1:
             problems.append(f"warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
-        if self.learning_rate <= 0:
-            problems.append(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.dtype not in ("float32", "bfloat16"):
             problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.device not in ("auto", "cpu"):
             problems.append(f"device must be auto or cpu, got {self.device!r}")
+        problems += [
+            f"{name} must be a number above 0, got {value}"
+            for name in ("learning_rate", "max_grad_norm")
+            if not 0 < (value := getattr(self, name)) < math.inf
+        ]
+        if not 0 <= self.weight_decay < math.inf:
+            problems.append(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.min_learning_rate_ratio <= 1:
+            problems.append(f"min_learning_rate_ratio must lie in [0, 1], got {self.min_learning_rate_ratio}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas must lie in [0, 1), got {self.betas}")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -174,7 +185,11 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """All settings of a run. `low_rank` None is the dense model."""
+    """All settings of a run. `low_rank` None is the dense model.
+
+    Raises:
+        ValueError: for a seed out of range.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -188,6 +203,10 @@ class Recipe:
     sample_prompt: str = "def "
     """What the folded model is given to continue in the summary."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; `Recipe.from_dict` is the way back."""
         return _ADAPTER.dump_python(self, mode="json")
@@ -200,7 +219,7 @@ class Recipe:
             ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
         """
         try:
-            return _ADAPTER.validate_python(dict(settings))
+            return _ADAPTER.validate_python(_with_tuples(settings))
         except ValidationError as error:
             raise ValueError("; ".join(_say(problem) for problem in error.errors())) from error
 
@@ -226,16 +245,18 @@ _ADAPTER = TypeAdapter(Recipe)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
+    """Settings by dotted name; a table by pattern, such as of ranks, is one setting."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
+        dotted = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value and dotted not in field_help():
+            flat |= flatten(value, f"{dotted}.")
         else:
-            flat[prefix + name] = value
+            flat[dotted] = value
     return flat
 
 
+@cache
 def field_help() -> dict[str, str]:
     """From each setting's dotted name to what it means."""
     schema = _ADAPTER.json_schema()
@@ -282,6 +303,13 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
         near = ", ".join(difflib.get_close_matches(name, RECIPES, n=3, cutoff=0))
         raise ValueError(f"no recipe is called {name!r}; the nearest are {near} (or give a .yaml file)")
     return recipe.override(overrides or {})
+
+
+def _with_tuples(value: Any) -> Any:
+    # JSON and YAML know no tuples: with them back, equal recipes compare equal.
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(entry) for name, entry in value.items()}
+    return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def _say(problem: Any) -> str:

@@ -147,7 +147,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         save_strategy="steps",
         save_steps=train.save_every,
         bf16=train.dtype == "bfloat16",
-        use_cpu=train.device == "cpu",
+        use_cpu=train.device == "cpu" or not torch.accelerator.is_available(),  # or bfloat16 would want an accelerator
         seed=recipe.seed,
         report_to=list(train.report_to),
         disable_tqdm=True,
