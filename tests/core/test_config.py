@@ -61,6 +61,13 @@ def test_table_gives_exact_names_first_then_the_first_match() -> None:
         ({"rank": {}}, "rank is an empty table"),
         ({"rank": {"q_proj": 0}}, "rank of 'q_proj' must be at least 1"),
         ({"rank": {"(": 4}}, re.escape("rank: '(' is no name and no regular expression")),
+        ({}, "rank is missing: give a rank, or a budget"),
+        ({"rank": 4, "budget": 0.5}, "rank 4 and budget 0.5 exclude each other"),
+        ({"budget": 50}, "budget must be a share of the parameters between 0 and 1, got 50"),
+        ({"budget": 0.0}, "budget must be a share"),
+        ({"budget": "half"}, "budget must be a share of the parameters between 0 and 1, got 'half'"),
+        ({"rank": 4, "dense_first": -1}, "dense_first must be a number of blocks, 0 or more, got -1"),
+        ({"rank": 4, "dense_last": 1.5}, "dense_last must be a number of blocks, 0 or more, got 1.5"),
         ({"rank": 4, "activation": "swish"}, "activation must be None or one of silu, .*, got 'swish'"),
         ({"rank": 4, "targets": "q_proj"}, "targets must be a list of patterns, got 'q_proj'"),
         ({"rank": 4, "targets": []}, "targets is empty"),
@@ -106,6 +113,7 @@ CONFIGS = [
     LowRankConfig(rank=4),
     LowRankConfig(rank=0.25, activation="silu", targets=("q_proj", r".*\.mlp\..*"), exclude=("lm_head",)),
     LowRankConfig(rank={"q_proj": 4, r".*": 0.5}, residual=ResidualConfig()),
+    LowRankConfig(budget=0.5, dense_first=1, dense_last=2),
     LowRankConfig(
         rank=4,
         residual=ResidualConfig(

@@ -4,13 +4,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
 from foldrank.config import Activation
 from foldrank.surgery import describe
 from foldrank.tree import count_parameters, low_rank_layers, walk
 
-from .models import TOKENS, TinyLM, assert_unchanged, residual_of, snapshot
+from .models import MLP, TOKENS, TinyLM, assert_unchanged, residual_of, snapshot
 
 PROJECTIONS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
 INNER = [f"layers.{i}.{name}" for i in (0, 1) for name in PROJECTIONS]
@@ -172,6 +173,51 @@ def test_layers_with_a_tied_weight_are_skipped() -> None:
     assert model.lm_head.weight is model.embed.weight
 
 
+def deep(blocks: int) -> nn.Module:
+    """Blocks that are mixtures of more experts than there are blocks, before a list of heads."""
+    model = TinyLM()
+    model.layers = nn.ModuleList(
+        nn.ModuleDict({"proj": nn.Linear(8, 8), "experts": nn.ModuleList(MLP(8, 8) for _ in range(blocks + 2))})
+        for _ in range(blocks)
+    )
+    model.heads = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(blocks + 3))
+    return model
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (1, 0), (0, 1), (2, 1), (1, 3)])
+def test_first_and_last_blocks_stay_dense(first: int, last: int) -> None:
+    model = deep(5)
+    report = factorize_(model, LowRankConfig(rank=2, dense_first=first, dense_last=last))
+    converted = {name.split(".")[1] for name in ranks(model) if name.startswith("layers.")}
+    assert converted == {str(block) for block in range(first, 5 - last)}
+    assert sum(name.startswith("heads.") for name in ranks(model)) == 8
+    reasons = {name.split(".")[1]: reason for name, reason in report.skipped.items() if name.startswith("layers.")}
+    assert reasons == {
+        **{str(block): "in a block of layers that stays dense (dense_first)" for block in range(first)},
+        **{str(block): "in a block of layers that stays dense (dense_last)" for block in range(5 - last, 5)},
+    }
+
+
+def test_blocks_are_those_that_hold_targets() -> None:
+    model = TinyLM()
+    model.layers.insert(0, nn.Identity())
+    factorize_(model, LowRankConfig(rank=2, targets=["q_proj"], dense_first=1))
+    assert list(ranks(model)) == ["layers.2.self_attn.q_proj"]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: parametrizations.weight_norm(nn.Linear(8, 8)),
+        lambda: prune.identity(nn.Linear(8, 8), "weight"),
+    ],
+)
+def test_layers_with_a_computed_weight_are_skipped(build: Any) -> None:
+    model = nn.Sequential(build(), nn.Linear(8, 8))
+    report = factorize_(model, LowRankConfig(rank=2))
+    assert dict(report.skipped) == {"0": "its weight is computed from others (parametrized, normalised or pruned)"}
+
+
 def test_subclasses_of_linear_are_skipped() -> None:
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     report = factorize_(model, LowRankConfig(rank=2))
@@ -202,6 +248,11 @@ REFUSED = [
         LowRankConfig(rank=3, residual=ResidualConfig(alpha={"q_proj": 1.0}, scope="mlp")),
         "scope and alpha together name no",
     ),
+    (
+        LowRankConfig(rank=2, dense_first=1, dense_last=1),
+        "dense_first 1 and dense_last 1 leave none of the 2 blocks",
+    ),
+    (LowRankConfig(rank=2, targets=["lm_head"], dense_last=1), "no nn.ModuleList here holds targets, as blocks would"),
     (
         LowRankConfig(rank=9, targets=["q_proj"]),
         r"rank 9 is above the full rank 8 of layers\.0\.self_attn\.q_proj \(8 -> 8\)",
