@@ -128,9 +128,9 @@ def test_accumulated_steps_are_the_steps_of_the_whole_batch(micro_batch_size: in
     assert losses(**{"train.micro_batch_size": micro_batch_size}) == pytest.approx(whole, rel=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="micro_batch_size 3"):
-        training_arguments(SMALL.override({"train.micro_batch_size": 3}), tmp_path)
+def test_a_forward_pass_takes_at_most_a_micro_batch(tmp_path: Path) -> None:
+    arguments = training_arguments(SMALL.override({"train.batch_size": 8, "train.micro_batch_size": 3}), tmp_path)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 4)
 
 
 @pytest.mark.parametrize(("dtype", "bf16"), [("float32", False), ("bfloat16", True)])
