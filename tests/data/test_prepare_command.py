@@ -1,13 +1,16 @@
 """`foldrank prepare` through the command line."""
 
+import argparse
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foldrank.cli import main
+from foldrank.commands import prepare as prepare_command
 from foldrank.commands.progress import Preparation
 from foldrank.data import prepare, tokenizer
 from foldrank.data.prepared import PreparedData
@@ -156,3 +159,13 @@ def test_prepared_folder_has_its_own_tokenizer(
     assert "was prepared with a tokenizer of its own" in capsys.readouterr().err
     assert run("prepare", tmp_path / "data", "--out", tmp_path / "again") == 2
     assert "holds prepared data, which is tokens, where text is needed" in capsys.readouterr().err
+
+
+def test_commands_of_the_documentation_are_understood() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("foldrank prepare ")]
+    assert len(commands) > 3
+    for command in commands:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        prepare_command.add_arguments(parser)
+        assert parser.parse_args(command[2:]).source

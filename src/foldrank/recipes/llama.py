@@ -79,6 +79,7 @@ def dense(size: Size) -> Recipe:
             num_layers=size.layers,
             num_heads=size.heads,
         ),
+        data=replace(PROTOCOL.data, max_documents=size.steps * PROTOCOL.train.batch_size),  # one pass, no more
         train=replace(
             PROTOCOL.train,
             steps=size.steps,
