@@ -13,8 +13,8 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from foldrank.config import LowRankConfig
-from foldrank.fold import RESIDUAL, residual_keys
-from foldrank.residual import SPEC, decode_spec
+from foldrank.fold import unfolded_keys
+from foldrank.foldable import SPEC
 from foldrank.surgery import describe, factorize_
 from foldrank.tree import low_rank_layers
 
@@ -83,19 +83,19 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
         ValueError: for missing tensors, wrong shapes, and where config and weights disagree about the residual.
     """
     missing, mismatched = set(info["missing_keys"]), {entry[0] for entry in info["mismatched_keys"]}
-    residuals = {
-        f"{name}.{RESIDUAL}{SPEC}": layer.residual
-        for name, layer in low_rank_layers(model).items()
-        if layer.residual is not None
+    parts = {
+        f"{name}.{part.kind}.{SPEC}": part for name, layer in low_rank_layers(model).items() for part in layer.maps
     }
-    if residuals and missing >= residuals.keys():
-        raise ValueError("the checkpoint is folded but its config has a residual, which would be added again")
-    if residual_keys(info["unexpected_keys"]):
-        raise ValueError("the checkpoint is not folded but its config has no residual: fold it (foldrank fold)")
-    for key, residual in residuals.items():
-        if key in mismatched or (key not in missing and decode_spec(residual.spec) != residual.spec_fields()):
+    if parts and missing >= parts.keys():
+        kinds = " and a ".join(sorted({part.kind for part in parts.values()}))
+        raise ValueError(f"the checkpoint is folded but its config has a {kinds}, which would be applied again")
+    if unfolded := unfolded_keys(info["unexpected_keys"]):
+        kinds = " or ".join(sorted({key.split(".")[-2] for key in unfolded}))
+        raise ValueError(f"the checkpoint is not folded but its config has no {kinds}: fold it (foldrank fold)")
+    for key, part in parts.items():
+        if key in mismatched or (key not in missing and part.decode(part.spec) != part.spec_fields()):
             raise ValueError(
-                f"{key} is of another residual than the config's ({residual.spec_fields()}): restore the config.json "
+                f"{key} is of another {part.kind} than the config's ({part.spec_fields()}): restore the config.json "
                 "that was saved with these weights"
             )
     if mismatched:

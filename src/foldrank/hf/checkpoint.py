@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from foldrank.config import LowRankConfig
-from foldrank.fold import fold_plan, residual_keys
+from foldrank.fold import fold_plan, unfolded_keys
 from foldrank.hf.base import auto_map, check_loaded, modeling_file
 
 INDEX = "model.safetensors.index.json"
@@ -62,7 +62,7 @@ def inspect(folder: Path) -> CheckpointInfo:
     with _weights(folder) as files:
         for file in files.values():
             names.update(file.keys())
-    residual = residual_keys(names)
+    residual = unfolded_keys(names)
     with _weights(folder) as files:
         for file in files.values():
             for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
@@ -158,7 +158,7 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
     try:
         with _weights(folder) as files:
             homes = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
-            dropped = residual_keys(homes)
+            dropped = unfolded_keys(homes)
             plan = fold_plan({name: homes[name].get_tensor(name) for name in dropped})
             weight_map, total = {}, 0
             for file_name, file in files.items():
