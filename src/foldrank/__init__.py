@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from foldrank.fold import FoldReport, fold_, fold_state_dict, fold_weight
     from foldrank.linear import LowRankLinear
     from foldrank.residual import DuplicatedLatentResidual
+    from foldrank.sparse import SparseLowRankLinear
     from foldrank.surgery import FactorizeReport, factorize_
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "LowRankConfig",
     "LowRankLinear",
     "ResidualConfig",
+    "SparseLowRankLinear",
     "attach_residual_",
     "factorize_",
     "fold_",
@@ -36,6 +38,7 @@ _HOMES = {
     "LowRankConfig": "config",
     "LowRankLinear": "linear",
     "ResidualConfig": "config",
+    "SparseLowRankLinear": "sparse",
     "attach_residual_": "attach",
     "factorize_": "surgery",
     "fold_": "fold",

@@ -80,8 +80,8 @@ def fold_at_start_(model: nn.Module) -> AnchoredDecay:
         >>> handle = decay.attach(optimizer)
 
     Raises:
-        ValueError: where there is no residual, or a trainable alpha, which only the residual form can train; the model
-            is then unchanged.
+        ValueError: where there is no residual, or a trainable alpha or a low-rank scale, which only the unfolded form
+            can train; the model is then unchanged.
     """
     anchors = []
     for name, layer in low_rank_layers(model).items():
@@ -90,6 +90,8 @@ def fold_at_start_(model: nn.Module) -> AnchoredDecay:
         c = layer.residual.c()
         if isinstance(c, Tensor):
             raise ValueError(f"alpha of {name} is trainable: train with the residual and fold afterwards")
+        if layer.scale is not None:
+            raise ValueError(f"{name} has a low-rank scale, without which it takes other steps: fold after training")
         anchors.append(_Anchor(layer=layer, index=layer.residual.latent_index().clone(), c=c))
     if not anchors:
         raise ValueError("the model has no residual to fold")

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
 from foldrank.config import ResidualConfig, matches
+from foldrank.foldable import SPEC
 from foldrank.linear import LowRankLinear
 from foldrank.report import some, table
-from foldrank.residual import SPEC, DuplicatedLatentResidual
+from foldrank.residual import DuplicatedLatentResidual
 from foldrank.tree import check_patterns, walk
 
 logger = logging.getLogger(__name__)

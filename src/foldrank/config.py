@@ -8,11 +8,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Expansion = Literal["contiguous", "random", "balanced"]
 Activation = Literal["silu", "gelu", "relu", "tanh"]
+Scale = float | Literal["trainable"]
 
 STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 """How pydantic checks these classes where a recipe is read: no unknown fields. The core does without pydantic."""
@@ -104,7 +105,7 @@ class ResidualConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LowRankConfig:
-    """Which linear layers become `y = B act(A x)`, of which rank, and with which residual.
+    """Which linear layers become `y = B z`, `z = s act(A x)`, of which rank, on which backbone, with which residual.
 
     Raises:
         ValueError: naming every field that is out of range.
@@ -124,6 +125,17 @@ class LowRankConfig:
 
     activation: Activation | None = None
     """Function between the factors: `silu` is CoLA, None is plain low rank."""
+
+    scale: Scale | None = None
+    """Low-rank scale s in `z = s act(A x)`: a number (`low_rank_alpha / rank` of published code), or "trainable":
+    s = tanh(theta), theta learned per layer from 1. None: s = 1. The fold multiplies it into B."""
+
+    backbone: str = "lowrank"
+    """The kind of layer, by its name in `foldrank.backbones`: `lowrank` is y = B z, plain or CoLA; `sltrain` is
+    SLTrain's y = B z + S x, S sparse with a fixed random support."""
+
+    options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """Settings of the backbone's own. `sltrain`: `density` of S (0.03) and `seed` of its support (0)."""
 
     targets: Sequence[str] | None = None
     """Patterns of the layers to convert; None: those that the rank table names, or each linear layer but the output
@@ -169,6 +181,16 @@ class LowRankConfig:
                 problems.append(f"{what} as a fraction must lie between 0 and 1, got {rank} (a rank is an integer)")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             problems.append(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.scale is not None and self.scale != "trainable" and (not _is_real(self.scale) or self.scale == 0):
+            problems.append(f"scale must be None, 'trainable' or a finite number other than 0, got {self.scale!r}")
+        if isinstance(self.options, Mapping):
+            problems += [
+                f"options: {name!r} must be a number, a truth value or a text, got {value!r}"
+                for name, value in self.options.items()
+                if not isinstance(value, bool | int | float | str)
+            ]
+        else:
+            problems.append(f"options must be a table from name to value, got {self.options!r}")
         problems += _pattern_problems("targets", self.targets or ()) + _pattern_problems("exclude", self.exclude)
         if self.targets is not None and not self.targets:
             problems.append("targets is empty: name the layers to convert, or None for every linear layer")

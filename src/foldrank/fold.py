@@ -1,4 +1,4 @@
-"""The fold: B* = B + c R in float32, rounded once. On a tensor, on a state dict, on a model. One way only."""
+"""The fold: B* = s (B + c R) in float32, rounded once. On a tensor, on a state dict, on a model. One way only."""
 
 import logging
 import re
@@ -13,17 +13,22 @@ from torch import Tensor, nn
 
 from foldrank.attach import attached_residuals, detach
 from foldrank.config import Expansion
-from foldrank.linear import LowRankLinear
-from foldrank.residual import SPEC, DuplicatedLatentResidual, add_duplicates, decode_spec, expansion_index, scale
+from foldrank.foldable import SPEC
+from foldrank.linear import MAPS, LowRankLinear
+from foldrank.mapped import map_weight
+from foldrank.residual import DuplicatedLatentResidual, add_duplicates, expansion_index
+from foldrank.residual import scale as residual_factor
+from foldrank.scale import LatentScale, squash
 from foldrank.tree import low_rank_layers
 
 logger = logging.getLogger(__name__)
 
-RESIDUAL = "residual."
-"""The part of a state dict's key between a low-rank layer's name and what belongs to its residual."""
+SPEC_KEY = re.compile(rf"(?P<layer>(?:.*\.)?)(?P<kind>{'|'.join(MAPS)})\.{SPEC}")
+"""Keys that say how to fold a low-rank layer."""
 
-ATTACHED = re.compile(r"(?P<owner>(?:.*\.)?)parametrizations\.(?P<own>[^.]+)\.(?P<rest>0\.spec|original)")
-"""Keys of a weight to which `attach_residual_` gave a residual."""
+ATTACHED = re.compile(r"(?P<owner>(?:.*\.)?)parametrizations\.(?P<own>[^.]+)\.original")
+ATTACHED_SPEC = re.compile(rf"(?P<weight>(?:.*\.)?parametrizations\.[^.]+\.)0\.{SPEC}")
+"""Keys of a weight to which `attach_residual_` gave a residual, and of what says how to fold it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +61,10 @@ def fold_weight(
     expansion: Expansion = "contiguous",
     variance_correction: bool = True,
     index: Tensor | None = None,
+    scale: float | Tensor = 1.0,
     latent_dim: int = 1,
 ) -> Tensor:
-    """The folded up-projection B* = B + alpha / sqrt(K) R, summed in float32 (or wider) and rounded once.
+    """The folded up-projection B* = s (B + alpha / sqrt(K) R), computed in float32 (or wider) and rounded once.
 
     Args:
         weight: B, unchanged.
@@ -66,13 +72,15 @@ def fold_weight(
         expansion: which latent each output repeats; for `random` give `index`.
         variance_correction: divide alpha by sqrt(K), K = ceil(d_out / r).
         index: the latent of each output, in place of the expansion's own.
+        scale: the low-rank scale s.
         latent_dim: the dimension of `weight` that counts the latents: 1 for (d_out, r), 0 for (r, d_out).
 
     Shape:
         (d_out, r), or (r, d_out) with `latent_dim=0`; index (d_out,); the result is shaped as `weight`.
 
     Raises:
-        ValueError: for a weight or alpha that is not finite, a weight that is not a matrix, an index of another length.
+        ValueError: for a weight, alpha or scale that is not finite, a weight that is no matrix, an index of another
+            length.
 
     Example:
         >>> fold_weight(torch.zeros(4, 1), alpha=3.0).flatten().tolist()
@@ -88,16 +96,16 @@ def fold_weight(
         index = expansion_index(expansion, out_features, rank, device=weight.device)
     elif index.shape != (out_features,):
         raise ValueError(f"index must hold one latent for each of {out_features} outputs, got {tuple(index.shape)}")
-    unit = scale(1.0, out_features, rank, variance_correction=variance_correction)
     _check_finite("alpha", torch.as_tensor(alpha))
-    if isinstance(alpha, Tensor):
-        alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
-    return add_duplicates(weight, index, alpha * unit, latent_dim)
+    _check_finite("scale", torch.as_tensor(scale))
+    c = _wide(alpha) * residual_factor(1.0, out_features, rank, variance_correction=variance_correction)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return (add_duplicates(wide, index, c, latent_dim) * _wide(scale)).to(weight.dtype)
 
 
 def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the folded model, without a model: each `up.weight` and each attached weight folded, all of the
-    residual left out. An attached weight goes back to the name that it had (`parametrizations.W.original` to `W`).
+    """The state dict of the folded model, without a model: each `up.weight` and each attached weight folded, residuals
+    and scales left out. An attached weight goes back to the name that it had (`parametrizations.W.original` to `W`).
 
     Tensors that need no fold are passed on as they are. Folding a folded state dict changes nothing.
 
@@ -106,8 +114,8 @@ def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     plan = fold_plan(state_dict)
     if orphans := plan.keys() - state_dict.keys():
-        raise ValueError(f"this state dict has a residual but no {sorted(orphans)[0]}: it is not whole")
-    dropped = residual_keys(state_dict)
+        raise ValueError(f"this state dict has a residual or a scale but no {min(orphans)}: it is not whole")
+    dropped = unfolded_keys(state_dict)
     return {
         folded_key(key) if key in plan else key: plan[key](value) if key in plan else value
         for key, value in state_dict.items()
@@ -120,44 +128,52 @@ def folded_key(key: str) -> str:
     return ATTACHED.sub(r"\g<owner>\g<own>", key)
 
 
-def residual_keys(keys: Iterable[str]) -> set[str]:
-    """Those of a state dict's keys that belong to residuals; a folded state dict has none."""
+def unfolded_keys(keys: Iterable[str]) -> set[str]:
+    """Those of a state dict's keys that belong to residuals and scales; a folded state dict has none."""
     keys = set(keys)
-    specs = [key for key in keys if key.endswith(SPEC) and (key.endswith(RESIDUAL + SPEC) or ATTACHED.fullmatch(key))]
-    prefixes = [key.removesuffix(SPEC) for key in specs]
-    return {prefix + name for prefix in prefixes for name in (SPEC, "alpha", "index")} & keys
+    prefixes = [key.removesuffix(SPEC) for key in keys if SPEC_KEY.fullmatch(key) or ATTACHED_SPEC.fullmatch(key)]
+    return {prefix + name for prefix in prefixes for name in (SPEC, "alpha", "index", "theta")} & keys
 
 
-def fold_plan(residual_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
+def fold_plan(unfolded_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
     """From the key of each weight that needs folding to the function that folds it.
 
-    Needs of a state dict only what `residual_keys` names, a few bytes a layer, so that large files can follow in turn.
+    Needs of a state dict only what `unfolded_keys` names, a few bytes a layer, so that large files can follow in turn.
 
     Raises:
-        ValueError: for a spec that is damaged, or a residual that is not whole.
+        ValueError: for a spec that is damaged, or a residual or scale that is not whole.
     """
-    plan: dict[str, Callable[[Tensor], Tensor]] = {}
-    for key in residual_keys(residual_tensors):
-        if not key.endswith(SPEC):
-            continue
-        prefix = key.removesuffix(SPEC)
-        spec = decode_spec(residual_tensors[key])
-        needed = {"alpha"} if spec["alpha"] is None else set()
-        needed |= {"index"} if spec["expansion"] == "random" else set()
-        if missing := {prefix + name for name in needed} - residual_tensors.keys():
-            raise ValueError(f"this state dict has a residual but no {min(missing)}: it is not whole")
-        attached = ATTACHED.fullmatch(key)
-        weight = prefix.removesuffix("0.") + "original" if attached else prefix.removesuffix(RESIDUAL) + "up.weight"
-        plan[weight] = partial(
-            _fold_named,
-            weight,
-            alpha=residual_tensors[prefix + "alpha"] if spec["alpha"] is None else spec["alpha"],
-            expansion=spec["expansion"],
-            variance_correction=spec["variance_correction"],
-            index=residual_tensors.get(prefix + "index"),
-            latent_dim=spec["latent_dim"],
-        )
-    return plan
+    how: dict[str, dict[str, Any]] = {}
+    for key in unfolded_tensors:
+        if match := ATTACHED_SPEC.fullmatch(key):
+            how[match["weight"] + "original"] = _residual_settings(unfolded_tensors, key.removesuffix(SPEC))
+        elif match := SPEC_KEY.fullmatch(key):
+            read = _residual_settings if match["kind"] == "residual" else _scale_settings
+            found = read(unfolded_tensors, key.removesuffix(SPEC))
+            how.setdefault(match["layer"] + "up.weight", {"alpha": 0.0}).update(found)
+    return {weight: partial(_fold_named, weight, **settings) for weight, settings in how.items()}
+
+
+def _residual_settings(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    settings = DuplicatedLatentResidual.decode(tensors[prefix + SPEC])
+    if settings["alpha"] is None:
+        settings["alpha"] = _held(tensors, prefix + "alpha", "residual")
+    if settings["expansion"] == "random":
+        settings["index"] = _held(tensors, prefix + "index", "residual")
+    return settings
+
+
+def _scale_settings(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    settings = LatentScale.decode(tensors[prefix + SPEC])
+    if settings["scale"] is None:
+        settings["scale"] = squash(_held(tensors, prefix + "theta", "scale"))
+    return settings
+
+
+def _held(tensors: Mapping[str, Tensor], key: str, kind: str) -> Tensor:
+    if key not in tensors:
+        raise ValueError(f"this state dict has a {kind} but no {key}: it is not whole")
+    return tensors[key]
 
 
 def _fold_named(key: str, weight: Tensor, **how: Any) -> Tensor:
@@ -169,9 +185,9 @@ def _fold_named(key: str, weight: Tensor, **how: Any) -> Tensor:
 
 @torch.no_grad()
 def fold_(model: nn.Module) -> FoldReport:
-    """Folds each residual of `model` into its up-projection, in place; afterwards no residual object is left.
+    """Folds each residual and scale of `model` into its up-projection, in place; afterwards none of them is left.
 
-    Residuals of `LowRankLinear`s and those of `attach_residual_`, whose weights become plain parameters again.
+    Those of `LowRankLinear`s and those of `attach_residual_`, whose weights become plain parameters again.
 
     Outputs change by rounding only. There is no way back; folding again does nothing. Optimizers keep their parameters,
     but what they remember belongs to the unfolded weights: fold after training.
@@ -192,11 +208,11 @@ def fold_(model: nn.Module) -> FoldReport:
     folds = _planned_folds(model)
     drift = {}
     for fold in folds:
-        weight, residual = fold.weight, fold.residual
-        exact = add_duplicates(weight.double(), residual.latent_index(weight.device), residual.c(), residual.latent_dim)
-        weight.copy_(residual(weight))
+        weight = fold.weight
+        exact = fold.mapped(weight.double())
+        weight.copy_(fold.mapped(weight))
         drift[fold.name] = float((weight - exact).abs().max())
-        fold.remove_residual()
+        fold.finish()
     report = FoldReport(drift=drift)
     logger.info(report.summary())
     return report
@@ -207,15 +223,15 @@ class _Fold:
     name: str
     weight: Tensor
     weight_name: str
-    residual: DuplicatedLatentResidual
-    remove_residual: Callable[[], None]
+    mapped: Callable[[Tensor], Tensor]
+    finish: Callable[[], None]
 
 
 def _planned_folds(model: nn.Module) -> list[_Fold]:
     """What to fold, both kinds; raises before anything is touched."""
     folds = []
     for name, layer in low_rank_layers(model).items():
-        if layer.residual is None:
+        if not layer.maps:
             continue
         for parameter_name, parameter in layer.named_parameters():
             _check_finite(f"{name}.{parameter_name}", parameter)
@@ -224,8 +240,8 @@ def _planned_folds(model: nn.Module) -> list[_Fold]:
                 name=name,
                 weight=layer.up.weight,
                 weight_name=f"{name}.up.weight",
-                residual=layer.residual,
-                remove_residual=partial(_remove_residual, layer),
+                mapped=partial(map_weight, up_map=layer.up_map()),
+                finish=partial(_remove_maps, layer),
             )
         )
     for name, owner, own, residual in attached_residuals(model):
@@ -233,8 +249,8 @@ def _planned_folds(model: nn.Module) -> list[_Fold]:
         _check_finite(name, weight)
         for parameter_name, parameter in residual.named_parameters():
             _check_finite(f"{parameter_name} of {name}", parameter)
-        remove = partial(detach, owner, own)
-        folds.append(_Fold(name=name, weight=weight, weight_name=name, residual=residual, remove_residual=remove))
+        finish = partial(detach, owner, own)
+        folds.append(_Fold(name=name, weight=weight, weight_name=name, mapped=residual, finish=finish))
     homes = Counter(
         id(parameter)
         for parent in model.modules()
@@ -250,9 +266,16 @@ def _planned_folds(model: nn.Module) -> list[_Fold]:
     return folds
 
 
-def _remove_residual(layer: LowRankLinear) -> None:
-    del layer.residual  # or the empty place of a submodule would stay, and show in the repr
-    layer.residual = None
+def _remove_maps(layer: LowRankLinear) -> None:
+    for kind in MAPS:
+        delattr(layer, kind)  # or the empty place of a submodule would stay, and show in the repr
+        setattr(layer, kind, None)
+
+
+def _wide(number: float | Tensor) -> float | Tensor:
+    if isinstance(number, Tensor):
+        return number.to(torch.promote_types(number.dtype, torch.float32))
+    return number
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""`LowRankLinear`: the two factors, the function between them, and the residual while training."""
+"""`LowRankLinear`: the two factors, the function between them, and what is folded away: residual and scale."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foldrank.config import Activation, ResidualConfig
-from foldrank.residual import SPEC, DuplicatedLatentResidual
+from foldrank.config import Activation, ResidualConfig, Scale
+from foldrank.foldable import SPEC, FoldableMap
+from foldrank.mapped import UpMap, mapped_linear
+from foldrank.residual import DuplicatedLatentResidual
+from foldrank.scale import LatentScale
 
 ACTIVATION_MODULES: dict[Activation, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -17,18 +20,24 @@ ACTIVATION_MODULES: dict[Activation, type[nn.Module]] = {
 }
 
 
+MAPS = ("residual", "scale")
+"""The attributes of a low-rank layer that map B while it trains, in the order in which they apply: s (B + c R)."""
+
+
 class LowRankLinear(nn.Module):
     r"""A low-rank linear layer :math:`y = B\,\mathrm{act}(A x) + b`, with the foldable DLR residual while training.
 
-    With a residual the output is :math:`y = (B + c R)\,\mathrm{act}(A x) + b`, which equals the paper's
-    :math:`B z + c\,\mathrm{Expand}(z) + b` (arXiv 2606.28932). Without one it calls `up`, a plain `nn.Linear`, so that
-    quantizers, servers and exporters that swap `nn.Linear` work on the folded layer.
+    With a residual and a scale the output is :math:`y = s (B + c R)\,\mathrm{act}(A x) + b`, which equals the paper's
+    :math:`B z + c\,\mathrm{Expand}(z) + b` with :math:`z = s\,\mathrm{act}(A x)` (arXiv 2606.28932). Without either it
+    calls `up`, a plain `nn.Linear`, so that quantizers, servers and exporters that swap `nn.Linear` work on the folded
+    layer. Other backbones are subclasses (docs/backbones.md).
 
     Args:
         in_features: d_in.
         out_features: d_out.
         rank: r, at least 1.
         activation: function between the factors; `silu` is CoLA, None plain low rank.
+        scale: s, a number, or "trainable" (through tanh), or None for 1.
         bias: whether to learn b.
         residual: the residual to train with, or None.
         name: the layer's name in its model; only the random expansion depends on it.
@@ -52,6 +61,7 @@ class LowRankLinear(nn.Module):
         rank: int,
         *,
         activation: Activation | None = None,
+        scale: Scale | None = None,
         bias: bool = False,
         residual: ResidualConfig | None = None,
         name: str = "",
@@ -75,11 +85,27 @@ class LowRankLinear(nn.Module):
             if residual is not None
             else None
         )
-        self.reset_parameters()
+        self.scale = LatentScale(scale, device=device, dtype=dtype) if scale is not None else None
+        LowRankLinear.reset_parameters(self)  # not a subclass's: its own parameters are not there yet
+
+    @property
+    def options(self) -> dict[str, bool | int | float | str]:
+        """The arguments that a backbone of this class takes besides those of every low-rank layer."""
+        return {}
+
+    @classmethod
+    def extra_parameters(cls, in_features: int, out_features: int, **options: Any) -> int:  # noqa: ARG003
+        """Parameters that a layer of this class has besides its factors and bias, which a budget must know."""
+        return 0
+
+    @property
+    def maps(self) -> tuple[FoldableMap, ...]:
+        """What maps B while training, in order; nothing once folded."""
+        return tuple(part for part in (self.residual, self.scale) if part is not None)
 
     def reset_parameters(self) -> None:
         """Draws the factors normal with deviation r^(-1/4) (d_in + d_out)^(-1/4) (CoLA), the bias uniform in
-        +-1/sqrt(d_out), and sets the residual to its start.
+        +-1/sqrt(d_out), and sets residual and scale to their start.
         """
         std = self.rank**-0.25 * (self.in_features + self.out_features) ** -0.25
         nn.init.normal_(self.down.weight, std=std)
@@ -87,16 +113,26 @@ class LowRankLinear(nn.Module):
         if self.up.bias is not None:
             bound = self.out_features**-0.5
             nn.init.uniform_(self.up.bias, -bound, bound)
-        if self.residual is not None:
-            self.residual.reset_parameters()
+        for part in self.maps:
+            part.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
+        z = self.latents(x)
+        return mapped_linear(z, self.up.weight, self.up.bias, self.up_map()) if self.maps else self.up(z)
+
+    def latents(self, x: Tensor) -> Tensor:
+        """act(A x)."""
         z = self.down(x)
-        if self.activation is not None:
-            z = self.activation(z)
-        if self.residual is None:
-            return self.up(z)
-        return self.residual.linear(z, self.up.weight, self.up.bias)
+        return z if self.activation is None else self.activation(z)
+
+    def up_map(self) -> UpMap:
+        """What residual and scale make of B; nothing once folded."""
+        residual, scale = self.residual, self.scale
+        return UpMap(
+            latents=None if residual is None else residual.latent_index(self.up.weight.device),
+            c=None if residual is None else residual.c(),
+            s=None if scale is None else scale.s(),
+        )
 
     def _load_from_state_dict(
         self,
@@ -109,21 +145,25 @@ class LowRankLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # Goes through error_msgs, which load_state_dict raises with strict=False too.
-        unfolded = prefix + "residual." + SPEC in state_dict
-        if self.residual is None and unfolded:
-            error_msgs.append(
-                f"{prefix.rstrip('.')} is folded and the state dict is not: load it into a model with the residual, "
-                "or fold the state dict first (foldrank.fold_state_dict)"
-            )
-        if self.residual is not None and prefix + "up.weight" in state_dict and not unfolded:
-            error_msgs.append(
-                f"{prefix.rstrip('.')} has a residual and the state dict is folded: it would be added a second time. "
-                "Load it into a model without residual (residual=None, or fold_ the model first)"
-            )
+        layer = prefix.rstrip(".")
+        for kind in MAPS:
+            mapped, unfolded = getattr(self, kind) is not None, f"{prefix}{kind}.{SPEC}" in state_dict
+            if unfolded and not mapped:
+                error_msgs.append(
+                    f"{layer} is folded and the state dict is not: load it into a model with the {kind}, "
+                    "or fold the state dict first (foldrank.fold_state_dict)"
+                )
+            if mapped and not unfolded and prefix + "up.weight" in state_dict:
+                error_msgs.append(
+                    f"{layer} has a {kind} and the state dict is folded: it would be applied a second time. "
+                    f"Load it into a model without ({kind}=None, or fold_ the model first)"
+                )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     def extra_repr(self) -> str:
-        state = "folded or never with a residual" if self.residual is None else "with residual"
+        state = (
+            "with " + " and ".join(part.kind for part in self.maps) if self.maps else "folded or never with a residual"
+        )
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, {state}"

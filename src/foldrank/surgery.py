@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from foldrank import backbones
 from foldrank.budget import solve_ranks
-from foldrank.config import Activation, LowRankConfig, ResidualConfig, lookup, matches
+from foldrank.config import LowRankConfig, ResidualConfig, lookup, matches
 from foldrank.linear import LowRankLinear
 from foldrank.report import some, table
 from foldrank.tree import (
@@ -77,9 +78,9 @@ class FactorizeReport:
 
 
 def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
-    """Replaces the linear layers that `config` targets by `LowRankLinear`s, in place.
+    """Replaces the linear layers that `config` targets by low-rank ones of its backbone, in place.
 
-    The new factors are drawn afresh (CoLA's initialisation), on the device and in the dtype of the layer they replace;
+    The new factors are drawn afresh, as the backbone does it, on the device and in the dtype of the layer they replace;
     a bias is kept as a parameter and drawn afresh as well. This is pre-training: the dense weights are dropped.
 
     Args:
@@ -103,11 +104,12 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
     converted = []
     for name, planned in plan.items():
         linear = planned.linear
-        layer = LowRankLinear(
+        # What a backbone refuses are its settings, at the first layer: nothing is replaced then.
+        layer = backbones.build(
+            config,
             linear.in_features,
             linear.out_features,
             planned.rank,
-            activation=config.activation,
             bias=linear.bias,
             residual=planned.residual,
             name=name,
@@ -142,16 +144,19 @@ def describe(model: nn.Module) -> LowRankConfig | None:
     """The config that rebuilds the low-rank layers of `model` as they are now, by exact names; None if it has none.
 
     Raises:
-        ValueError: where the layers differ in activation or in their residual, which one config cannot say.
+        ValueError: where the layers differ in backbone, activation, scale or expansion, which one config cannot say.
     """
     layers = low_rank_layers(model)
     if not layers:
         return None
-    activations: set[Activation | None] = {layer.activation_name for layer in layers.values()}
+    settings = [backbones.settings_of(layer) for layer in layers.values()]
     residuals = {name: layer.residual.config for name, layer in layers.items() if layer.residual is not None}
     kinds = {replace(residual, alpha=1.0, scope="all") for residual in residuals.values()}
-    if len(activations) > 1 or len(kinds) > 1:
-        raise ValueError("the low-rank layers of this model differ in activation or expansion: no one config says that")
+    if any(other != settings[0] for other in settings) or len(kinds) > 1:
+        raise ValueError(
+            "the low-rank layers of this model differ in backbone, activation, scale or expansion: "
+            "no one config says that"
+        )
     linears = [name for name, module, _ in walk(model) if isinstance(module, LowRankLinear) or as_dense(module)]
     # Dense layers that the name of a low-rank one would match as a tail.
     dense = [name for name in linears if name not in layers]
@@ -163,9 +168,9 @@ def describe(model: nn.Module) -> LowRankConfig | None:
         residual = replace(kinds.pop(), alpha=next(iter(alphas.values())) if uniform else alphas)
     return LowRankConfig(
         rank={name: layer.rank for name, layer in layers.items()},
-        activation=activations.pop(),
         exclude=exclude,
         residual=residual,
+        **settings[0],
     )
 
 
@@ -240,7 +245,9 @@ def _ranks(model: nn.Module, config: LowRankConfig, chosen: Mapping[str, DenseLa
         assert config.budget is not None
         total = count_parameters(model)
         shapes = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
+        backbone = backbones.class_of(config)
         kept = total - sum(linear.weight.numel() for linear in chosen.values())
+        kept += sum(backbone.extra_parameters(*shape, **config.options) for shape in shapes.values())
         return solve_ranks(shapes, budget=config.budget, total=total, kept=kept)
     ranks = {name: _rank(lookup(config.rank, name), name, linear) for name, linear in chosen.items()}
     if isinstance(config.rank, Mapping):

@@ -88,6 +88,10 @@ def test_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="trainable"):
         fold_at_start_(trainable)
     assert all(layer.residual is not None for layer in low_rank_layers(trainable).values())
+    scaled = nn.Sequential(nn.Linear(12, 50))
+    factorize_(scaled, LowRankConfig(rank=4, scale=0.5, residual=ResidualConfig()))
+    with pytest.raises(ValueError, match="0 has a low-rank scale"):
+        fold_at_start_(scaled)
     with pytest.raises(ValueError, match="no residual"):
         fold_at_start_(nn.Sequential(nn.Linear(4, 4)))
     model = build(ResidualConfig())

@@ -13,6 +13,7 @@ PUBLIC = [
     "LowRankConfig",
     "LowRankLinear",
     "ResidualConfig",
+    "SparseLowRankLinear",
     "attach_residual_",
     "factorize_",
     "fold_",

@@ -9,7 +9,6 @@ from foldrank.config import EXPANSIONS, Expansion, ResidualConfig
 from foldrank.residual import (
     DuplicatedLatentResidual,
     add_duplicates,
-    decode_spec,
     expansion_index,
     literal_residual,
     random_index,
@@ -118,7 +117,7 @@ def test_state_is_small_and_survives_casts(expansion: Expansion, trainable: bool
     expected = {"spec"} | ({"index"} if expansion == "random" else set()) | ({"alpha"} if trainable else set())
     assert set(residual.state_dict()) == expected
     assert all(torch.equal(buffer, before[name]) for name, buffer in residual.named_buffers())
-    assert decode_spec(residual.spec) == {
+    assert DuplicatedLatentResidual.decode(residual.spec) == {
         "alpha": None if trainable else 0.7,
         "expansion": expansion,
         "latent_dim": 1,
@@ -141,7 +140,7 @@ DAMAGED: list[list[Any]] = [
 @pytest.mark.parametrize("values", DAMAGED)
 def test_damaged_spec_is_refused(values: list[Any]) -> None:
     with pytest.raises(ValueError, match="spec in this state dict is damaged"):
-        decode_spec(torch.tensor(values))
+        DuplicatedLatentResidual.decode(torch.tensor(values))
 
 
 def test_repr_tells_the_choice() -> None:

@@ -53,12 +53,12 @@ def test_a_folded_state_does_not_load_into_an_unfolded_model(how: dict[str, Any]
     ) as caught:
         model(ResidualConfig()).load_state_dict(state, **how)
     assert "residual=None, or fold_ the model first" in str(caught.value)
-    assert str(caught.value).count("added a second time") == 10
+    assert str(caught.value).count("applied a second time") == 10
 
 
 @HOW
 def test_a_plain_state_does_not_load_into_an_unfolded_model(how: dict[str, Any]) -> None:
-    with pytest.raises(RuntimeError, match="added a second time"):
+    with pytest.raises(RuntimeError, match="applied a second time"):
         model(ResidualConfig()).load_state_dict(trained_state(None), **how)
 
 

@@ -392,7 +392,7 @@ def test_a_dense_model_has_no_description() -> None:
 def test_what_one_config_cannot_say_is_refused(activation: Activation | None, residual: ResidualConfig) -> None:
     first = LowRankLinear(8, 8, 2, residual=ResidualConfig())
     second = LowRankLinear(8, 8, 2, activation=activation, residual=residual)
-    with pytest.raises(ValueError, match="differ in activation or expansion"):
+    with pytest.raises(ValueError, match="differ in backbone, activation, scale or expansion"):
         describe(nn.Sequential(first, second))
 
 

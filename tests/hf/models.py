@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from foldrank import LowRankConfig, ResidualConfig
 from foldrank.hf import LowRankLlamaConfig
+from foldrank.hf.base import LowRankConfigMixin
 
 TOKENS = torch.arange(30).reshape(3, 10) * 7 % 61
 SHAPE: dict[str, Any] = {
@@ -24,7 +25,7 @@ COLA_DLR = LowRankConfig(rank=3, activation="silu", residual=ResidualConfig(alph
 """The rank divides neither width: the last latents repeat fewer times than the others."""
 
 
-def config(low_rank: LowRankConfig | None = COLA_DLR, **others: Any) -> LowRankLlamaConfig:
+def config(low_rank: LowRankConfig | None = COLA_DLR, **others: Any) -> LowRankConfigMixin:
     return LowRankLlamaConfig(**{**SHAPE, **others}, low_rank=low_rank)  # pyright: ignore[reportArgumentType]
 
 

@@ -47,7 +47,9 @@ def edit_config(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 @AUTO
 def test_folded_weights_under_an_unfolded_config(swapped: Callable[[str, str], Path], auto: Any) -> None:
-    with pytest.raises(ValueError, match="is folded but its config has a residual, which would be added again") as said:
+    with pytest.raises(
+        ValueError, match="is folded but its config has a residual, which would be applied again"
+    ) as said:
         auto.from_pretrained(swapped("folded", "unfolded"))
     assert "residual" in str(said.value)
 
@@ -147,7 +149,7 @@ def test_a_state_dict_of_the_other_kind(both: Path) -> None:
     unfolded = load_file(both / "unfolded" / "model.safetensors")
     folded = load_file(both / "folded" / "model.safetensors")
     model = AutoModelForCausalLM.from_config(config(COLA_DLR))
-    with pytest.raises(RuntimeError, match="the state dict is folded: it would be added a second time"):
+    with pytest.raises(RuntimeError, match="the state dict is folded: it would be applied a second time"):
         model.load_state_dict(folded, strict=False)
     fold_(model)
     with pytest.raises(RuntimeError, match="is folded and the state dict is not"):

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from foldrank import LowRankConfig, ResidualConfig, fold_
-from foldrank.hf import LowRankLlamaForCausalLM, LowRankLlamaModel
-from foldrank.hf.base import auto_map, modeling_file
+from foldrank.hf import LowRankLlamaForCausalLM, LowRankLlamaModel, modeling_lowrank_llama
+from foldrank.hf.travel import auto_map
 
 from .models import TOKENS, config, hidden, logits, trained
 
@@ -83,7 +83,7 @@ def test_what_is_not_folded_does_not_load(elsewhere: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def travelling() -> ModuleType:
     """The modelling file, imported under a name of its own."""
-    file = modeling_file(type(config()))
+    file = modeling_lowrank_llama.__file__
     spec = importlib.util.spec_from_file_location("travelling", file)
     assert spec is not None
     assert spec.loader is not None

@@ -30,7 +30,7 @@ def show(result: dict[str, Any]) -> None:
     meaning = {
         "dense": "dense: no low-rank layer",
         "folded": "folded: plain low rank, ready to deploy",
-        "unfolded": "not folded: still has its residual (foldrank fold makes it deployable)",
+        "unfolded": "not folded: still has its residual or scale (foldrank fold makes it deployable)",
     }
     table.add_row("model", result["model_type"])
     table.add_row("state", meaning[result["state"]])
@@ -41,7 +41,11 @@ def show(result: dict[str, Any]) -> None:
     if result["low_rank"] is not None:
         ranks = Counter(result["low_rank"]["rank"].values())
         table.add_row("ranks", ", ".join(f"{rank} ({count} layers)" for rank, count in sorted(ranks.items())))
+        options = ", ".join(f"{name} {value}" for name, value in result["low_rank"]["options"].items())
+        table.add_row("backbone", result["low_rank"]["backbone"] + (f" ({options})" if options else ""))
         table.add_row("activation", str(result["low_rank"]["activation"]))
+        if result["low_rank"]["scale"] is not None:
+            table.add_row("scale", str(result["low_rank"]["scale"]))
         if (residual := result["low_rank"]["residual"]) is not None:
             table.add_row("residual", ", ".join(f"{name} {value}" for name, value in residual.items()))
     Console(highlight=False).print(table)

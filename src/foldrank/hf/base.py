@@ -5,20 +5,18 @@ model that was folded in place saves as a folded checkpoint.
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from foldrank.config import LowRankConfig
-from foldrank.fold import RESIDUAL, residual_keys
-from foldrank.residual import SPEC, decode_spec
+from foldrank.fold import unfolded_keys
+from foldrank.foldable import SPEC
+from foldrank.hf.travel import auto_map, travels, write_modeling
 from foldrank.surgery import describe, factorize_
 from foldrank.tree import low_rank_layers
-
-HERE = Path(__file__).parent
 
 
 class LowRankConfigMixin(PreTrainedConfig):
@@ -28,10 +26,10 @@ class LowRankConfigMixin(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Subclassed configs are not type-checked by transformers: a wrong field must not wait for the model.
-        if isinstance(self.low_rank, LowRankConfig):
-            self.low_rank = self.low_rank.to_dict()
-        elif self.low_rank is not None:
-            LowRankConfig.from_dict(self.low_rank)
+        low_rank: Any = self.low_rank
+        if low_rank is not None and not isinstance(low_rank, LowRankConfig):
+            low_rank = LowRankConfig.from_dict(low_rank)
+        self.low_rank = low_rank and low_rank.to_dict()
         super().__post_init__(**kwargs)
 
 
@@ -69,11 +67,10 @@ class LowRankModelMixin(PreTrainedModel):
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
     ) -> None:
         """As in transformers; a folded model also saves the modelling file with which it loads without foldrank."""
-        folded = refresh_config(self)
+        portable = refresh_config(self)
         super().save_pretrained(save_directory, is_main_process, **kwargs)
-        if folded and is_main_process:
-            source = modeling_file(type(self.config))
-            shutil.copyfile(source, Path(save_directory) / source.name)
+        if portable and is_main_process:
+            write_modeling(type(self.config), Path(save_directory))
 
 
 def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
@@ -83,19 +80,19 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
         ValueError: for missing tensors, wrong shapes, and where config and weights disagree about the residual.
     """
     missing, mismatched = set(info["missing_keys"]), {entry[0] for entry in info["mismatched_keys"]}
-    residuals = {
-        f"{name}.{RESIDUAL}{SPEC}": layer.residual
-        for name, layer in low_rank_layers(model).items()
-        if layer.residual is not None
+    parts = {
+        f"{name}.{part.kind}.{SPEC}": part for name, layer in low_rank_layers(model).items() for part in layer.maps
     }
-    if residuals and missing >= residuals.keys():
-        raise ValueError("the checkpoint is folded but its config has a residual, which would be added again")
-    if residual_keys(info["unexpected_keys"]):
-        raise ValueError("the checkpoint is not folded but its config has no residual: fold it (foldrank fold)")
-    for key, residual in residuals.items():
-        if key in mismatched or (key not in missing and decode_spec(residual.spec) != residual.spec_fields()):
+    if parts and missing >= parts.keys():
+        kinds = " and a ".join(sorted({part.kind for part in parts.values()}))
+        raise ValueError(f"the checkpoint is folded but its config has a {kinds}, which would be applied again")
+    if unfolded := unfolded_keys(info["unexpected_keys"]):
+        kinds = " or ".join(sorted({key.split(".")[-2] for key in unfolded}))
+        raise ValueError(f"the checkpoint is not folded but its config has no {kinds}: fold it (foldrank fold)")
+    for key, part in parts.items():
+        if key in mismatched or (key not in missing and part.decode(part.spec) != part.spec_fields()):
             raise ValueError(
-                f"{key} is of another residual than the config's ({residual.spec_fields()}): restore the config.json "
+                f"{key} is of another {part.kind} than the config's ({part.spec_fields()}): restore the config.json "
                 "that was saved with these weights"
             )
     if mismatched:
@@ -111,50 +108,19 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
 
 
 def refresh_config(model: PreTrainedModel) -> bool:
-    """Writes the low-rank layers of `model` as they are into its config; whether it is free of residuals."""
+    """Writes the low-rank layers of `model` as they are into its config; whether it then loads without foldrank."""
     low_rank = describe(model)
-    if low_rank is None:
-        model.config.low_rank = None
-        return False
-    fields = low_rank.to_dict()
-    prefix = model.base_model_prefix + "."
-    # Names count from the base model, so that the config fits the model with and without its head.
-    for table, key in ((fields, "rank"), (fields["residual"], "alpha")):
-        if table is not None and isinstance(table[key], dict):
-            table[key] = {name.removeprefix(prefix): value for name, value in table[key].items()}
+    fields = low_rank and low_rank.to_dict()
+    if fields is not None:
+        prefix = model.base_model_prefix + "."
+        # Names count from the base model, so that the config fits the model with and without its head.
+        for table, key in ((fields, "rank"), (fields["residual"], "alpha")):
+            if table is not None and isinstance(table[key], dict):
+                table[key] = {name.removeprefix(prefix): value for name, value in table[key].items()}
     model.config.low_rank = fields
-    folded = low_rank.residual is None
-    if folded:
+    portable = fields is not None and travels(fields)
+    if portable:
         model.config.auto_map = auto_map(type(model.config))
     else:
         vars(model.config).pop("auto_map", None)
-    return folded
-
-
-def family(config_class: type[PreTrainedConfig]) -> str:
-    """Llama, from LowRankLlamaConfig."""
-    return config_class.__name__.removeprefix("LowRank").removesuffix("Config")
-
-
-def modeling_file(config_class: type[PreTrainedConfig]) -> Path:
-    """The self-contained modelling file that travels with folded checkpoints of this architecture."""
-    return HERE / f"modeling_lowrank_{family(config_class).lower()}.py"
-
-
-def auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
-    """Where transformers finds the classes in the modelling file."""
-    module, name = modeling_file(config_class).stem, "LowRank" + family(config_class)
-    return {
-        "AutoConfig": f"{module}.{name}Config",
-        "AutoModel": f"{module}.{name}Model",
-        "AutoModelForCausalLM": f"{module}.{name}ForCausalLM",
-    }
-
-
-def register(
-    config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], causal_class: type[PreTrainedModel]
-) -> None:
-    """Makes the Auto classes of this process know an architecture."""
-    AutoConfig.register(config_class.model_type, config_class)
-    AutoModel.register(config_class, model_class)
-    AutoModelForCausalLM.register(config_class, causal_class)
+    return portable

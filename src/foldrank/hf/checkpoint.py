@@ -1,6 +1,7 @@
 """Checkpoints on disk: what one is, loading one, folding one file by file. Safetensors and JSON only, no code runs."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ from transformers import (
 )
 
 from foldrank.config import LowRankConfig
-from foldrank.fold import fold_plan, residual_keys
-from foldrank.hf.base import auto_map, check_loaded, modeling_file
+from foldrank.fold import fold_plan, unfolded_keys
+from foldrank.hf.base import check_loaded
+from foldrank.hf.travel import auto_map, travels, write_modeling
+from foldrank.linear import MAPS
 
 INDEX = "model.safetensors.index.json"
 
@@ -61,27 +64,22 @@ def inspect(folder: Path) -> CheckpointInfo:
     names: set[str] = set()
     with _weights(folder) as files:
         for file in files.values():
-            names.update(file.keys())
-    residual = residual_keys(names)
-    with _weights(folder) as files:
-        for file in files.values():
             for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                # The spec and the random index are state, not parameters; a trainable alpha is one.
-                if name in residual and not name.endswith(".alpha"):
-                    continue
+                names.add(name)
                 part = file.get_slice(name)
-                dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + 1
-                count = 1
-                for side in part.get_shape():
-                    count *= side
-                params += count
-    if bool(residual) != (low_rank is not None and low_rank["residual"] is not None):
-        weights, settings = ("a", "none") if residual else ("no", "one")
-        raise ValueError(
-            f"{folder}: the weights hold {weights} residual and config.json has {settings}: restore the config.json "
-            "that was saved with these weights"
-        )
-    state = "dense" if low_rank is None else "unfolded" if residual else "folded"
+                # Whole numbers are state: specs, and indices of a random expansion or a sparse part.
+                if part.get_dtype().startswith(("F", "BF")):
+                    dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + 1
+                    params += math.prod(part.get_shape())
+    unfolded = {key.split(".")[-2] for key in unfolded_keys(names)}
+    for kind in MAPS:
+        if (kind in unfolded) != (low_rank is not None and low_rank[kind] is not None):
+            weights, settings = ("a", "none") if kind in unfolded else ("no", "one")
+            raise ValueError(
+                f"{folder}: the weights hold {weights} {kind} and config.json has {settings}: restore the config.json "
+                "that was saved with these weights"
+            )
+    state = "dense" if low_rank is None else "unfolded" if unfolded else "folded"
     return CheckpointInfo(
         path=str(folder),
         model_type=config.model_type,
@@ -158,7 +156,7 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
     try:
         with _weights(folder) as files:
             homes = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
-            dropped = residual_keys(homes)
+            dropped = unfolded_keys(homes)
             plan = fold_plan({name: homes[name].get_tensor(name) for name in dropped})
             weight_map, total = {}, 0
             for file_name, file in files.items():
@@ -177,11 +175,11 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
         for file in folder.iterdir():
             if file.is_file() and file.name not in written:
                 shutil.copy2(file, work / file.name)
-        config.low_rank = {**config.low_rank, "residual": None}
-        config.auto_map = auto_map(type(config))
+        config.low_rank = {**config.low_rank, **dict.fromkeys(MAPS)}
+        if travels(config.low_rank):
+            config.auto_map = auto_map(type(config))
+            write_modeling(type(config), work)
         config.save_pretrained(work)
-        source = modeling_file(type(config))
-        shutil.copyfile(source, work / source.name)
         work.rename(out)
     except SafetensorError as error:
         raise ValueError(f"{folder} has a damaged file: {_line(error)}") from error

@@ -1,11 +1,18 @@
 """A folded low-rank Llama for plain transformers: `from_pretrained(DIR, trust_remote_code=True)`.
 
-foldrank copies this file into each folded checkpoint. It needs torch and transformers, nothing else.
-Each converted layer computes y = B act(A x) (arXiv 2606.28932, after the fold).
+foldrank writes this file into each folded checkpoint. It needs torch and transformers, nothing else.
+Each converted layer computes y = B act(A x) (arXiv 2606.28932, after the fold), on SLTrain's backbone plus S x.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
+from torch.nn import functional as F
+from transformers import LlamaConfig as DenseConfig
+from transformers import LlamaForCausalLM as DenseForCausalLM
+from transformers import LlamaModel as DenseModel
+from transformers import PreTrainedModel
 
 ACTIVATIONS = {None: nn.Identity, "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -23,28 +30,57 @@ class LowRankLinear(nn.Module):
         return self.up(self.activation(self.down(x)))
 
 
+class SparseLowRankLinear(LowRankLinear):
+    """y = up(activation(down(x))) + S x, S sparse: its `values` by row, in `columns`, `rows` says where each begins."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, in_features: int, out_features: int, *args: Any, density: float, **_: Any) -> None:
+        super().__init__(in_features, out_features, *args)
+        count = max(1, int(density * in_features * out_features))
+        self.values = nn.Parameter(torch.empty(count))
+        self.register_buffer("rows", torch.zeros(out_features + 1, dtype=torch.int32))
+        self.register_buffer("columns", torch.zeros(count, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        table = x.to(y.dtype).reshape(-1, x.shape[-1]).T.contiguous()
+        weights = self.values.to(y.dtype)
+        bags = F.embedding_bag(
+            self.columns, table, self.rows, mode="sum", per_sample_weights=weights, include_last_offset=True
+        )
+        return y + bags.T.reshape(y.shape)
+
+
+BACKBONES = {"lowrank": LowRankLinear, "sltrain": SparseLowRankLinear}
+
+
 def _insert_low_rank_layers(model: PreTrainedModel) -> None:
     low_rank = model.config.low_rank
     if low_rank is None:
         return
-    if low_rank["residual"] is not None:
+    if low_rank["residual"] is not None or low_rank["scale"] is not None:
         raise ValueError("this checkpoint is not folded: load it with foldrank, or fold it first (foldrank fold)")
-    prefix = model.base_model_prefix + "."
-    for name, linear in list(model.named_modules()):
+    layer_class, prefix = BACKBONES[low_rank["backbone"]], model.base_model_prefix + "."
+    for name, dense in list(model.named_modules()):
         rank = low_rank["rank"].get(name.removeprefix(prefix))
-        if rank is not None and isinstance(linear, nn.Linear):
-            args = linear.in_features, linear.out_features, rank, low_rank["activation"], linear.bias is not None
-            model.set_submodule(name, LowRankLinear(*args).to(linear.weight.dtype))
+        if rank is not None:
+            # GPT-2's Conv1D keeps its weight as (in, out).
+            weight: Any = dense.weight
+            out_features, in_features = weight.shape if isinstance(dense, nn.Linear) else weight.T.shape
+            shape = in_features, out_features, rank, low_rank["activation"], dense.bias is not None
+            model.set_submodule(name, layer_class(*shape, **low_rank["options"]).to(weight.dtype))
 
 
-class LowRankLlamaConfig(LlamaConfig):
-    """A Llama config with `low_rank`: the rank of each converted layer by name, and the activation between factors."""
+class LowRankLlamaConfig(DenseConfig):
+    """A Llama config with `low_rank`: the rank of each converted layer by name, activation, backbone and options."""
 
     model_type = "lowrank_llama"
     low_rank: dict | None = None
 
 
-class LowRankLlamaModel(LlamaModel):
+class LowRankLlamaModel(DenseModel):
     """The Llama decoder with low-rank linear layers."""
 
     config_class = LowRankLlamaConfig
@@ -54,7 +90,7 @@ class LowRankLlamaModel(LlamaModel):
         _insert_low_rank_layers(self)
 
 
-class LowRankLlamaForCausalLM(LlamaForCausalLM):
+class LowRankLlamaForCausalLM(DenseForCausalLM):
     """The Llama language model with low-rank linear layers."""
 
     config_class = LowRankLlamaConfig

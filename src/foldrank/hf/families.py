@@ -1,0 +1,117 @@
+"""The architectures of transformers with low-rank classes, and how a further one gets them."""
+
+import copy
+from types import new_class
+from typing import Any
+
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3ForCausalLM,
+)
+
+from foldrank.config import LowRankConfig
+from foldrank.hf.base import LowRankConfigMixin, LowRankModelMixin, refresh_config
+from foldrank.hf.travel import FAMILIES, Family
+from foldrank.surgery import FactorizeReport, factorize_
+from foldrank.tree import low_rank_layers
+
+LOW_RANK_CLASSES: dict[type[PreTrainedModel], type[LowRankModelMixin]] = {}
+"""From a class of transformers to its low-rank variant."""
+
+
+def low_rank_classes(
+    dense: type[PreTrainedModel], module: str
+) -> tuple[type[LowRankConfigMixin], type[LowRankModelMixin], type[LowRankModelMixin]]:
+    """The low-rank config, model and language model of an architecture, from now on known to the Auto classes.
+
+    Args:
+        dense: the architecture's language model, such as `LlamaForCausalLM`.
+        module: `__name__` of the module that calls. It must assign the classes to their names, `LowRank<Family>Config`,
+            `LowRank<Family>Model` and `LowRank<Family>ForCausalLM`, under which they pickle.
+
+    Raises:
+        ValueError: where transformers has no base model for it.
+    """
+    config_class: Any = dense.config_class
+    if config_class not in MODEL_MAPPING:
+        raise ValueError(f"{dense.__name__} is no language model with a base model of its own that AutoModel knows")
+    base_class: Any = MODEL_MAPPING[config_class]
+    family = Family(config=config_class, model=base_class, causal=dense)
+    name = f"LowRank{family.name}"
+
+    def define(kind: str, bases: tuple[type, ...], doc: str, **attributes: Any) -> Any:
+        attributes |= {"__module__": module, "__doc__": doc}
+        return new_class(name + kind, bases, exec_body=lambda namespace: namespace.update(attributes))
+
+    config = define(
+        "Config",
+        (LowRankConfigMixin, family.config),
+        f"A {family.name} config with `low_rank`: a `LowRankConfig` or its fields as plain values; None is dense.",
+        model_type=family.model_type,
+    )
+    model, causal = (
+        define(kind, (LowRankModelMixin, base), f"{base.__name__} with low-rank linear layers.", config_class=config)
+        for kind, base in (("Model", family.model), ("ForCausalLM", family.causal))
+    )
+    FAMILIES[config] = family
+    LOW_RANK_CLASSES.update({family.model: model, family.causal: causal})
+    AutoConfig.register(family.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForCausalLM.register(config, causal, exist_ok=True)
+    return config, model, causal
+
+
+def convert_(model: PreTrainedModel, config: LowRankConfig | None = None) -> FactorizeReport | None:
+    """Gives a model of transformers, in place, the low-rank class of its family, so that it saves as a low-rank model.
+
+    Args:
+        model: a dense model, which `config` makes low-rank first; or one that `factorize_` has been at, with no config.
+            It stays the same object, with the same parameters.
+        config: as for `factorize_`.
+
+    Returns:
+        The report of `factorize_`, where there is a config.
+
+    Raises:
+        ValueError: for an architecture without low-rank classes, a dense model without a config, and as `factorize_`.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1))
+        >>> report = convert_(model, LowRankConfig(rank=2))
+        >>> type(model).__name__
+        'LowRankLlamaForCausalLM'
+    """
+    low_rank_class = LOW_RANK_CLASSES.get(type(model))
+    if low_rank_class is None:
+        known = ", ".join(sorted(dense.__name__ for dense in LOW_RANK_CLASSES))
+        raise ValueError(
+            f"{type(model).__name__} has no low-rank class; those with one are {known}. "
+            "foldrank.hf.low_rank_classes makes them for another architecture"
+        )
+    if config is None and not low_rank_layers(model):
+        raise ValueError("the model has no low-rank layer: give a config, or factorize_ it first")
+    report = factorize_(model, config) if config is not None else None
+    dense_config = model.config
+    low_rank_config: Any = copy.deepcopy(dense_config)  # it may be the config of other models too
+    low_rank_config.__class__ = low_rank_class.config_class
+    low_rank_config.low_rank = None
+    for module in model.modules():
+        if getattr(module, "config", None) is dense_config:
+            module.config = low_rank_config
+    model.__class__ = low_rank_class
+    refresh_config(model)
+    return report
+
+
+LowRankLlamaConfig, LowRankLlamaModel, LowRankLlamaForCausalLM = low_rank_classes(LlamaForCausalLM, __name__)
+LowRankMistralConfig, LowRankMistralModel, LowRankMistralForCausalLM = low_rank_classes(MistralForCausalLM, __name__)
+LowRankQwen3Config, LowRankQwen3Model, LowRankQwen3ForCausalLM = low_rank_classes(Qwen3ForCausalLM, __name__)
+LowRankGPT2Config, LowRankGPT2Model, LowRankGPT2ForCausalLM = low_rank_classes(GPT2LMHeadModel, __name__)

@@ -1,0 +1,74 @@
+"""What lets a folded checkpoint load without foldrank: one modelling file, written for Llama, named for each family."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from foldrank.hf import modeling_lowrank_llama as template
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """An architecture of transformers of which foldrank has low-rank classes."""
+
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
+    causal: type[PreTrainedModel]
+
+    @property
+    def name(self) -> str:
+        """Llama, from LlamaConfig."""
+        return self.config.__name__.removesuffix("Config")
+
+    @property
+    def model_type(self) -> str:
+        """What `config.json` calls the low-rank variant."""
+        return f"lowrank_{self.config.model_type}"
+
+    @property
+    def modeling(self) -> str:
+        """The name of the modelling file, without its suffix."""
+        return f"modeling_{self.model_type}"
+
+
+FAMILIES: dict[type[PreTrainedConfig], Family] = {}
+"""From each low-rank config class to its family; `low_rank_classes` fills it."""
+
+
+def travels(low_rank: Mapping[str, Any]) -> bool:
+    """Whether a model of this `LowRankConfig` loads from the modelling file: folded, and on a backbone it knows."""
+    return low_rank["residual"] is None and low_rank["scale"] is None and low_rank["backbone"] in template.BACKBONES
+
+
+def auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
+    """Where transformers finds the classes in the modelling file."""
+    family = FAMILIES[config_class]
+    place = f"{family.modeling}.LowRank{family.name}"
+    return {
+        "AutoConfig": place + "Config",
+        "AutoModel": place + "Model",
+        "AutoModelForCausalLM": place + "ForCausalLM",
+    }
+
+
+def modeling_source(config_class: type[PreTrainedConfig]) -> str:
+    """The modelling file of a family: Llama's, with the names of this one."""
+    family = FAMILIES[config_class]
+    source = (
+        Path(template.__file__).read_text().replace("lowrank_llama", family.model_type).replace("Llama", family.name)
+    )
+    for dense, suffix in ((family.config, "Config"), (family.model, "Model"), (family.causal, "ForCausalLM")):
+        written = f"from transformers import {family.name}{suffix} as Dense{suffix}"
+        assert written in source
+        home = "transformers" if getattr(transformers, dense.__name__, None) is dense else dense.__module__
+        source = source.replace(written, f"from {home} import {dense.__name__} as Dense{suffix}")
+    return source
+
+
+def write_modeling(config_class: type[PreTrainedConfig], folder: Path) -> None:
+    """Writes the modelling file beside a checkpoint."""
+    (folder / f"{FAMILIES[config_class].modeling}.py").write_text(modeling_source(config_class))
