@@ -23,7 +23,7 @@ from foldrank import (
     fold_state_dict,
 )
 from foldrank.config import EXPANSIONS, Expansion
-from foldrank.residual import DuplicatedLatentResidual, decode_spec, literal_residual
+from foldrank.residual import DuplicatedLatentResidual, literal_residual
 
 from .models import assert_unchanged, relative_rms, snapshot, train
 
@@ -221,7 +221,7 @@ def test_the_spec_says_how_the_weight_lies(kind: type[Layer]) -> None:
     model = attached(kind)
     owner, _, own = f"0.{kind.weights}".rpartition(".")
     state = model.state_dict()
-    assert decode_spec(state[f"{owner}.parametrizations.{own}.0.spec"])["latent_dim"] == kind.latent_dim
+    assert DuplicatedLatentResidual.decode(state[f"{owner}.parametrizations.{own}.0.spec"])["latent_dim"] == kind.latent_dim
     assert f"{owner}.parametrizations.{own}.original" in state
     assert f"0.{kind.weights}" not in state
 

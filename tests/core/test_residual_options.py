@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_, fold_state_dict
 from foldrank.config import EXPANSIONS, Expansion
-from foldrank.residual import DuplicatedLatentResidual, decode_spec, literal_residual
+from foldrank.residual import DuplicatedLatentResidual, literal_residual
 from foldrank.surgery import describe
 from foldrank.tree import low_rank_layers
 
@@ -145,7 +145,7 @@ def test_a_trainable_alpha_trains_on_from_where_it_was_set() -> None:
     assert residual.alpha is parameter
     train(layer, torch.randn(3, 8))
     assert parameter.item() != 0.5
-    assert decode_spec(residual.spec)["alpha"] is None
+    assert DuplicatedLatentResidual.decode(residual.spec)["alpha"] is None
 
 
 @pytest.mark.parametrize("trainable", [False, True])

@@ -17,7 +17,20 @@ def cola(dense: Recipe, rank: int) -> Recipe:
     return replace(dense, low_rank=LowRankConfig(rank=rank, activation="silu"))
 
 
-METHODS: dict[str, Callable[[Recipe, int], Recipe]] = {"lowrank": lowrank, "cola": cola}
+def sltrain(dense: Recipe, rank: int) -> Recipe:
+    """SLTrain (arXiv 2406.02214), y = (a / r) B A x + S x, with its rate, warm-up and no decay; a is 16, S 3 % full."""
+    return replace(
+        dense,
+        low_rank=LowRankConfig(rank=rank, backbone="sltrain", scale=16 / rank),
+        train=replace(dense.train, learning_rate=0.003, warmup_ratio=0.1, weight_decay=0.0),
+    )
+
+
+METHODS: dict[str, Callable[[Recipe, int], Recipe]] = {
+    "lowrank": lowrank,
+    "cola": cola,
+    "sltrain": sltrain,
+}
 """From a low-rank method's name to what makes the dense recipe, with a rank, one of it."""
 
 
