@@ -1,8 +1,10 @@
 """The `foldrank` command: one table of commands. Each imports what it needs when it is called, not before."""
 
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,16 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="foldrank COMMAND --help tells about one command. FOLDRANK_DEBUG=1 shows tracebacks.",
     )
     parser.add_argument("--version", action="version", version=f"foldrank {__version__}")
+    chosen = parser
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     for command in COMMANDS:
-        chosen = bool(argv) and argv[0] == command.name
-        sub = commands.add_parser(command.name, help=command.summary, description=command.summary, add_help=chosen)
-        if chosen:
+        named = bool(argv) and argv[0] == command.name
+        sub = commands.add_parser(command.name, help=command.summary, description=command.summary, add_help=named)
+        if named:
+            chosen = sub
             module = import_module(f"foldrank.commands.{command.name}")
             module.add_arguments(sub)
             sub.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, as result")
     try:
-        arguments = parser.parse_args(argv)
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            chosen.error(f"unrecognized arguments: {' '.join(unknown)}" + _nearest(unknown[0], chosen))
         return _run(import_module(f"foldrank.commands.{arguments.command}"), arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -75,7 +81,16 @@ def _run(module: Any, arguments: argparse.Namespace) -> int:
             raise
         print(f"foldrank {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:
+        print(f"foldrank {arguments.command}: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
     return 0
+
+
+def _nearest(option: str, parser: argparse.ArgumentParser) -> str:
+    known = set(re.findall(r"--[\w.-]+", parser.format_help()))
+    near = difflib.get_close_matches(option.partition("=")[0], known, n=3)
+    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def _quiet() -> None:

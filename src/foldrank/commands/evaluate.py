@@ -8,8 +8,8 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
     parser.description = (
-        "Loss and perplexity of a checkpoint, weighted by tokens. Without --data: on the validation split of the run "
-        "that it came from."
+        "Loss and perplexity of a checkpoint, weighted by tokens. Without --data: on the validation text of the run "
+        "that it came from, as much of it as the run used."
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
     parser.add_argument("--data", metavar="SOURCE", help="a source of text, as for `foldrank prepare`: all of it")
@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    if arguments.sequence_length is not None and arguments.sequence_length < 2:
+        raise ValueError(f"--sequence-length must be at least 2, got {arguments.sequence_length}")
     check(arguments.checkpoint)
     config = arguments.checkpoint.parent / "config.yaml"
     recipe = load_recipe(str(config)) if config.exists() else None
@@ -43,13 +45,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         sequences = encode(DataConfig(source=arguments.data), tokenizer, length)
     else:
         assert recipe is not None  # refused above
-        tokens = recipe.train.eval_tokens if recipe.data.stream else None
-        sequences = open_data(recipe.data).validation(length, recipe.train.layout, tokens)
+        sequences = open_data(recipe.data).validation(length, recipe.train.layout, recipe.train.eval_tokens)
     result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
     legacy = {"legacy_perplexity": result.legacy_perplexity(arguments.batch_size), "batch_size": arguments.batch_size}
     return {
         "checkpoint": str(arguments.checkpoint),
-        "data": arguments.data or f"validation split of {config}",
+        "data": arguments.data or f"the validation text of {config}",
         "sequence_length": length,
         "tokens": result.tokens,
         "loss": result.loss,

@@ -1,6 +1,7 @@
 """`foldrank generate`: let a checkpoint continue a text."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if not arguments.prompt:
         raise ValueError("--prompt is empty: give at least one character to continue")
-    if arguments.max_new_tokens < 1 or arguments.temperature < 0:
-        raise ValueError("--max-new-tokens must be at least 1 and --temperature at least 0")
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
+    if not 0 <= arguments.temperature < math.inf:
+        raise ValueError(f"--temperature must be a number of at least 0, got {arguments.temperature}")
     model, tokenizer = load(arguments.checkpoint)
     text = continue_text(
         model,

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from foldrank.commands.progress import Preparation
+from foldrank.commands.recipe_arguments import yaml_value
 from foldrank.train.recipe import Recipe, field_help
 
 NOT_HERE = ("source", "stream")
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=name,
-                type=yaml.safe_load,
+                type=yaml_value,
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 help=meaning.replace("%", "%%"),

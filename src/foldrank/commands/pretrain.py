@@ -70,7 +70,7 @@ def show(result: dict[str, Any]) -> None:
     share = result["params"] / result["params_dense"]
     summary = Table(title=f"{result['recipe']}, seed {result['seed']}", title_justify="left", show_header=False)
     summary.add_column()
-    summary.add_column()
+    summary.add_column(overflow="fold")  # or a long path would be cut
     for label, value in (
         ("parameters, low rank", f"{result['params']:,} ({share:.0%} of dense)"),
         ("parameters, dense equivalent", f"{result['params_dense']:,}"),

@@ -19,15 +19,23 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps; short for --train.steps")
     settings = parser.add_argument_group("settings of the recipe", "each replaces one; values are YAML, null is off")
     for name in GROUPS:
-        settings.add_argument(f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, help="null: none")
+        settings.add_argument(f"--{name}", type=yaml_value, default=argparse.SUPPRESS, help="null: none")
     for name, meaning in field_help().items():
         settings.add_argument(
             f"--{name}",
-            type=yaml.safe_load,
+            type=yaml_value,
             default=argparse.SUPPRESS,
             metavar="VALUE",
             help=meaning.replace("%", "%%"),
         )
+
+
+def yaml_value(text: str) -> Any:
+    """What an option's value means as YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value") from error
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:

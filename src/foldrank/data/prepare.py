@@ -221,7 +221,10 @@ def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrained
     if saved.exists():
         return AutoTokenizer.from_pretrained(saved)
     if config.tokenizer is not None:
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the tokenizer {config.tokenizer!r} cannot be loaded: {error}") from error
     else:
         tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_size)
     try:

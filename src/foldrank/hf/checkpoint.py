@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -167,7 +168,7 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
                         tensors[name] = plan[name](tensor) if name in plan else tensor
                         total += tensor.nbytes
                         weight_map[name] = file_name
-                save_file(tensors, work / file_name, metadata={"format": "pt"})
+                _save(tensors, work / file_name)
         if (folder / INDEX).exists():
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -186,6 +187,13 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return len(plan)
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # of a full disk
+        raise OSError(f"{file} cannot be written: {_line(error)}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from foldrank.fold import fold_
 from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
 from foldrank.train.checkpoints import checkpoints, step_of, verify
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
-from foldrank.train.model import build_model, dense_parameters, vocabulary
+from foldrank.train.model import build_model, dense_parameters, outline, vocabulary
 from foldrank.train.recipe import Recipe, flatten, load_recipe
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.tree import count_parameters
@@ -76,6 +76,9 @@ def pretrain(
     checkpoint = find_checkpoint(recipe, out, resume) if resume else None
     if not resume:
         check_free(out, overwrite=overwrite)
+    # Settings that do not fit are refused before anything slow begins; the vocabulary matters to none of them.
+    outline(recipe, recipe.model.vocab_size or recipe.data.vocab_size)
+    arguments = training_arguments(recipe, out)
     with processes.main_process_first():
         data = open_data(recipe.data, progress)
     tokenizer = data.tokenizer()
@@ -89,7 +92,6 @@ def pretrain(
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, vocabulary(recipe, tokenizer), **special)
     decay = fold_at_start_(model) if train.fold_at_start else None
-    arguments = training_arguments(recipe, out)
 
     if processes.is_main_process and not resume:
         if out.exists():
@@ -162,7 +164,7 @@ def pretrain(
         "versions": versions(),
     }
     if processes.is_main_process:
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
@@ -190,38 +192,70 @@ def find_checkpoint(recipe: Recipe, out: Path, resume: bool | Path) -> Path | No
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
-    """Refuses a folder that holds something, saying what.
+    """Refuses a folder that holds something, saying what. Nothing but a run is ever overwritten.
 
     Raises:
         FileExistsError: naming the run that the folder holds.
     """
-    if overwrite or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    what = "is not empty"
-    if (out / "metrics.json").exists():
-        metrics = json.loads((out / "metrics.json").read_text())
-        what = (
-            f"holds a finished run (recipe {metrics['recipe']}, seed {metrics['seed']}, {metrics['steps']} steps, "
-            f"validation perplexity {metrics['val_perplexity_folded']:.2f})"
-        )
-    elif (out / "config.yaml").exists():
+    if not (out / "config.yaml").exists():
+        what = "holds files that are no run" if out.is_dir() else "is a file"
+        raise FileExistsError(f"{out} {what}: choose another folder with --out")
+    if overwrite:
+        return
+    if not (out / "metrics.json").exists():
         saved = checkpoints(out / "checkpoints")
         at = f"its newest checkpoint is of step {step_of(saved[-1])}" if saved else "it has no checkpoint yet"
         raise FileExistsError(f"{out} holds a run that did not finish, {at}: go on with --resume, or --overwrite it")
-    raise FileExistsError(f"{out} {what}: choose another folder with --out, or replace it with --overwrite")
+    try:
+        metrics = json.loads((out / "metrics.json").read_text())
+        what = (
+            f"recipe {metrics['recipe']}, seed {metrics['seed']}, {metrics['steps']} steps, "
+            f"validation perplexity {metrics['val_perplexity_folded']:.2f}"
+        )
+    except (ValueError, KeyError) as error:
+        what = f"its metrics.json is damaged: {error}"
+    raise FileExistsError(
+        f"{out} holds a finished run ({what}): choose another folder with --out, or replace it with --overwrite"
+    )
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, is_main_process: bool) -> None:
-    """Model and tokenizer in the Hugging Face format."""
-    model.save_pretrained(folder, is_main_process=is_main_process)
-    if is_main_process:
-        tokenizer.save_pretrained(folder)
+    """Model and tokenizer in the Hugging Face format, whole or not at all.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    work = folder.with_name(f"{folder.name}.partial")
+    try:
+        model.save_pretrained(work, is_main_process=is_main_process)
+        if is_main_process:
+            tokenizer.save_pretrained(work)
+            if folder.exists():  # of an attempt before this one
+                shutil.rmtree(folder)
+            work.rename(folder)
+    except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk
+        raise OSError(f"{folder} was not written: {error}. With room for it, go on with --resume") from error
+    finally:
+        if is_main_process:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def write(file: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    work = file.with_name(f"{file.name}.partial")
+    try:
+        work.write_text(text)
+        work.replace(file)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 def save_config(recipe: Recipe, name: str, file: Path) -> None:
     """The resolved settings, as a recipe that can be run again, with what they ran on."""
     about = {"schema": SCHEMA, "recipe": name, "versions": versions(), "commit": commit()}
-    file.write_text(yaml.safe_dump({"run": about, **recipe.to_dict()}, sort_keys=False))
+    write(file, yaml.safe_dump({"run": about, **recipe.to_dict()}, sort_keys=False))
 
 
 def history(trainer: PretrainTrainer) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from foldrank.anchor import AnchoredDecay
 from foldrank.data.blocks import TrainingOrder
@@ -128,6 +129,11 @@ class PretrainTrainer(Trainer):
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """The recipe in `Trainer`'s terms."""
     train = recipe.train
+    known = get_available_reporting_integrations()
+    if missing := [name for name in train.report_to if name not in known]:
+        raise ValueError(
+            f"train.report_to: {missing[0]!r} is not installed; here there are: {', '.join(known) or 'none'}"
+        )
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=train.steps,
