@@ -221,7 +221,10 @@ def test_the_spec_says_how_the_weight_lies(kind: type[Layer]) -> None:
     model = attached(kind)
     owner, _, own = f"0.{kind.weights}".rpartition(".")
     state = model.state_dict()
-    assert DuplicatedLatentResidual.decode(state[f"{owner}.parametrizations.{own}.0.spec"])["latent_dim"] == kind.latent_dim
+    assert (
+        DuplicatedLatentResidual.decode(state[f"{owner}.parametrizations.{own}.0.spec"])["latent_dim"]
+        == kind.latent_dim
+    )
     assert f"{owner}.parametrizations.{own}.original" in state
     assert f"0.{kind.weights}" not in state
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foldrank.config import Activation, LowRankConfig, ResidualConfig
 from foldrank.surgery import factorize_
 from foldrank.train.accounting import factors, flops_per_token, memory, parameters
-from foldrank.train.model import outline
+from foldrank.train.model import build_model, outline
 from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig
 from foldrank.tree import count_parameters
 
@@ -260,3 +260,17 @@ def test_a_model_made_low_rank_elsewhere_counts_the_same():
     factorize_(model, config)
     assert memory(model, TRAIN) == memory(outline(recipe_of("cola-dlr")), TRAIN)
     assert flops_per_token(model, 32) == flops_per_token(outline(recipe_of("cola-dlr")), 32)
+
+
+@pytest.mark.parametrize("residual", [None, ResidualConfig()])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sltrain_multiplies_by_whole_matrices_and_keeps_their_inputs(dtype: str, residual: ResidualConfig | None):
+    low_rank = LowRankConfig(rank=16, backbone="sltrain", scale=0.5, residual=residual)
+    recipe = replace(recipe_of("dense", dtype=dtype), low_rank=low_rank)
+    model = build_model(recipe, 512).train()
+    used, attention = memory(model, recipe.train), parameters(model).attention
+    kept = used.blocks + used.head_and_loss + used.weight_copies
+    assert kept == pytest.approx(kept_for_backward(model, recipe), rel=0.02)
+    dense = outline(recipe_of("dense", dtype=dtype))
+    assert flops_per_token(model, 32).matrices == flops_per_token(dense, 32).matrices
+    assert sum(factors(model).values()) == attention + parameters(model).mlp

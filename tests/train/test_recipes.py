@@ -31,7 +31,8 @@ outline_of = cache(lambda name: outline(RECIPES[name]))
 
 
 def test_names():
-    assert set(RECIPES) == {"demo", *(f"{family}-{method}" for family in PARAMETERS for method in METHODS)}
+    methods = (*METHODS, "sltrain", "sltrain-dlr")
+    assert set(RECIPES) == {"demo", *(f"{family}-{method}" for family in PARAMETERS for method in methods)}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -158,3 +159,23 @@ def test_vocabulary_is_the_recipes_where_it_names_one():
 def test_vocabulary_of_a_tokenizer_that_is_only_named():
     with pytest.raises(ValueError, match="the vocabulary of the tokenizer gpt2 is unknown before it is read"):
         vocabulary(Recipe().override({"data.tokenizer": "gpt2"}))
+
+
+@pytest.mark.parametrize(
+    ("size", "alpha", "rank", "density", "steps"),
+    [
+        ("60m", 32, 128, 0.03, 11_000),
+        ("130m", 16, 256, 0.03, 22_000),
+        ("350m", 16, 256, 0.03, 65_000),
+        ("1b", 8, 512, 0.03, 140_000),
+        ("7b", 8, 1024, 0.05, 150_000),
+    ],
+)
+def test_sltrain_is_as_its_paper_sets_it(size: str, alpha: int, rank: int, density: float, steps: int):
+    recipe = RECIPES[f"llama-{size}-sltrain"]
+    assert recipe.low_rank is not None
+    assert (recipe.low_rank.backbone, recipe.low_rank.rank) == ("sltrain", rank)
+    assert (recipe.low_rank.scale, recipe.low_rank.options) == (alpha / rank, {"density": density})
+    assert (recipe.train.steps, recipe.train.warmup_ratio, recipe.train.learning_rate) == (steps, 0.1, 0.003)
+    assert recipe.train.weight_decay == 0.0
+    assert recipe.data.max_documents == steps * 512

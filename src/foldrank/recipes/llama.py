@@ -50,22 +50,35 @@ class Size:
     warmup_steps: int
     learning_rate: float
     micro_batch: int
+    sltrain_alpha: int
+    sltrain_steps: int
+    sltrain_density: float = 0.03
 
 
 # fmt: off
 SIZES = {
     "60m": Size(width=512, mlp=1376, layers=8, heads=8, rank=128,
-                steps=10_000, warmup_steps=2_000, learning_rate=0.006, micro_batch=256),
+                steps=10_000, warmup_steps=2_000, learning_rate=0.006, micro_batch=256,
+                sltrain_alpha=32, sltrain_steps=11_000),
     "130m": Size(width=768, mlp=2048, layers=12, heads=12, rank=256,
-                 steps=20_000, warmup_steps=2_000, learning_rate=0.003, micro_batch=256),
+                 steps=20_000, warmup_steps=2_000, learning_rate=0.003, micro_batch=256,
+                 sltrain_alpha=16, sltrain_steps=22_000),
     "350m": Size(width=1024, mlp=2736, layers=24, heads=16, rank=256,
-                 steps=60_000, warmup_steps=6_000, learning_rate=0.003, micro_batch=128),
+                 steps=60_000, warmup_steps=6_000, learning_rate=0.003, micro_batch=128,
+                 sltrain_alpha=16, sltrain_steps=65_000),
     "1b": Size(width=2048, mlp=5461, layers=24, heads=32, rank=512,
-               steps=100_000, warmup_steps=10_000, learning_rate=0.002, micro_batch=32),
+               steps=100_000, warmup_steps=10_000, learning_rate=0.002, micro_batch=32,
+               sltrain_alpha=8, sltrain_steps=140_000),
     "7b": Size(width=4096, mlp=11008, layers=32, heads=32, rank=1024,
-               steps=150_000, warmup_steps=15_000, learning_rate=0.001, micro_batch=16),
+               steps=150_000, warmup_steps=15_000, learning_rate=0.001, micro_batch=16,
+               sltrain_alpha=8, sltrain_steps=150_000, sltrain_density=0.05),
 }
 # fmt: on
+
+
+def one_pass(steps: int) -> DataConfig:
+    """The protocol's data, no more of it than these steps use."""
+    return replace(PROTOCOL.data, max_documents=steps * PROTOCOL.train.batch_size)
 
 
 def dense(size: Size) -> Recipe:
@@ -79,7 +92,7 @@ def dense(size: Size) -> Recipe:
             num_layers=size.layers,
             num_heads=size.heads,
         ),
-        data=replace(PROTOCOL.data, max_documents=size.steps * PROTOCOL.train.batch_size),  # one pass, no more
+        data=one_pass(size.steps),
         train=replace(
             PROTOCOL.train,
             steps=size.steps,
@@ -90,8 +103,22 @@ def dense(size: Size) -> Recipe:
     )
 
 
+def as_published(recipe: Recipe, size: Size) -> Recipe:
+    """What SLTrain's paper sets by size; other methods as they are."""
+    if recipe.low_rank is None or recipe.low_rank.backbone != "sltrain":
+        return recipe
+    return replace(
+        recipe,
+        low_rank=replace(
+            recipe.low_rank, scale=size.sltrain_alpha / size.rank, options={"density": size.sltrain_density}
+        ),
+        data=one_pass(size.sltrain_steps),
+        train=replace(recipe.train, steps=size.sltrain_steps),
+    )
+
+
 LLAMA: dict[str, Recipe] = {
-    name: recipe
+    name: as_published(recipe, size)
     for label, size in SIZES.items()
     for name, recipe in family(f"llama-{label}", dense(size), size.rank).items()
 }

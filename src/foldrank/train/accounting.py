@@ -10,7 +10,8 @@ FLOPs per token (a multiplication and an addition are 2)
     + 2 N + 4 L d T    of the blocks, where activation checkpointing computes them again (arXiv 2104.04473); less the
                        last matrix of each block: PyTorch stops before the product, which the backward pass does not
                        need (with a residual, behind it)
-    The residual adds one number per output feature to the weight, once per forward pass: not counted.
+    SLTrain's layers multiply by one matrix of d_in d_out weights. Making it, 8 r d_in d_out FLOPs per forward and
+    backward pass, is not counted; nor is the residual, one addition per output feature and pass.
 
 Bytes: weights, gradients and AdamW's two averages are float32, 4 + 4 + 8 per parameter (arXiv 1910.02054, section 3.1).
 Activations are what autograd keeps of transformers' Llama, with a flash kernel for attention and no mask, found by
@@ -31,6 +32,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foldrank.linear import LowRankLinear
+from foldrank.sparse import SparseLowRankLinear
 from foldrank.train.recipe import TrainConfig
 from foldrank.tree import count_parameters, low_rank_layers
 
@@ -171,7 +173,7 @@ def memory(
         gradients=_share(4 * count, shards),
         optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
         communication=communication,
-        weight_copies=2 * (_products(model) - _products_with_residual(model)) if width == 2 and not sharded else 0,
+        weight_copies=2 * (_products(model) - _products_made_anew(model)) if width == 2 and not sharded else 0,
         blocks=len(blocks) * 4 * d * tokens if checkpointing else sum(kept),
         head_and_loss=head_and_loss,
         working=working,
@@ -193,26 +195,37 @@ def _blocks(model: PreTrainedModel) -> list[Any]:
 
 
 def _products(module: nn.Module) -> int:
-    """N: weights of the matrices that multiply. A factor is an `nn.Linear` too."""
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+    """N: weights of the matrices that multiply. A factor is an `nn.Linear` too; SLTrain has one whole matrix."""
+    sparse = [layer for layer in _low_rank(module) if isinstance(layer, SparseLowRankLinear)]
+    inside = {id(factor) for layer in sparse for factor in (layer.down, layer.up)}
+    linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
+    return sum(part.weight.numel() for part in linears) + sum(part.in_features * part.out_features for part in sparse)
 
 
-def _products_with_residual(model: nn.Module) -> int:
-    return sum(layer.up.weight.numel() for layer in _low_rank(model) if layer.residual is not None)
+def _products_made_anew(model: nn.Module) -> int:
+    """Of N, the matrices that are made for each pass and not kept: up-projections with a map, and SLTrain's sums."""
+    made = 0
+    for layer in _low_rank(model):
+        if isinstance(layer, SparseLowRankLinear):
+            made += layer.in_features * layer.out_features
+        elif layer.maps:
+            made += layer.up.weight.numel()
+    return made
 
 
 def _last_product(block: Any) -> int:
     last = block.mlp.down_proj
     if not isinstance(last, LowRankLinear):
         return last.weight.numel()
-    return last.up.weight.numel() if last.residual is None else 0
+    return 0 if last.maps or isinstance(last, SparseLowRankLinear) else last.up.weight.numel()
 
 
 def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
     """Bytes that a block keeps of each token."""
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     inputs = 5 if width == 2 else 2
-    latents = sum(layer.rank * (1 + (layer.activation_name in KEEPS_INPUT)) for layer in _low_rank(block))
+    with_latents = [layer for layer in _low_rank(block) if not isinstance(layer, SparseLowRankLinear)]
+    latents = sum(layer.rank * (1 + (layer.activation_name in KEEPS_INPUT)) for layer in with_latents)
     return 2 * (2 * d + 1) * 4 + (inputs + 4) * d * width + 4 * heads + 4 * f * width + latents * width
 
 
