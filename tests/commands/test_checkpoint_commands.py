@@ -1,0 +1,101 @@
+"""fold, evaluate, generate and info on what a run left behind."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from ..runs import Run
+from .conftest import Foldrank, tree
+
+
+def test_fold_writes_what_the_run_folded(foldrank: Foldrank, finished_run: Run, tmp_path: Path) -> None:
+    before = tree(finished_run.out)
+    done = foldrank("fold", finished_run.out / "unfolded", "--out", tmp_path / "new" / "folded", "--json")
+    assert done.json == {
+        "checkpoint": str(finished_run.out / "unfolded"),
+        "out": str(tmp_path / "new" / "folded"),
+        "folded_layers": 14,
+    }
+    assert done.stderr == ""
+    assert tree(finished_run.out) == before
+    expected = finished_run.out / "folded"
+    assert {file.name for file in (tmp_path / "new" / "folded").iterdir()} == {file.name for file in expected.iterdir()}
+    for file in expected.iterdir():
+        assert (tmp_path / "new" / "folded" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_fold_says_what_it_did(foldrank: Foldrank, finished_run: Run, tmp_path: Path) -> None:
+    done = foldrank("fold", finished_run.out / "unfolded", "--out", tmp_path / "folded")
+    assert done.stdout == f"folded 14 layers of {finished_run.out / 'unfolded'} into {tmp_path / 'folded'}\n"
+
+
+@pytest.mark.parametrize(("part", "key"), [("unfolded", "val_loss"), ("folded", "val_loss_folded")])
+def test_evaluate_reproduces_the_loss_of_the_run(foldrank: Foldrank, finished_run: Run, part: str, key: str) -> None:
+    found = foldrank("evaluate", finished_run.out / part, "--batch-size", 4, "--json").json
+    assert found["loss"] == finished_run.metrics[key]
+    assert found["tokens"] == finished_run.metrics["val_tokens"]
+    assert found["sequence_length"] == 32
+    for batch_size in (1, 7, 64):
+        other = foldrank("evaluate", finished_run.out / part, "--batch-size", batch_size, "--json").json
+        assert other["tokens"] == found["tokens"]
+        assert other["loss"] == pytest.approx(found["loss"], rel=1e-6)
+
+
+def test_evaluate_on_text_of_ones_own(foldrank: Foldrank, finished_run: Run, corpus: Path, tmp_path: Path) -> None:
+    folded = shutil.copytree(finished_run.out / "folded", tmp_path / "folded")  # away from its run
+    one = foldrank("evaluate", folded, "--data", corpus, "--sequence-length", 64, "--json").json
+    assert one["sequence_length"] == 64
+    assert one["tokens"] % 63 == 0
+    assert 3 < one["loss"] < 6
+    (tmp_path / "strange.txt").write_text("ZQX" * 400)
+    other = foldrank("evaluate", folded, "--data", tmp_path / "strange.txt", "--sequence-length", 64, "--json").json
+    assert other["loss"] > one["loss"] + 0.5
+    said = foldrank("evaluate", folded, "--data", corpus, "--sequence-length", 64).stdout
+    assert f"loss {one['loss']:.6f}  perplexity {one['perplexity']:.4f}  over {one['tokens']:,} tokens" in said
+
+
+def test_generate(foldrank: Foldrank, finished_run: Run) -> None:
+    def text(part: str = "folded", **options: Any) -> str:
+        flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        done = foldrank(
+            "generate", finished_run.out / part, "--prompt", "bar ", "--max-new-tokens", 20, *flags, "--json"
+        )
+        assert done.json.keys() == {"checkpoint", "prompt", "text"}
+        assert done.json["text"].startswith("bar ")
+        return done.json["text"]
+
+    assert text(seed=1) == text(seed=1) != text(seed=2)
+    assert text(temperature=0, seed=1) == text(temperature=0, seed=2)
+    assert text(temperature=0) == text("unfolded", temperature=0)
+    assert len(text(max_new_tokens=1)) < len(text(max_new_tokens=40))
+    plain = foldrank("generate", finished_run.out / "folded", "--prompt", "bar ", "--temperature", 0)
+    assert plain.stdout.startswith("bar ")
+
+
+@pytest.mark.parametrize("prompt", [" ", "\n", "Grüße 世界", "[bold]not markup[/bold]", "-5"])
+def test_generate_takes_any_prompt(foldrank: Foldrank, finished_run: Run, prompt: str) -> None:
+    done = foldrank("generate", finished_run.out / "folded", f"--prompt={prompt}", "--max-new-tokens", 2)
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.startswith(prompt)
+
+
+@pytest.mark.parametrize("part", ["folded", "unfolded"])
+def test_info(foldrank: Foldrank, finished_run: Run, part: str) -> None:
+    folder = finished_run.out / part
+    found = foldrank("info", folder, "--json").json
+    assert (found["state"], found["model_type"], found["path"]) == (part, "lowrank_llama", str(folder))
+    assert found["params"] == finished_run.metrics["params"]
+    assert found["bytes"] == (folder / "model.safetensors").stat().st_size
+    assert found["shape"]["hidden_size"] == 32
+    assert set(found["low_rank"]["rank"].values()) == {7}
+    assert (found["low_rank"]["residual"] is None) is (part == "folded")
+    assert sum(found["dtypes"].values()) == sum(
+        "residual" not in name for name in load_file(folder / "model.safetensors")
+    )
+    said = " ".join(foldrank("info", folder).stdout.replace("│", " ").split())
+    assert f"state {'folded: plain low rank' if part == 'folded' else 'not folded: still has its residual'}" in said
+    assert f"parameters {finished_run.metrics['params']:,}" in said
+    assert "7 (14 layers)" in said
