@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foldrank.commands.progress import Preparation
 from foldrank.recipes import RECIPES
 from foldrank.train.recipe import load_recipe
 
@@ -64,13 +66,6 @@ def test_the_summary_is_for_people(finished_run: Run) -> None:
     assert "written by the folded model" in said
 
 
-def test_progress_goes_to_standard_error(finished_run: Run) -> None:
-    assert "tokenizing ..." in finished_run.stderr
-    assert "step     12 of 12" in finished_run.stderr
-    assert "tokenizing" not in finished_run.stdout
-    assert "Traceback" not in finished_run.stderr
-
-
 def test_in_a_process_of_its_own_with_json_it_is_the_same_run(finished_run: Run, tmp_path: Path) -> None:
     """One JSON object on standard output, and to the last bit the run that this process made."""
     program = [sys.executable, "-c", "import sys; from foldrank.cli import main; sys.exit(main())"]
@@ -106,13 +101,29 @@ def test_a_second_run_is_refused_and_then_replaces(foldrank: Foldrank, finished_
     assert json.loads((out / "metrics.json").read_text())["seed"] == 1
 
 
-def test_without_out_the_run_is_named_after_its_recipe(
+def test_alone_in_an_empty_folder(
     foldrank: Foldrank, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The run is named after its recipe; how far it is goes to standard error, and nothing else does."""
     monkeypatch.chdir(tmp_path)
-    done = foldrank("pretrain", finished_run.recipe, "--steps", 1, "--json")
+    monkeypatch.setenv("FOLDRANK_CACHE", str(tmp_path / "cache"))
+    done = foldrank("pretrain", finished_run.recipe, "--steps", 2, "--json")
     assert done.json["out"] == "runs/small"
     assert (tmp_path / "runs" / "small" / "folded").is_dir()
+    assert all(line.startswith(("training the tokenizer", "tokenizing", "step ")) for line in done.stderr.splitlines())
+    assert "tokenizing ..." in done.stderr
+    assert "step      2 of 2  training loss" in done.stderr
+
+
+def test_interrupted_before_training_it_says_so_and_leaves_nothing(
+    foldrank: Foldrank, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDRANK_CACHE", str(tmp_path / "cache"))
+    # The moment is chosen; the signal is the one of Ctrl-C.
+    monkeypatch.setattr(Preparation, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
+    done = foldrank("pretrain", finished_run.recipe, "--out", tmp_path / "run")
+    assert (done.code, done.stdout, done.stderr) == (130, "", "foldrank pretrain: interrupted\n")
+    assert not [path for path in tree(tmp_path).items() if path[1] is not None]
 
 
 def test_an_empty_folder_is_free(foldrank: Foldrank, finished_run: Run, tmp_path: Path) -> None:
