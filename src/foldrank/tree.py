@@ -78,7 +78,7 @@ def holders(model: nn.Module) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {}
     for name, module, _ in walk(model):
         for parameter in module.parameters(recurse=False):
-            found.setdefault(id(parameter), set()).add(name)
+            found.setdefault(id(parameter), set()).add(name or type(model).__name__)
     return found
 
 

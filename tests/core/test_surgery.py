@@ -400,3 +400,9 @@ def test_layers_built_by_hand_are_described() -> None:
     layers = [LowRankLinear(8, 8, 2, residual=ResidualConfig(scope=["fc"], alpha=alpha)) for alpha in (1.0, 2.0)]
     expected = LowRankConfig(rank={"0": 2, "1": 2}, residual=ResidualConfig(alpha={"0": 1.0, "1": 2.0}))
     assert describe(nn.Sequential(*layers)) == expected
+
+
+def test_a_weight_shared_with_the_model_itself_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model.register_parameter("again", model.get_parameter("1.weight"))
+    assert factorize_(model, LowRankConfig(rank=2)).skipped["1"] == "its weight is shared with Sequential"
