@@ -21,7 +21,7 @@ from foldrank.surgery import factorize_
 from foldrank.train.accounting import factors, flops_per_token, memory, parameters
 from foldrank.train.model import build_model, outline
 from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig
-from foldrank.tree import count_parameters
+from foldrank.tree import count_parameters, low_rank_layers
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
 TRAIN = TrainConfig(batch_size=8, sequence_length=32, device="cpu")
@@ -30,6 +30,10 @@ LOW_RANK: dict[str, LowRankConfig | None] = {
     "lowrank": LowRankConfig(rank=16),
     "cola": LowRankConfig(rank=16, activation="silu"),
     "cola-dlr": LowRankConfig(rank=16, activation="silu", residual=ResidualConfig()),
+    # A density with which four ranks share the values evenly.
+    "sltrain-dlr": LowRankConfig(
+        rank=16, backbone="sltrain", options={"density": 1 / 32}, scale=0.25, residual=ResidualConfig()
+    ),
 }
 BOTH = pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 EVERY = pytest.mark.parametrize("method", LOW_RANK)
@@ -47,6 +51,8 @@ def real_model(recipe: Recipe, *, checkpointing: bool = False, attention: str = 
     """The model of `recipe` with memory and numbers."""
     torch.manual_seed(0)
     model: Any = outline(recipe).to_empty(device="cpu")
+    for layer in low_rank_layers(model).values():
+        layer.reset_parameters()  # the indices of a sparse part
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.02)
     model.set_attn_implementation(attention)
@@ -65,13 +71,18 @@ def loss_of(model: Any, ids: Tensor, recipe: Recipe) -> Tensor:
         return model(input_ids=ids, labels=ids, use_cache=False).loss
 
 
+def indices_of(model: nn.Module) -> list[Tensor]:
+    """Where SLTrain's values stand."""
+    return [buffer for buffer in model.buffers() if buffer.dtype == torch.int32]
+
+
 def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
 def kept_for_backward(model: Any, recipe: Recipe) -> int:
-    """Bytes of the distinct storages that autograd saves in a forward pass, parameters excluded."""
-    own = {storage(parameter) for parameter in model.parameters()}
+    """Bytes of the distinct storages that autograd saves in a forward pass, but parameters and indices."""
+    own = {storage(tensor) for tensor in (*model.parameters(), *indices_of(model))}
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -120,7 +131,9 @@ def test_parts_of_the_parameters_sum_to_the_model(method: str, tied: bool):
         assert (parts.attention, parts.mlp) == (3 * 4 * 64 * 64, 3 * 3 * 64 * 176)
         assert factors(model) == {}
     else:
-        assert (parts.attention, parts.mlp) == (3 * 4 * 16 * 128, 3 * 3 * 16 * 240)
+        sparse = (64 * 64 // 32, 64 * 176 // 32) if method == "sltrain-dlr" else (0, 0)
+        assert parts.attention == 3 * 4 * (16 * 128 + sparse[0])
+        assert parts.mlp == 3 * 3 * (16 * 240 + sparse[1])
         assert sum(factors(model).values()) == parts.attention + parts.mlp
 
 
@@ -139,7 +152,7 @@ def test_flops_are_those_that_run(method: str, checkpointing: bool, tied: bool):
     model = real_model(recipe, checkpointing=checkpointing, attention="eager")
     with FlopCounterMode(display=False) as counter:
         loss_of(model, batch_of(recipe), recipe).backward()
-    flops = flops_per_token(outline(recipe), 32, checkpointing=checkpointing)
+    flops = flops_per_token(outline(recipe), 32, tokens_per_pass=8 * 32, checkpointing=checkpointing)
     assert flops.total * 8 * 32 == counter.get_total_flops()
     assert (flops.recomputed > 0) == checkpointing
 
@@ -152,7 +165,7 @@ def test_weights_gradients_and_optimizer_state_are_those_allocated(method: str):
     loss_of(model, batch_of(recipe), recipe).backward()
     optimizer.step()
     used = memory(outline(recipe), recipe.train)
-    assert used.weights == sum(parameter.nbytes for parameter in model.parameters())
+    assert used.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *indices_of(model)))
     assert used.gradients == sum(parameter.grad.nbytes for parameter in model.parameters())
     assert used.optimizer == sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values())
     assert used.communication == 0
@@ -229,7 +242,7 @@ def test_shares_under_fsdp_are_those_allocated(method: str):
         return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
 
     used = memory(outline(recipe), recipe.train, gpus=4, sharded=True)
-    assert used.weights == local_bytes(model.parameters())
+    assert used.weights == local_bytes((*model.parameters(), *indices_of(model)))
     assert used.gradients == local_bytes(parameter.grad for parameter in model.parameters())
     assert used.optimizer == local_bytes(t for state in optimizer.state.values() for t in state.values())
 

@@ -29,7 +29,7 @@ def show(result: dict[str, Any]) -> None:
     table.add_column()
     meaning = {
         "dense": "dense: no low-rank layer",
-        "folded": "folded: plain low rank, ready to deploy",
+        "folded": "folded: nothing left to fold, ready to deploy",
         "unfolded": "not folded: still has its residual or scale (foldrank fold makes it deployable)",
     }
     table.add_row("model", result["model_type"])

@@ -71,7 +71,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     flops, uses = [], []
     for checkpointing in (False, True):
-        per_token = flops_per_token(model, train.sequence_length, checkpointing=checkpointing)
+        per_token = flops_per_token(
+            model,
+            train.sequence_length,
+            tokens_per_pass=micro_batch * train.sequence_length,
+            checkpointing=checkpointing,
+        )
         per_step = per_token.total * tokens_per_step
         flops.append(
             {

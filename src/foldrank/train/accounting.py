@@ -10,10 +10,12 @@ FLOPs per token (a multiplication and an addition are 2)
     + 2 N + 4 L d T    of the blocks, where activation checkpointing computes them again (arXiv 2104.04473); less the
                        last matrix of each block: PyTorch stops before the product, which the backward pass does not
                        need (with a residual, behind it)
-    SLTrain's layers multiply by one matrix of d_in d_out weights. Making it, 8 r d_in d_out FLOPs per forward and
-    backward pass, is not counted; nor is the residual, one addition per output feature and pass.
+    SLTrain's layers multiply by one matrix of d_in d_out weights. Making it in both passes and the gradients of its
+    factors are 8 r d_in d_out / n, and 2 r d_in d_out / n where activation checkpointing makes it again.
+    The residual, one addition per output feature and pass, is not counted.
 
 Bytes: weights, gradients and AdamW's two averages are float32, 4 + 4 + 8 per parameter (arXiv 1910.02054, section 3.1).
+The indices of SLTrain's values are counted with the weights, 4 per value and per output; FSDP does not shard them.
 Activations are what autograd keeps of transformers' Llama, with a flash kernel for attention and no mask, found by
 listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each token a block keeps
     2 (2 d + 1) 4      of its norms, in float32: input, normalized input, reciprocal root
@@ -116,15 +118,26 @@ def factors(model: PreTrainedModel) -> dict[str, int]:
     return counts
 
 
-def flops_per_token(model: PreTrainedModel, sequence_length: int, *, checkpointing: bool = False) -> Flops:
-    """FLOPs that one token costs in training (top of this file)."""
+def flops_per_token(
+    model: PreTrainedModel, sequence_length: int, *, tokens_per_pass: int | None = None, checkpointing: bool = False
+) -> Flops:
+    """FLOPs that one token costs in training (top of this file).
+
+    Args:
+        model: the recipe's model, on any device.
+        sequence_length: T.
+        tokens_per_pass: n, among which what is done once per pass is shared out; None: so many that it does not count.
+        checkpointing: keep only the input of each block and compute the rest again.
+    """
     blocks = _blocks(model)
     scores = len(blocks) * model.config.hidden_size * sequence_length
     recomputed = sum(_products(block) - _last_product(block) for block in blocks)
+    sums = sum(layer.rank * layer.in_features * layer.out_features for layer in _sparse(model))
+    per_pass = 0 if tokens_per_pass is None else sums // tokens_per_pass
     return Flops(
-        matrices=6 * _products(model),
+        matrices=6 * _products(model) + 8 * per_pass,
         attention=12 * scores,
-        recomputed=2 * recomputed + 4 * scores if checkpointing else 0,
+        recomputed=2 * (recomputed + per_pass) + 4 * scores if checkpointing else 0,
     )
 
 
@@ -169,7 +182,7 @@ def memory(
         # One block computed again, with two gradients of its MLP's width. By then what the head kept is gone.
         working = max(working, max(kept) + 2 * width * model.config.intermediate_size * tokens - head_and_loss)
     return Memory(
-        weights=_share(4 * count, shards),
+        weights=_share(4 * count, shards) + sum(layer.rows.nbytes + layer.columns.nbytes for layer in _sparse(model)),
         gradients=_share(4 * count, shards),
         optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
         communication=communication,
@@ -196,7 +209,7 @@ def _blocks(model: PreTrainedModel) -> list[Any]:
 
 def _products(module: nn.Module) -> int:
     """N: weights of the matrices that multiply. A factor is an `nn.Linear` too; SLTrain has one whole matrix."""
-    sparse = [layer for layer in _low_rank(module) if isinstance(layer, SparseLowRankLinear)]
+    sparse = _sparse(module)
     inside = {id(factor) for layer in sparse for factor in (layer.down, layer.up)}
     linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
     return sum(part.weight.numel() for part in linears) + sum(part.in_features * part.out_features for part in sparse)
@@ -231,6 +244,10 @@ def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
 
 def _low_rank(module: nn.Module) -> list[LowRankLinear]:
     return list(low_rank_layers(module).values())
+
+
+def _sparse(module: nn.Module) -> list[SparseLowRankLinear]:
+    return [layer for layer in _low_rank(module) if isinstance(layer, SparseLowRankLinear)]
 
 
 def _share(total: int, shards: int) -> int:

@@ -1,0 +1,24 @@
+"""The code in the docs runs as it stands, from top to bottom of a page."""
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from foldrank.backbones import BACKBONES
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("page", ["backbones", "architectures"])
+def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    backbones = dict(BACKBONES)
+    code = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert code
+    module = ModuleType(page)
+    monkeypatch.setitem(__import__("sys").modules, page, module)
+    exec(compile("\n".join(code), f"{page}.md", "exec"), module.__dict__)
+    BACKBONES.clear()
+    BACKBONES.update(backbones)
