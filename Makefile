@@ -39,7 +39,7 @@ demo: install ## pre-train the demo recipe on this machine, into runs/demo
 	$(BIN)/foldrank pretrain demo --out runs/demo
 
 test: install ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: install ## lint, check the format and the types
 	$(BIN)/ruff check

@@ -84,7 +84,7 @@ def convert_(model: PreTrainedModel, config: LowRankConfig | None = None) -> Fac
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1))
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=64, num_hidden_layers=1))
         >>> report = convert_(model, LowRankConfig(rank=2))
         >>> type(model).__name__
         'LowRankLlamaForCausalLM'

@@ -130,11 +130,13 @@ def pretrain(
     unfolded = evaluate_loss(model, validation)
     verified_on = first(validation, DRIFT_SEQUENCES)
     logits_before = logits_of(model, verified_on)
-    save(model, tokenizer, out / "unfolded", is_main_process=processes.is_main_process)
+    if processes.is_main_process:
+        save(model, tokenizer, out / "unfolded")
     fold_report = fold_(model)
     changed = drift(logits_before, logits_of(model, verified_on))
     folded = evaluate_loss(model, validation)
-    save(model, tokenizer, out / "folded", is_main_process=processes.is_main_process)
+    if processes.is_main_process:
+        save(model, tokenizer, out / "folded")
 
     started_at = 0 if checkpoint is None else step_of(checkpoint)
     metrics = {
@@ -221,7 +223,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     )
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, is_main_process: bool) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Model and tokenizer in the Hugging Face format, whole or not at all.
 
     Raises:
@@ -229,17 +231,15 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """
     work = folder.with_name(f"{folder.name}.partial")
     try:
-        model.save_pretrained(work, is_main_process=is_main_process)
-        if is_main_process:
-            tokenizer.save_pretrained(work)
-            if folder.exists():  # of an attempt before this one
-                shutil.rmtree(folder)
-            work.rename(folder)
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        if folder.exists():  # of an attempt before this one
+            shutil.rmtree(folder)
+        work.rename(folder)
     except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk
         raise OSError(f"{folder} was not written: {error}. With room for it, go on with --resume") from error
     finally:
-        if is_main_process:
-            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write(file: Path, text: str) -> None:
