@@ -96,6 +96,7 @@ def test_info(foldrank: Foldrank, finished_run: Run, part: str) -> None:
         "residual" not in name for name in load_file(folder / "model.safetensors")
     )
     said = " ".join(foldrank("info", folder).stdout.replace("│", " ").split())
-    assert f"state {'folded: plain low rank' if part == 'folded' else 'not folded: still has its residual'}" in said
+    state = "folded: nothing left to fold" if part == "folded" else "not folded: still has its residual"
+    assert f"state {state}" in said
     assert f"parameters {finished_run.metrics['params']:,}" in said
     assert "7 (14 layers)" in said

@@ -74,13 +74,13 @@ def test_a_run_keeps_nothing_half_written_and_goes_on_when_there_is_room(
 def test_saving_a_model_is_all_or_nothing(finished_run: Run, tmp_path: Path, file_bytes: int) -> None:
     model, tokenizer = load(finished_run.out / "folded")
     with room_for(file_bytes), pytest.raises(OSError, match=r"folded was not written: .*go on with --resume"):
-        save(model, tokenizer, tmp_path / "folded", is_main_process=True)
+        save(model, tokenizer, tmp_path / "folded")
     assert list(tmp_path.iterdir()) == []
-    save(model, tokenizer, tmp_path / "folded", is_main_process=True)
+    save(model, tokenizer, tmp_path / "folded")
     AutoTokenizer.from_pretrained(tmp_path / "folded")
-    save(model, tokenizer, tmp_path / "folded", is_main_process=True)  # again, over the first
+    save(model, tokenizer, tmp_path / "folded")  # again, over the first
     with room_for(file_bytes), pytest.raises(OSError, match="was not written"):
-        save(model, tokenizer, tmp_path / "folded", is_main_process=True)
+        save(model, tokenizer, tmp_path / "folded")
     load(tmp_path / "folded")
 
 
