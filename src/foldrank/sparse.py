@@ -87,7 +87,7 @@ class SparseLowRankLinear(LowRankLinear):
             support_N = random_support(
                 self.out_features * self.in_features, self.values.numel(), seed=self.seed, name=self.name
             )
-            starts = torch.arange(self.out_features + 1) * self.in_features
+            starts = torch.arange(self.out_features + 1, device="cpu") * self.in_features
             self.rows.copy_(torch.searchsorted(support_N, starts))
             self.columns.copy_(support_N % self.in_features)
 

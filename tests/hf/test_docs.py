@@ -1,12 +1,13 @@
 """The code in the docs runs as it stands, from top to bottom of a page."""
 
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from foldrank.backbones import BACKBONES
+from foldrank import backbones
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -14,11 +15,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.parametrize("page", ["backbones", "architectures"])
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    backbones = dict(BACKBONES)
+    monkeypatch.setattr(backbones, "BACKBONES", dict(backbones.BACKBONES))
     code = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.DOTALL | re.MULTILINE)
     assert code
     module = ModuleType(page)
-    monkeypatch.setitem(__import__("sys").modules, page, module)
+    monkeypatch.setitem(sys.modules, page, module)
     exec(compile("\n".join(code), f"{page}.md", "exec"), module.__dict__)
-    BACKBONES.clear()
-    BACKBONES.update(backbones)
