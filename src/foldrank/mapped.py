@@ -58,7 +58,7 @@ class _MappedLinear(torch.autograd.Function):
         the dtype of z.
     """
 
-    # Forward with ctx, not setup_context: that style costs some 100 microseconds a layer and step, seen by the profiler.
+    # Forward with ctx: setup_context, which torch.func would want, costs about 0.1 ms more a layer and step.
     @staticmethod
     def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor | None, *up_map: Any) -> Tensor:
         save(ctx, UpMap(*up_map), z, weight, bias)
