@@ -227,6 +227,10 @@ class _Fold:
     finish: Callable[[], None]
 
 
+def _mapped(layer: LowRankLinear, weight: Tensor) -> Tensor:
+    return map_weight(weight, layer.up_map(weight))
+
+
 def _planned_folds(model: nn.Module) -> list[_Fold]:
     """What to fold, both kinds; raises before anything is touched."""
     folds = []
@@ -240,7 +244,7 @@ def _planned_folds(model: nn.Module) -> list[_Fold]:
                 name=name,
                 weight=layer.up.weight,
                 weight_name=f"{name}.up.weight",
-                mapped=partial(map_weight, up_map=layer.up_map()),
+                mapped=partial(_mapped, layer),
                 finish=partial(_remove_maps, layer),
             )
         )

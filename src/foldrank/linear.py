@@ -118,21 +118,22 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.latents(x)
-        return mapped_linear(z, self.up.weight, self.up.bias, self.up_map()) if self.maps else self.up(z)
+        return self.up(z) if self.residual is self.scale is None else self._mapped_up(z)
 
     def latents(self, x: Tensor) -> Tensor:
         """act(A x)."""
         z = self.down(x)
         return z if self.activation is None else self.activation(z)
 
-    def up_map(self) -> UpMap:
-        """What residual and scale make of B; nothing once folded."""
+    def _mapped_up(self, z: Tensor) -> Tensor:
+        up = self.up
+        return mapped_linear(z, up.weight, up.bias, self.up_map(up.weight))
+
+    def up_map(self, weight: Tensor) -> UpMap:
+        """What residual and scale make of `weight`, which is B in any dtype; nothing once folded."""
         residual, scale = self.residual, self.scale
-        return UpMap(
-            latents=None if residual is None else residual.latent_index(self.up.weight.device),
-            c=None if residual is None else residual.c(),
-            s=None if scale is None else scale.s(),
-        )
+        latents, added = (None, None) if residual is None else residual.entries(weight)
+        return UpMap(latents, added, None if scale is None else scale.s())
 
     def _load_from_state_dict(
         self,

@@ -60,6 +60,10 @@ def scale(alpha: float, out_features: int, rank: int, *, variance_correction: bo
     return alpha / math.sqrt(math.ceil(out_features / rank)) if variance_correction else alpha
 
 
+WIDE = (torch.float32, torch.float64)
+"""The dtypes in which the residual is added."""
+
+
 def add_duplicates(weight: Tensor, index_O: Tensor, c: float | Tensor, latent_dim: int = 1) -> Tensor:
     """`weight + c R`, summed in at least float32 and rounded once to the dtype of `weight`.
 
@@ -69,10 +73,10 @@ def add_duplicates(weight: Tensor, index_O: Tensor, c: float | Tensor, latent_di
         weight (out_features, rank), or (rank, out_features) with `latent_dim=0`; index_O (out_features,); c a number or
         a tensor of one element.
     """
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    wide = weight if weight.dtype in WIDE else weight.float()
     index = index_O.unsqueeze(latent_dim)
-    c = torch.as_tensor(c, dtype=wide.dtype, device=wide.device).expand_as(index)
-    return wide.scatter_add(latent_dim, index, c).to(weight.dtype)
+    added = torch.as_tensor(c, dtype=wide.dtype, device=wide.device).expand_as(index)
+    return wide.scatter_add(latent_dim, index, added).to(weight.dtype)
 
 
 def literal_residual(z: Tensor, index_O: Tensor, c: float | Tensor) -> Tensor:
@@ -82,6 +86,11 @@ def literal_residual(z: Tensor, index_O: Tensor, c: float | Tensor) -> Tensor:
         z (..., rank), result (..., out_features).
     """
     return c * z[..., index_O]
+
+
+_ENTRIES: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+"""What `DuplicatedLatentResidual.entries` gives, by all that it depends on. Layers of one shape share it, since making
+it anew costs a small model 1 % of its step."""
 
 
 class DuplicatedLatentResidual(FoldableMap):
@@ -177,6 +186,30 @@ class DuplicatedLatentResidual(FoldableMap):
         if self.index is not None:
             return self.index
         return expansion_index(self.config.expansion, self.out_features, self.rank, device=device)
+
+    def entries(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents that `weight` (out_features, rank) is added to, and what is added, in at least its dtype.
+
+        Shape:
+            int64 (out_features, 1) and (out_features, 1), the second of one element expanded.
+        """
+        dtype, device = weight.dtype if weight.dtype in WIDE else torch.float32, weight.device
+        c = self.c()
+        # A compiler or a transform would leave tensors of its own among the shared ones.
+        foreign = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if foreign or isinstance(c, Tensor) or self.index is not None:
+            return self._new_entries(c, dtype, device)
+        key = (self.config.expansion, self.out_features, self.rank, c, dtype, device)
+        if (found := _ENTRIES.get(key)) is None:
+            with torch.inference_mode(mode=False):
+                found = self._new_entries(c, dtype, device)
+            if type(found[0]) is Tensor:
+                _ENTRIES[key] = found
+        return found
+
+    def _new_entries(self, c: float | Tensor, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        added = torch.as_tensor(c, dtype=dtype, device=device).expand(self.out_features, 1)
+        return self.latent_index(device)[:, None], added
 
     def c(self) -> float | Tensor:
         """The factor alpha / sqrt(K): a number, or a tensor of one element where alpha is trainable."""

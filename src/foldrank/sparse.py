@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foldrank.linear import LowRankLinear
-from foldrank.mapped import UpMap, compute_dtype, map_gradients, map_weight, save, saved
+from foldrank.mapped import UpMap, compute_dtype, map_gradients, map_weight
 from foldrank.residual import named_generator
 
 DENSITY = 0.03
@@ -95,7 +95,9 @@ class SparseLowRankLinear(LowRankLinear):
         if not self.training:
             return super().forward(x) + self._rows_times(x)
         if self.activation is None and type(self.down) is type(self.up) is nn.Linear:
-            return self._one_weight_times(x, self.up.weight, self.down.weight, self.up.bias, self.up_map())
+            return self._one_weight_times(
+                x, self.up.weight, self.down.weight, self.up.bias, self.up_map(self.up.weight)
+            )
         # Something stands between the factors, or an adapter took the place of one: only S becomes a matrix.
         nothing = x.new_empty(self.out_features, 0), x.new_empty(0, self.in_features)
         return super().forward(x) + self._one_weight_times(x, *nothing, None, UpMap(None, None, None))
@@ -148,21 +150,22 @@ class _SumLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        *tensors, index_O, c, s = inputs
-        save(ctx, UpMap(index_O, c, s), *tensors)
+        *tensors, latents_O1, added_O1, s = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.up_map = UpMap(latents_O1, added_O1, s)
 
     @staticmethod
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        up_map, x_TI, b_OR, a_RI, values_N, bias_O, rows, columns_N = saved(ctx)
+        x_TI, b_OR, a_RI, values_N, bias_O, rows, columns_N = ctx.saved_tensors
         support_N = flat_support(rows, columns_N, a_RI.shape[1])
-        mapped_OR, down_RI = map_weight(b_OR, up_map).to(grad_TO.dtype), a_RI.to(grad_TO.dtype)
+        mapped_OR, down_RI = map_weight(b_OR, ctx.up_map).to(grad_TO.dtype), a_RI.to(grad_TO.dtype)
         grad_x = grad_TO @ _sum_weight(mapped_OR, down_RI, values_N.to(grad_TO.dtype), support_N)
         grad_OI = grad_TO.T @ x_TI
-        grad_b, grad_c, grad_s = map_gradients(grad_OI @ down_RI.T, b_OR, up_map)
+        grad_b, grad_added, grad_s = map_gradients(grad_OI @ down_RI.T, b_OR, ctx.up_map)
         grad_a = (mapped_OR.T @ grad_OI).to(a_RI.dtype)
         grad_values = grad_OI.flatten()[support_N].to(values_N.dtype)
         grad_bias = None if bias_O is None else grad_TO.sum(0).to(bias_O.dtype)
-        return grad_x, grad_b, grad_a, grad_values, grad_bias, None, None, None, grad_c, grad_s
+        return grad_x, grad_b, grad_a, grad_values, grad_bias, None, None, None, grad_added, grad_s
 
 
 def _sum_weight(b_OR: Tensor, a_RI: Tensor, values_N: Tensor, support_N: Tensor) -> Tensor:

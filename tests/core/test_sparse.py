@@ -40,7 +40,8 @@ def support_of(layer: SparseLowRankLinear) -> Tensor:
 def weight_of(layer: SparseLowRankLinear) -> Tensor:
     """W = s (B + c R) A + S in float64."""
     with torch.no_grad():
-        weight = map_weight(layer.up.weight.double(), layer.up_map()) @ layer.down.weight.double()
+        up = layer.up.weight.double()
+        weight = map_weight(up, layer.up_map(up)) @ layer.down.weight.double()
         weight.view(-1)[support_of(layer)] += layer.values.double()
     return weight
 
