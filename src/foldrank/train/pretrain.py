@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from foldrank.anchor import fold_at_start_
 from foldrank.data.prepare import Progress
 from foldrank.data.stream import open_data
+from foldrank.files import write
 from foldrank.fold import fold_
 from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
 from foldrank.train.checkpoints import checkpoints, step_of, verify
@@ -240,16 +241,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
         raise OSError(f"{folder} was not written: {error}. With room for it, go on with --resume") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def write(file: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    work = file.with_name(f"{file.name}.partial")
-    try:
-        work.write_text(text)
-        work.replace(file)
-    finally:
-        work.unlink(missing_ok=True)
 
 
 def save_config(recipe: Recipe, name: str, file: Path) -> None:

@@ -1,0 +1,74 @@
+"""What is kept of a run: one small JSON file, written once, from which all tables are made."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from foldrank.files import write
+
+SCHEMA = 1
+"""Version of a record."""
+
+Stage = Literal["sweep", "final"]
+"""A run that helps to choose a learning rate, or one that is compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A run that finished or failed."""
+
+    id: str
+    """Name of the run, of its record, and of its folder under `runs/`."""
+
+    corpus: str
+    size: str
+    method: str
+    stage: Stage
+    learning_rate: float
+    seed: int
+
+    error: str | None = None
+    """Why the run failed, one line; None for one that finished."""
+
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What the run's `metrics.json` holds; empty for a run that failed."""
+
+    spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Singular values of each layer's whole matrix in the folded model, largest first, by layer name; of a low-rank
+    layer those of B A, whatever stands between the factors. Only of the first seed of a method's final runs."""
+
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """All settings of the run."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run finished."""
+        return self.error is None
+
+
+def write_record(study: Path, record: Record) -> None:
+    """Keeps a record, whole or not at all."""
+    folder = study / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / f"{record.id}.json", json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1) + "\n")
+
+
+def read_records(study: Path) -> dict[str, Record]:
+    """All records of a study's folder by run, in the order of their names.
+
+    Raises:
+        ValueError: naming a file that is no record.
+    """
+    found = {}
+    for file in sorted((study / "records").glob("*.json")):
+        try:
+            entries = json.loads(file.read_text())
+            if entries.pop("schema") != SCHEMA:
+                raise ValueError("it is of another version of foldrank")
+            record = Record(**entries)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no record of a run ({error}): delete it, and the run is run again") from error
+        found[record.id] = record
+    return found

@@ -1,0 +1,273 @@
+"""What a study asks: frozen settings, read from YAML, and the recipe of each of its runs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from foldrank.config import STRICT
+from foldrank.recipes.methods import METHODS, with_dlr
+from foldrank.train.recipe import Recipe, load_recipe
+
+DENSE = "dense"
+DLR = "-dlr"
+KINDS = (DENSE, *(name + ending for name in METHODS for ending in ("", DLR)))
+"""The methods that a study may name without describing them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """One size of the model.
+
+    Raises:
+        ValueError: for a rank below 1.
+    """
+
+    __pydantic_config__ = STRICT
+
+    rank: int
+    """Rank of every low-rank method."""
+
+    base: str | None = None
+    """Dense recipe of this size; None: the study's."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the recipe by dotted name."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One method of a study: a shipped kind, with settings of its own.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    """How tables call it."""
+
+    kind: str = ""
+    """dense, lowrank, cola or sltrain; with -dlr behind it, the same with the residual. Empty: the name is the kind."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the recipe by dotted name."""
+
+    rank: int | None = None
+    """Rank; None: that of the size."""
+
+    group: str = "main"
+    """Table in which it stands."""
+
+    against: Sequence[str] | None = None
+    """Methods it is compared with; None: dense, and for a method with DLR the same without."""
+
+    learning_rate_of: str | None = None
+    """Take the learning rate that was chosen for this method instead of a sweep."""
+
+    flops_of: str | None = None
+    """Train for as many steps as cost the FLOPs of this method's run."""
+
+    corpora: Sequence[str] | None = None
+    """Corpora on which it runs; None: all."""
+
+    seeds: Sequence[int] | None = None
+    """Seeds of its final runs; None: those of the study."""
+
+    def __post_init__(self) -> None:
+        if self.whole_kind not in KINDS:
+            raise ValueError(f"method {self.name!r} is of no known kind: give kind, one of {', '.join(KINDS)}")
+
+    @property
+    def whole_kind(self) -> str:
+        """The kind, said or implied by the name."""
+        return self.kind or self.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """How each method's learning rate is chosen: the one with the lowest mean validation loss over the sweep's seeds.
+
+    Raises:
+        ValueError: for rates that are no geometric series of at least one number above 0.
+    """
+
+    __pydantic_config__ = STRICT
+
+    learning_rates: Sequence[float]
+    """Rates tried, from small to large, each by the same factor larger than the one before."""
+
+    seeds: Sequence[int] = (1000,)
+    """Seeds of the sweep; apart from those of the final runs, so that no final run was picked for its luck."""
+
+    extend: int = 2
+    """How many more rates may be tried beyond an end of the series, one by one, while the best one is the last."""
+
+    steps: int | None = None
+    """Steps of a run of the sweep; None: as many as of a final run."""
+
+    def __post_init__(self) -> None:
+        rates = self.learning_rates
+        if not rates or not all(0 < rate < math.inf for rate in rates) or not self.seeds:
+            raise ValueError("a sweep needs learning rates above 0 and at least one seed")
+        factors = [b / a for a, b in zip(rates, rates[1:], strict=False)]
+        if any(not math.isclose(factor, factors[0], rel_tol=0.2) or factor <= 1 for factor in factors):
+            raise ValueError(f"learning_rates must grow by one factor, got {list(rates)}")
+        if self.extend < 0:
+            raise ValueError(f"extend must be at least 0, got {self.extend}")
+
+    @property
+    def factor(self) -> float:
+        """From one rate to the next."""
+        rates = self.learning_rates
+        return (rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) if len(rates) > 1 else 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A comparison of methods. All its runs differ from `base` by what is named here and in nothing else.
+
+    Raises:
+        ValueError: naming everything that does not fit together.
+    """
+
+    __pydantic_config__ = STRICT
+
+    title: str
+    question: str = ""
+    """What is to be found out, in a sentence or two; the report begins with it."""
+
+    base: str = "tiny-dense"
+    """Dense recipe from which all runs derive."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of all runs by dotted name."""
+
+    corpora: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"stdlib": {}})
+    """Corpora by name, each with its settings of the recipe."""
+
+    sizes: Mapping[str, Size] = field(default_factory=lambda: {"tiny": Size(rank=32)})
+    """Sizes by name."""
+
+    methods: Sequence[Method]
+    """What is compared, in the order of running. In YAML a kind alone stands for a method of that name."""
+
+    sweep: Sweep
+    """How the learning rates are chosen."""
+
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    """Seeds of the final runs: of the weights at the start and of the order of the data."""
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.methods]
+        problems = [f"two methods are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+        places = {name: place for place, name in enumerate(names)}
+        for method in self.methods:
+            for other in (*(method.against or ()), method.learning_rate_of, method.flops_of):
+                if other is not None and other not in places:
+                    problems.append(f"method {method.name!r} speaks of {other!r}, which is no method of this study")
+            if (other := method.learning_rate_of) in places and places[other] >= places[method.name]:
+                problems.append(f"method {method.name!r} must stand behind {other!r}, whose learning rate it takes")
+            if missing := set(method.corpora or ()) - set(self.corpora):
+                problems.append(f"method {method.name!r} speaks of unknown corpora: {', '.join(sorted(missing))}")
+        if not self.methods or not self.seeds or not self.corpora or not self.sizes:
+            problems.append("a study needs methods, seeds, corpora and sizes")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def method(self, name: str) -> Method:
+        """The method called `name`."""
+        return next(method for method in self.methods if method.name == name)
+
+    def corpora_of(self, method: Method) -> Sequence[str]:
+        """The corpora on which a method runs."""
+        return method.corpora if method.corpora is not None else tuple(self.corpora)
+
+    def seeds_of(self, method: Method) -> Sequence[int]:
+        """The seeds of a method's final runs."""
+        return method.seeds if method.seeds is not None else self.seeds
+
+    def against(self, method: Method) -> Sequence[str]:
+        """The methods with which a method is compared."""
+        if method.against is not None:
+            return method.against
+        kinds = {other.whole_kind: other.name for other in reversed(self.methods) if other.group == method.group}
+        backbone = method.whole_kind.removesuffix(DLR)
+        wanted = (DENSE, backbone) if method.whole_kind.endswith(DLR) else (DENSE,)
+        return [kinds[kind] for kind in wanted if kind in kinds and kinds[kind] != method.name]
+
+    def recipe(self, corpus: str, size: str, method: Method) -> Recipe:
+        """The recipe of a method, its learning rate and seed still those of the base.
+
+        Raises:
+            ValueError: for settings that no recipe has, or that do not fit.
+        """
+        of_size = self.sizes[size]
+        recipe = load_recipe(of_size.base or self.base)
+        if recipe.low_rank is not None:
+            raise ValueError(f"{of_size.base or self.base} is low-rank: a study derives from a dense recipe")
+        recipe = recipe.override({**self.settings, **self.corpora[corpus], **of_size.settings})
+        kind = method.whole_kind.removesuffix(DLR)
+        if kind != DENSE:
+            recipe = METHODS[kind](recipe, method.rank or of_size.rank)
+        if method.whole_kind.endswith(DLR):
+            recipe = with_dlr(recipe)
+        recipe = recipe.override(method.settings)
+        if method.flops_of is None:
+            return recipe
+        other = self.recipe(corpus, size, self.method(method.flops_of))
+        steps = round(other.train.steps * _flops(other) / _flops(recipe))
+        return replace(recipe, train=replace(recipe.train, steps=steps))
+
+    def to_yaml(self) -> str:
+        """The study as text; `load_study` reads it back."""
+        return yaml.safe_dump(_ADAPTER.dump_python(self, mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_ADAPTER = TypeAdapter(Study)
+
+
+def load_study(file: Path) -> Study:
+    """Reads a study and checks that each of its recipes can be made.
+
+    Raises:
+        ValueError: one line that names what is unknown, missing or out of range.
+    """
+    try:
+        settings = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read as a study: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} is no study: it holds {type(settings).__name__}, not settings by name")
+    methods = settings.get("methods")
+    if isinstance(methods, list):
+        settings["methods"] = [{"name": entry} if isinstance(entry, str) else entry for entry in methods]
+    try:
+        study = _ADAPTER.validate_python(settings)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        raise ValueError(f"{file}: {said}") from error
+    for method in study.methods:
+        for corpus in study.corpora_of(method):
+            for size in study.sizes:
+                study.recipe(corpus, size, method)
+    return study
+
+
+def _flops(recipe: Recipe) -> int:
+    from foldrank.train.accounting import flops_per_token
+    from foldrank.train.model import outline
+
+    train = recipe.train
+    per_pass = train.sequences_per_forward() * train.sequence_length
+    per_token = flops_per_token(outline(recipe), train.sequence_length, tokens_per_pass=per_pass)
+    return per_token.total * train.batch_size * train.sequence_length
