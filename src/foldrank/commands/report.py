@@ -1,0 +1,57 @@
+"""`foldrank report`: what a study shows, as a page and as Markdown."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.description = (
+        "Write report.html (one file that needs no network) and report.md from a study's folder, finished or not: the "
+        "methods' losses with intervals, paired differences, costs, curves (docs/report.md)."
+    )
+    parser.add_argument("study", type=Path, metavar="DIR", help="folder of a study, as foldrank compare makes it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report (default: the study's)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Writes both reports; returns the analysis from which they were made."""
+    try:
+        from foldrank.compare.report import report_html, report_markdown
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed: pip install 'foldrank[report]'") from error
+    from foldrank.compare.analysis import analyse
+    from foldrank.compare.progress import unfinished_runs
+    from foldrank.compare.records import read_records
+    from foldrank.compare.study import load_study
+    from foldrank.compare.summary import summary
+    from foldrank.files import write
+
+    folder: Path = arguments.study
+    if not (folder / "study.yaml").is_file():
+        raise ValueError(f"{folder} is no folder of a study: it has no study.yaml (foldrank compare makes one)")
+    study = load_study(folder / "study.yaml")
+    records = read_records(folder)
+    analysis = analyse(study, records, unfinished_runs(folder, records))
+    out: Path = arguments.out or folder
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / "report.html", report_html(analysis))
+    write(out / "report.md", report_markdown(analysis))
+    return {
+        "html": str(out / "report.html"),
+        "markdown": str(out / "report.md"),
+        "summary": {title: list(sentences) for title, sentences in summary(analysis)},
+        "analysis": analysis.to_dict(),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Says what the verdicts say, and where the reports are."""
+    analysis = result["analysis"]
+    print(f"{analysis['title']}: {analysis['finals_done']} of {analysis['finals_expected']} final runs done")
+    for title, sentences in result["summary"].items():
+        print(f"\n{title}")
+        for sentence in sentences:
+            print(f"  {sentence}")
+    print(f"\n{result['html']}\n{result['markdown']}")

@@ -1,0 +1,352 @@
+"""From a study and its records to everything that a report shows: one frozen tree of plain data."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from foldrank.compare.curves import AXES, Against, Budget, Point, curve_of, equal_budget
+from foldrank.compare.progress import Unfinished
+from foldrank.compare.rates import Rate, at_end, chosen_rate, rates_tried, usable
+from foldrank.compare.records import Record
+from foldrank.compare.spectra import Spectrum, spectrum
+from foldrank.compare.statistics import Estimate, difference, estimate
+from foldrank.compare.study import DENSE, Method, Study
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """What a method costs, from its runs."""
+
+    rank: str | None
+    parameters: int
+    parameters_share: float
+    """Of the dense model of this shape."""
+    flops_per_token: int | None
+    """Training, forward and backward, from shapes."""
+    memory: Mapping[str, int] | None
+    """Bytes by part on one device, from shapes."""
+    tokens: float
+    """Trained on, in one run."""
+    flops: float | None
+    """Of one run."""
+    tokens_per_second: float | None
+    """Median over the final runs."""
+    records: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """What folding changed: the worst over the final runs."""
+
+    layers: Mapping[str, float]
+    """Largest rounding of a weight, by layer."""
+    logit: float | None
+    """Largest change of a logit."""
+    agreement: float | None
+    """Smallest share of positions with the same next token before and after."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A method on one corpus, at one size."""
+
+    method: str
+    kind: str
+    learning_rate: float | None
+    """Of the final runs; None while the sweep is not done."""
+    learning_rate_of: str | None
+    at_end: str | None
+    """Why a better rate may lie outside those tried."""
+    finished: int
+    failed: int
+    missing: tuple[int, ...]
+    """Seeds whose final run is still to do."""
+    other_rate: int
+    """Final runs left out because they had another learning rate than the chosen one."""
+    validation: Estimate | None
+    test: Estimate | None
+    against: tuple[Against, ...]
+    """Paired differences of the test loss."""
+    costs: Costs | None
+    curve: tuple[Point, ...]
+    rates: tuple[Rate, ...]
+    drift: Drift | None
+    sample: str | None
+    """Written by the folded model of the first seed."""
+    records: tuple[str, ...]
+    """The final runs of which the losses are means."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Methods that are compared with each other: one group on one corpus, at one size."""
+
+    corpus: str
+    size: str
+    group: str
+    rows: tuple[Row, ...]
+    budgets: tuple[Budget, ...]
+    spectra: tuple[Spectrum, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A run that failed."""
+
+    id: str
+    corpus: str
+    size: str
+    method: str
+    stage: str
+    learning_rate: float
+    seed: int
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """Everything that a report shows."""
+
+    title: str
+    question: str
+    finals_expected: int
+    finals_done: int
+    """Final runs with a record, failed ones included."""
+    sweeps_done: int
+    comparisons: int
+    """Intervals of a difference in all tables."""
+    seeds: tuple[int, ...]
+    sweep_seeds: tuple[int, ...]
+    tables: tuple[Table, ...]
+    failures: tuple[Failure, ...]
+    records: tuple[str, ...]
+    """Every record of the study's folder."""
+    strangers: tuple[str, ...]
+    """Records of what the study does not name (any more); in no table."""
+    unfinished: tuple[Unfinished, ...]
+    made_with: Mapping[str, tuple[str, ...]]
+    """Devices, threads, versions and commits of the runs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Unfinished] = ()) -> Analysis:
+    """Makes every table of a report. Nothing is read but the arguments."""
+    groups = dict.fromkeys(method.group for method in study.methods)
+    tables = tuple(
+        table
+        for corpus in study.corpora
+        for size in study.sizes
+        for group in groups
+        if (table := _table(study, records, corpus, size, group)).rows
+    )
+    known = {run.id: run for run in records.values() if _asked(study, run)}
+    expected = [
+        (corpus, size, method.name, seed)
+        for method in study.methods
+        for corpus in study.corpora_of(method)
+        for size in study.sizes
+        for seed in study.seeds_of(method)
+    ]
+    missing = sum(len(row.missing) for table in tables for row in table.rows)
+    return Analysis(
+        title=study.title,
+        question=study.question,
+        finals_expected=len(expected),
+        finals_done=len(expected) - missing,
+        sweeps_done=sum(run.stage == "sweep" for run in known.values()),
+        comparisons=sum(pair.difference.verdict != "too few seeds" for table in tables for pair in _pairs_of(table)),
+        seeds=tuple(study.seeds),
+        sweep_seeds=tuple(study.sweep.seeds),
+        tables=tables,
+        failures=tuple(_failure(run) for run in known.values() if not usable(run)),
+        records=tuple(records),
+        strangers=tuple(name for name in records if name not in known),
+        unfinished=tuple(unfinished),
+        made_with=_made_with(known.values()),
+    )
+
+
+def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, group: str) -> Table:
+    methods = [method for method in study.methods if method.group == group and corpus in study.corpora_of(method)]
+    names = {method.name for method in methods}
+    # A method may be compared with one of another group, such as dense.
+    runs = {method.name: _finals(study, records, corpus, size, method) for method in study.methods}
+    finished = {name: [run for run in found if usable(run)] for name, found in runs.items()}
+    against = {method.name: study.against(method) for method in methods}
+    rows = tuple(_row(study, records, corpus, size, method, finished) for method in methods)
+    within = {name: group_runs for name, group_runs in finished.items() if name in names}
+    matched = {method.name: method.flops_of for method in methods if method.flops_of is not None}
+    budgets = (equal_budget(axis, within, against, matched) for axis in AXES)
+    return Table(
+        corpus=corpus,
+        size=size,
+        group=group,
+        rows=rows,
+        budgets=tuple(budget for budget in budgets if budget is not None),
+        spectra=_spectra(within),
+    )
+
+
+def _row(
+    study: Study,
+    records: Mapping[str, Record],
+    corpus: str,
+    size: str,
+    method: Method,
+    finished: Mapping[str, Sequence[Record]],
+) -> Row:
+    runs = finished[method.name]
+    every = [run for run in records.values() if _place(run) == (corpus, size, method.name)]
+    finals = [run for run in every if run.stage == "final"]
+    chosen = _finals(study, records, corpus, size, method)
+    rates = rates_tried(study, records, corpus, size, method)
+    rate = chosen[0].learning_rate if chosen else chosen_rate(study, records, corpus, size, method)
+    test = {name: _by_seed(group, "test_loss") for name, group in finished.items()}
+    asked = study.seeds_of(method)
+    return Row(
+        method=method.name,
+        kind=method.whole_kind,
+        learning_rate=rate,
+        learning_rate_of=method.learning_rate_of,
+        at_end=at_end(rates, rate),
+        finished=len(runs),
+        failed=len(chosen) - len(runs),
+        missing=tuple(seed for seed in asked if seed not in {run.seed for run in chosen}),
+        other_rate=len(finals) - len(chosen),
+        validation=_estimate(_by_seed(runs, "val_loss")),
+        test=_estimate(test[method.name]),
+        against=tuple(
+            Against(method=other, difference=difference(test[method.name], test[other]))
+            for other in study.against(method)
+        ),
+        costs=_costs(study, size, method, runs or [run for run in every if usable(run)]),
+        curve=curve_of(runs),
+        rates=rates,
+        drift=_drift(runs),
+        sample=next((_printable(run.metrics["sample"]) for run in runs if "sample" in run.metrics), None),
+        records=tuple(run.id for run in runs),
+    )
+
+
+def _finals(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> list[Record]:
+    """Final runs in the order of their seeds, at the chosen learning rate where one is chosen."""
+    chosen = chosen_rate(study, records, corpus, size, method)
+    found = [
+        run
+        for run in records.values()
+        if _place(run) == (corpus, size, method.name)
+        and run.stage == "final"
+        and run.seed in study.seeds_of(method)
+        and (chosen is None or math.isclose(run.learning_rate, chosen))
+    ]
+    return sorted(found, key=lambda run: run.seed)
+
+
+def _place(run: Record) -> tuple[str, str, str]:
+    return run.corpus, run.size, run.method
+
+
+def _asked(study: Study, run: Record) -> bool:
+    method = next((method for method in study.methods if method.name == run.method), None)
+    return method is not None and run.corpus in study.corpora_of(method) and run.size in study.sizes
+
+
+def _costs(study: Study, size: str, method: Method, runs: Sequence[Record]) -> Costs | None:
+    if not runs:
+        return None
+    first = runs[0].metrics
+    speeds = [run.metrics["tokens_per_second"] for run in runs if run.stage == "final"]
+    low_rank = runs[0].recipe.get("low_rank") or {}
+    rank = None if method.whole_kind == DENSE else low_rank.get("rank", method.rank or study.sizes[size].rank)
+    return Costs(
+        rank=None if rank is None else str(rank),
+        parameters=first["params"],
+        parameters_share=first["params"] / first["params_dense"],
+        flops_per_token=first.get("flops_per_token"),
+        memory=first.get("memory_bytes"),
+        tokens=first["tokens"],
+        flops=first.get("flops"),
+        tokens_per_second=median(speeds) if speeds else None,
+        records=tuple(run.id for run in runs),
+    )
+
+
+def _drift(runs: Sequence[Record]) -> Drift | None:
+    layers: dict[str, float] = {}
+    for run in runs:
+        for layer, rounding in run.metrics.get("fold_weight_rounding", {}).items():
+            layers[layer] = max(rounding, layers.get(layer, 0.0))
+    if not layers:
+        return None
+    logits = [run.metrics["fold_max_abs_logit_drift"] for run in runs if "fold_max_abs_logit_drift" in run.metrics]
+    agreed = [run.metrics["fold_argmax_agreement"] for run in runs if "fold_argmax_agreement" in run.metrics]
+    return Drift(
+        layers=dict(sorted(layers.items(), key=lambda entry: _natural(entry[0]))),
+        logit=max(logits, default=None),
+        agreement=min(agreed, default=None),
+    )
+
+
+def _spectra(runs: Mapping[str, Sequence[Record]]) -> tuple[Spectrum, ...]:
+    found = [
+        spectrum(layer, name, values)
+        for name, group in runs.items()
+        for run in [run for run in group if run.spectra][:1]
+        for layer, values in run.spectra.items()
+        if values
+    ]
+    return tuple(sorted(found, key=lambda entry: _natural(entry.layer)))
+
+
+def _failure(run: Record) -> Failure:
+    return Failure(
+        id=run.id,
+        corpus=run.corpus,
+        size=run.size,
+        method=run.method,
+        stage=run.stage,
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        error=_printable(run.error or "it finished with a loss that is not a number"),
+    )
+
+
+def _pairs_of(table: Table) -> Iterable[Against]:
+    for row in (*table.rows, *(row for budget in table.budgets for row in budget.rows)):
+        yield from row.against
+
+
+def _made_with(runs: Iterable[Record]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        metrics = run.metrics
+        about = {name: metrics.get(name) for name in ("device", "threads", "commit")}
+        for name, value in {**about, **metrics.get("versions", {})}.items():
+            if value is not None:
+                found.setdefault(name, set()).add(str(value))
+    return {name: tuple(sorted(values)) for name, values in found.items()}
+
+
+def _by_seed(runs: Sequence[Record], metric: str) -> dict[int, float]:
+    return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
+
+
+def _estimate(values: Mapping[int, float]) -> Estimate | None:
+    return estimate(list(values.values())) if values else None
+
+
+def _natural(name: str) -> list[Any]:
+    """So that layer 10 comes behind layer 2."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _printable(text: str) -> str:
+    """Text that can be written and shown: of a model, it may be anything."""
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(sign if sign in "\n\t" or sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)

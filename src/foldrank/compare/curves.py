@@ -1,0 +1,158 @@
+"""Validation loss along the runs: over tokens, FLOPs and training time, and read off where budgets are equal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from foldrank.compare.records import Record
+from foldrank.compare.statistics import Difference, Estimate, difference, estimate
+
+Axis = Literal["tokens", "flops", "seconds"]
+AXES: tuple[Axis, ...] = ("tokens", "flops", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A method at an evaluation that all its finished runs have."""
+
+    tokens: float
+    flops: float | None
+    seconds: float | None
+    """Mean over the runs; None where one was interrupted and resumed, so that its time is not known."""
+    mean: float
+    low: float
+    """The lowest run."""
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Against:
+    """A paired difference to another method."""
+
+    method: str
+    difference: Difference
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AtBudget:
+    """A method at an equal budget."""
+
+    method: str
+    loss: Estimate | None
+    """Validation loss, interpolated on each run's curve; None where no run has evaluations on both sides."""
+    share: float | None
+    """How much of its runs that budget is: below 1 the learning rate had not come down yet."""
+    matched: str | None
+    """The method whose FLOPs it was trained for, from `flops_of`."""
+    against: tuple[Against, ...]
+    records: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """All methods at the smallest budget that every one of them reached."""
+
+    axis: Axis
+    value: float
+    rows: tuple[AtBudget, ...]
+
+
+def curve_of(runs: Sequence[Record]) -> tuple[Point, ...]:
+    """The mean over runs at each step that all of them have."""
+    histories = [{row["step"]: row for row in run.metrics.get("history", ()) if "tokens" in row} for run in runs]
+    if not histories:
+        return ()
+    points = []
+    for step in sorted(set.intersection(*map(set, histories))):
+        rows = [history[step] for history in histories]
+        losses = [row["val_loss"] for row in rows]
+        flops = [run.metrics.get("flops_per_token") for run in runs]
+        seconds = [row.get("seconds") for row in rows]
+        tokens = _mean([row["tokens"] for row in rows])
+        per_token = _mean(flops)
+        points.append(
+            Point(
+                tokens=tokens or 0.0,
+                flops=None if per_token is None or tokens is None else per_token * tokens,
+                seconds=_mean(seconds),
+                mean=sum(losses) / len(losses),
+                low=min(losses),
+                high=max(losses),
+            )
+        )
+    return tuple(points)
+
+
+def equal_budget(
+    axis: Axis,
+    runs: Mapping[str, Sequence[Record]],
+    against: Mapping[str, Sequence[str]],
+    matched: Mapping[str, str],
+) -> Budget | None:
+    """The methods at the smallest budget that all of them reached; None with fewer than two, or where nothing is cut.
+
+    Args:
+        axis: what is equal.
+        runs: finished final runs by method.
+        against: methods with which each is compared.
+        matched: of a method with `flops_of`, that method.
+    """
+    paths = {name: [(run, path) for run in group if (path := _path(run, axis))] for name, group in runs.items()}
+    ends = {name: [path[-1][0] for _, path in group] for name, group in paths.items() if group}
+    if len(ends) < 2:
+        return None
+    value = min(min(reached) for reached in ends.values())
+    if axis == "tokens" and all(end == value for reached in ends.values() for end in reached):
+        return None  # as the runs are: the table of quality says it
+    losses: dict[str, dict[int, float]] = {}
+    for name in ends:
+        read = {run.seed: _at(path, value) for run, path in paths[name]}
+        losses[name] = {seed: loss for seed, loss in read.items() if loss is not None}
+    rows = []
+    for name, reached in ends.items():
+        found = losses[name]
+        pairs = [
+            Against(method=other, difference=difference(found, losses[other]))
+            for other in against.get(name, ())
+            if other in losses
+        ]
+        rows.append(
+            AtBudget(
+                method=name,
+                loss=estimate(list(found.values())) if found else None,
+                share=value / (sum(reached) / len(reached)),
+                matched=matched.get(name),
+                against=tuple(pairs),
+                records=tuple(run.id for run in runs[name] if run.seed in found),
+            )
+        )
+    return Budget(axis=axis, value=value, rows=tuple(rows))
+
+
+def _path(run: Record, axis: Axis) -> list[tuple[float, float]]:
+    """(budget, loss) at each evaluation; empty where the budget is not known."""
+    rows = run.metrics.get("history", ())
+    if axis == "seconds":
+        places = [row.get("seconds") for row in rows]
+    else:
+        scale = run.metrics.get("flops_per_token") if axis == "flops" else 1
+        places = [None if scale is None or "tokens" not in row else scale * row["tokens"] for row in rows]
+    if any(place is None for place in places):
+        return []
+    return [(float(place), row["val_loss"]) for place, row in zip(places, rows, strict=True) if place is not None]
+
+
+def _at(path: Sequence[tuple[float, float]], value: float) -> float | None:
+    """The loss at a budget, on the straight line between the two evaluations around it."""
+    for place, loss in path:
+        if place == value:
+            return loss
+    for (left, before), (right, after) in zip(path, path[1:], strict=False):
+        if left < value < right:
+            return before + (after - before) * (value - left) / (right - left)
+    return None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

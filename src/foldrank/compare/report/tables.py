@@ -1,0 +1,359 @@
+"""The part of a report on one table of methods: quality, cost, equal budgets, learning rates, fold, spectra, samples."""
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from os.path import commonprefix
+
+from foldrank.compare import words
+from foldrank.compare.analysis import Row, Table
+from foldrank.compare.curves import Against, Budget
+from foldrank.compare.report import charts
+from foldrank.compare.report.blocks import Block, Chart, Points, Sample, Section, Text, grid
+from foldrank.compare.statistics import Estimate
+from foldrank.compare.summary import heading
+from foldrank.compare.words import NONE
+
+AXES = {
+    "tokens": ("Equal tokens", "training tokens", words.short),
+    "flops": ("Equal FLOPs", "training FLOPs", words.short),
+    "seconds": ("Equal training time", "seconds of training", words.count),
+}
+
+PAIR_COLUMNS = "Method|Against|Seeds>|Difference>|95 % interval>|Standard deviation>|Verdict"
+
+
+def table_section(table: Table, place: int, every: Sequence[str]) -> Section:
+    where = f"t{place}"
+    parts = [
+        Section(id=f"{where}-quality-part", title="Quality", blocks=_quality(table, where, every)),
+        Section(id=f"{where}-cost-part", title="Cost", blocks=_cost(table, where, every)),
+        Section(id=f"{where}-equal-part", title="Equal budgets", blocks=_budgets(table, where, every)),
+        Section(id=f"{where}-rates-part", title="Learning rates", blocks=_rates(table, where, every)),
+        Section(id=f"{where}-drift-part", title="What the fold changed", blocks=_drift(table, where)),
+        Section(id=f"{where}-spectra-part", title="Spectra", blocks=_spectra(table, where)),
+        Section(id=f"{where}-samples-part", title="Samples", blocks=_samples(table)),
+    ]
+    return Section(
+        id=where,
+        title=heading(table),
+        blocks=[Text(text=f"Corpus {table.corpus}, size {table.size}, methods of the group “{table.group}”.")],
+        parts=[part for part in parts if part.blocks],
+    )
+
+
+def _quality(table: Table, where: str, every: Sequence[str]) -> list[Block]:
+    rows = [
+        (
+            row.method,
+            _rate(row),
+            _seeds(row),
+            *_loss(row.validation),
+            *_loss(row.test),
+            *_perplexity(row.test),
+            sources(row.records, every),
+        )
+        for row in table.rows
+    ]
+    notes = [
+        f"{row.method}: its learning rate {words.rate(row.learning_rate)} is {row.at_end}, so a better one may lie beyond."
+        for row in table.rows
+        if row.at_end is not None and row.learning_rate is not None
+    ]
+    notes += [
+        f"{row.method}: {row.other_rate} final runs had another learning rate or seed than now chosen and are left out."
+        for row in table.rows
+        if row.other_rate
+    ]
+    blocks: list[Block] = [
+        Text(
+            text="Loss at the end of the final runs, mean over seeds. The test text chose nothing, so it is what the "
+            "methods are compared on. With one seed there is no interval."
+        ),
+        grid(
+            f"{where}-quality-table",
+            f"Loss of each method, {heading(table)}",
+            "Method|Learning rate>|Seeds|Validation loss>|95 % interval>|Test loss>|95 % interval>|Test perplexity>"
+            "|95 % interval>|Records",
+            rows,
+        ),
+    ]
+    if notes:
+        blocks.append(Points(items=notes))
+    pairs = [_pair(row.method, pair) for row in table.rows for pair in row.against]
+    if pairs:
+        blocks += [
+            Text(
+                text="Differences of the test loss, paired by seed: below zero the first method is better. “No difference "
+                "shown” means that the interval holds zero, not that there is none."
+            ),
+            grid(
+                f"{where}-difference-table",
+                f"Paired differences of the test loss, {heading(table)}",
+                PAIR_COLUMNS,
+                pairs,
+            ),
+        ]
+    blocks += _some(charts.differences(table, where))
+    return blocks
+
+
+def _cost(table: Table, where: str, every: Sequence[str]) -> list[Block]:
+    rows = [
+        (
+            row.method,
+            row.costs.rank or NONE,
+            words.count(row.costs.parameters),
+            words.percent(row.costs.parameters_share),
+            NONE if row.costs.flops_per_token is None else words.short(row.costs.flops_per_token),
+            NONE if row.costs.memory is None else words.mebibytes(sum(row.costs.memory.values())),
+            words.short(row.costs.tokens),
+            NONE if row.costs.flops is None else words.short(row.costs.flops),
+            NONE if row.costs.tokens_per_second is None else words.count(row.costs.tokens_per_second),
+            sources(row.costs.records, every),
+        )
+        for row in table.rows
+        if row.costs is not None
+    ]
+    if not rows:
+        return []
+    best = _frontier(table)
+    blocks: list[Block] = [
+        Text(
+            text="Parameters, FLOPs and memory are computed from shapes: FLOPs of the forward and backward pass, memory of "
+            "one device while it trains. Tokens per second are the median over the final runs, measured on a machine that "
+            "may have been shared with other work: read them as rough."
+        ),
+        grid(
+            f"{where}-cost-table",
+            f"Cost of each method, {heading(table)}",
+            "Method|Rank>|Parameters>|Share of dense>|FLOPs per token>|Memory>|Tokens of a run>|FLOPs of a run>"
+            "|Tokens per second>|Records",
+            rows,
+        ),
+        *_some(charts.quality(table, where)),
+    ]
+    if best:
+        blocks.append(
+            Text(
+                text=f"Quality against parameters: no other method here has both at most the parameters and a lower mean "
+                f"test loss than {' and '.join(best)}. These are means; whether methods differ is said by the paired differences."
+            )
+        )
+    return blocks
+
+
+def _budgets(table: Table, where: str, every: Sequence[str]) -> list[Block]:
+    chart = charts.curves(table, where)
+    if not table.budgets:
+        return _some(chart)
+    blocks: list[Block] = [
+        Text(
+            text="Validation loss where every method has spent the same, at the smallest budget that all of them reached, "
+            "read off each run's curve on the straight line between two evaluations. Where that is less than the whole "
+            "run, the learning rate had not come down yet, which makes that run look worse than one that was planned for "
+            "this budget. A method that was trained for another's FLOPs (named in the table) is the fair comparison."
+        ),
+        *_some(chart),
+    ]
+    for budget in table.budgets:
+        title, unit, text = AXES[budget.axis]
+        rows = [
+            (
+                row.method,
+                NONE if row.share is None else words.percent(row.share),
+                NONE if row.matched is None else f"FLOPs of {row.matched}",
+                NONE if row.loss is None else words.loss(row.loss.mean),
+                words.span(row.loss, words.loss),
+                sources(row.records, every),
+            )
+            for row in budget.rows
+        ]
+        blocks.append(
+            grid(
+                f"{where}-{budget.axis}-table",
+                f"{title}: validation loss after {text(budget.value)} {unit}, {heading(table)}",
+                "Method|Share of its run>|Trained for|Validation loss>|95 % interval>|Records",
+                rows,
+            )
+        )
+        blocks += _budget_pairs(budget, where, f"{title}: paired differences of the validation loss, {heading(table)}")
+    return blocks
+
+
+def _budget_pairs(budget: Budget, where: str, caption: str) -> list[Block]:
+    rows = [_pair(row.method, pair) for row in budget.rows for pair in row.against]
+    return [grid(f"{where}-{budget.axis}-differences", caption, PAIR_COLUMNS, rows)] if rows else []
+
+
+def _rates(table: Table, where: str, every: Sequence[str]) -> list[Block]:
+    rows = [
+        (
+            row.method,
+            words.rate(rate.learning_rate),
+            "0" if rate.loss is None else str(rate.loss.seeds),
+            str(rate.failed),
+            NONE if rate.loss is None else words.loss(rate.loss.mean),
+            "chosen" if rate.learning_rate == row.learning_rate else "",
+            sources(rate.records, every),
+        )
+        for row in table.rows
+        for rate in row.rates
+    ]
+    if not rows:
+        return []
+    return [
+        Text(
+            text="For each method the rate with the lowest mean validation loss over the sweep's seeds is chosen; a rate "
+            "with a failed run is not. Where the best rate was the smallest or largest, more were tried beyond it."
+        ),
+        *_some(charts.rates(table, where)),
+        grid(
+            f"{where}-rates-table",
+            f"Runs of the sweep, {heading(table)}",
+            "Method|Learning rate>|Finished>|Failed>|Validation loss>|Choice|Records",
+            rows,
+            folded=True,
+        ),
+    ]
+
+
+def _drift(table: Table, where: str) -> list[Block]:
+    found = [(row.method, row.drift) for row in table.rows if row.drift is not None]
+    if not found:
+        return []
+    worst = [
+        (
+            name,
+            str(len(drift.layers)),
+            f"{max(drift.layers.values()):.2e}",
+            max(drift.layers, key=lambda layer: drift.layers[layer]),
+            NONE if drift.logit is None else f"{drift.logit:.2e}",
+            NONE if drift.agreement is None else f"{100 * drift.agreement:.2f} %",
+        )
+        for name, drift in found
+    ]
+    layers = dict.fromkeys(layer for _, drift in found for layer in drift.layers)
+    return [
+        Text(
+            text="The fold adds the residual to the weights and rounds the sum once. The rounding should be as small as "
+            "that of the number format, about 6e-8 of a weight in float32, and the model should say the same as before."
+        ),
+        grid(
+            f"{where}-drift-table",
+            f"What folding changed, the worst of all final runs, {heading(table)}",
+            "Method|Layers>|Largest rounding of a weight>|In|Largest change of a logit>|Same next token>",
+            worst,
+        ),
+        *_some(charts.drift(table, where)),
+        grid(
+            f"{where}-drift-layers",
+            f"Largest rounding of a weight by layer, {heading(table)}",
+            "|".join(["Layer", *(f"{name}>" for name, _ in found)]),
+            [
+                (layer, *(f"{drift.layers[layer]:.2e}" if layer in drift.layers else NONE for _, drift in found))
+                for layer in layers
+            ],
+            folded=True,
+        ),
+    ]
+
+
+def _spectra(table: Table, where: str) -> list[Block]:
+    if not table.spectra:
+        return []
+    methods = list(dict.fromkeys(entry.method for entry in table.spectra))
+    methods = [row.method for row in table.rows if row.method in methods]
+    found = {(entry.layer, entry.method): entry for entry in table.spectra}
+    layers = dict.fromkeys(entry.layer for entry in table.spectra)
+    sizes = {layer: max(found[layer, name].size for name in methods if (layer, name) in found) for layer in layers}
+    return [
+        Text(
+            text="How many directions a layer's whole matrix really uses: the effective rank is exp of the entropy of its "
+            "singular values over their sum (Roy and Vetterli 2007); it is the full number of singular values where all "
+            "are equal. Of a low-rank layer the matrix is B A, whatever stands between the factors. One run of each "
+            "method, so there is no interval."
+        ),
+        *_some(charts.effective_ranks(table, where)),
+        *_some(charts.spectra(table, where)),
+        grid(
+            f"{where}-spectra-table",
+            f"Effective rank by layer, {heading(table)}",
+            "|".join(["Layer", "Singular values>", *(f"{name}>" for name in methods)]),
+            [
+                (
+                    layer,
+                    str(sizes[layer]),
+                    *(
+                        f"{found[layer, name].effective_rank:.1f}" if (layer, name) in found else NONE
+                        for name in methods
+                    ),
+                )
+                for layer in layers
+            ],
+            folded=True,
+        ),
+    ]
+
+
+def _samples(table: Table) -> list[Block]:
+    samples = [Sample(title=row.method, text=row.sample) for row in table.rows if row.sample]
+    if not samples:
+        return []
+    return [Text(text="Written by each folded model of the first seed, after the same prompt."), *samples]
+
+
+def sources(names: Sequence[str], every: Sequence[str]) -> str:
+    """Records as one shell pattern where one says exactly which, else one by one."""
+    if len(names) < 2:
+        return names[0] if names else NONE
+    start = commonprefix(names)
+    end = commonprefix([name[len(start) :][::-1] for name in names])[::-1]
+    pattern = f"{start}*{end}"
+    exact = re.fullmatch(r"[^*?\[\]]*", start + end) and {n for n in every if fnmatchcase(n, pattern)} == set(names)
+    return pattern if exact else " ".join(names)
+
+
+def _pair(name: str, pair: Against) -> tuple[str, ...]:
+    found = pair.difference.estimate
+    return (
+        name,
+        pair.method,
+        str(found.seeds) if found else "0",
+        words.signed(found.mean) if found else NONE,
+        words.span(found),
+        NONE if found is None or found.sd is None else words.loss(found.sd),
+        pair.difference.verdict,
+    )
+
+
+def _loss(found: Estimate | None) -> tuple[str, str]:
+    return (NONE if found is None else words.loss(found.mean), words.span(found, words.loss))
+
+
+def _perplexity(loss: Estimate | None) -> tuple[str, str]:
+    return (NONE if loss is None else words.perplexity(loss.mean), words.span(loss, words.perplexity))
+
+
+def _rate(row: Row) -> str:
+    if row.learning_rate is None:
+        return "not chosen yet"
+    said = words.rate(row.learning_rate)
+    if row.learning_rate_of is not None:
+        return f"{said} (of {row.learning_rate_of})"
+    return f"{said} ({row.at_end})" if row.at_end is not None else said
+
+
+def _seeds(row: Row) -> str:
+    parts = ((row.finished, "finished"), (row.failed, "failed"), (len(row.missing), "missing"))
+    return ", ".join(f"{number} {what}" for number, what in parts if number or what == "finished")
+
+
+def _frontier(table: Table) -> list[str]:
+    """Methods for which no other has at most the parameters and a lower mean test loss."""
+    found = [(row.method, row.costs.parameters, row.test.mean) for row in table.rows if row.costs and row.test]
+    return [name for name, size, loss in found if not any(s <= size and other < loss for _, s, other in found)]
+
+
+def _some(chart: Chart | None) -> list[Block]:
+    return [] if chart is None else [chart]

@@ -1,0 +1,48 @@
+"""What a folded model's weight matrices span: singular values and the effective rank."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DRAWN = 100
+"""Values of a spectrum that are kept for drawing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spectrum:
+    """The singular values of one layer's whole matrix."""
+
+    layer: str
+    method: str
+    size: int
+    """How many there are."""
+    effective_rank: float
+    drawn: tuple[tuple[int, float], ...]
+    """(index from 1, value over the largest), at most `DRAWN` of them."""
+
+
+def spectrum(layer: str, method: str, values: Sequence[float]) -> Spectrum:
+    """Summary of a layer's singular values, largest first."""
+    last = len(values) - 1
+    places = sorted({round(step * last / (DRAWN - 1)) for step in range(DRAWN)}) if last >= DRAWN else range(last + 1)
+    largest = values[0] or 1.0
+    return Spectrum(
+        layer=layer,
+        method=method,
+        size=len(values),
+        effective_rank=effective_rank(values),
+        drawn=tuple((place + 1, float(f"{values[place] / largest:.4g}")) for place in places),
+    )
+
+
+def effective_rank(values: Sequence[float]) -> float:
+    """exp(entropy of the singular values over their sum): n where all n are equal, 1 where one is not zero.
+
+    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
+
+    >>> round(effective_rank([2.0, 2.0, 2.0, 0.0]), 9), effective_rank([5.0, 0.0])
+    (3.0, 1.0)
+    """
+    total = math.fsum(values)
+    shares = [value / total for value in values if value > 0]
+    return math.exp(-math.fsum(share * math.log(share) for share in shares)) if shares else 0.0

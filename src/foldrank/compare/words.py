@@ -1,0 +1,75 @@
+"""Numbers as text, the same in the summary, the tables and the descriptions of charts."""
+
+import math
+from collections.abc import Callable
+
+from foldrank.compare.statistics import Estimate
+
+NONE = "–"
+"""Where there is nothing to say."""
+
+
+def loss(value: float) -> str:
+    """A loss in nats per token."""
+    return f"{value:.4f}"
+
+
+def perplexity(loss: float) -> str:
+    """Of a mean loss."""
+    return f"{math.exp(loss):,.2f}"
+
+
+def signed(value: float) -> str:
+    """A difference of losses, with a sign that is as wide as plus."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def count(value: float) -> str:
+    """A whole number with separators."""
+    return f"{value:,.0f}"
+
+
+def short(value: float) -> str:
+    """A large number in three digits: 3.97 M.
+
+    >>> short(3_974_400), short(24_800_000_000), short(512)
+    ('3.97 M', '24.8 G', '512')
+    """
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:
+            digits = value / size
+            return f"{digits:.{2 if digits < 9.995 else 1 if digits < 99.95 else 0}f} {letter}"
+    return f"{value:.0f}"
+
+
+def mebibytes(value: float) -> str:
+    """Bytes for a person."""
+    return f"{value / 2**20:,.1f} MiB"
+
+
+def rate(value: float) -> str:
+    """A learning rate."""
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share of one."""
+    return f"{100 * share:.0f} %"
+
+
+def span(found: Estimate | None, text: Callable[[float], str] = signed) -> str:
+    """An interval."""
+    if found is None or found.low is None or found.high is None:
+        return NONE
+    return f"{text(found.low)} to {text(found.high)}"
+
+
+def seeds(value: int) -> str:
+    """So many seeds."""
+    return "1 seed" if value == 1 else f"{value} seeds"
+
+
+def difference(found: Estimate) -> str:
+    """A difference with its interval and what it rests on."""
+    interval = "no interval" if found.low is None else f"95 % interval {span(found)}"
+    return f"{signed(found.mean)}, {interval}, {seeds(found.seeds)}"
