@@ -11,7 +11,7 @@ from foldrank.compare.curves import AXES, Against, Budget, Point, curve_of, equa
 from foldrank.compare.progress import Unfinished
 from foldrank.compare.rates import Rate, at_end, chosen_rate, rates_tried, usable
 from foldrank.compare.records import Record
-from foldrank.compare.spectra import Spectrum, spectrum
+from foldrank.compare.effective_rank import Spectrum, spectrum
 from foldrank.compare.statistics import Estimate, difference, estimate
 from foldrank.compare.study import DENSE, Method, Study
 
