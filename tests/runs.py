@@ -1,5 +1,6 @@
 """What a finished run is to the tests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,3 +15,10 @@ class Run:
     stdout: str
     stderr: str
     metrics: dict[str, Any]
+
+
+def without_clock(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a run that must be equal when it is run again."""
+    kept = {name: value for name, value in metrics.items() if name not in ("seconds", "tokens_per_second")}
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in metrics["history"]]
+    return {**kept, "history": rows}

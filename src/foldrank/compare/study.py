@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class Sweep:
         rates = self.learning_rates
         if not rates or not all(0 < rate < math.inf for rate in rates) or not self.seeds:
             raise ValueError("a sweep needs learning rates above 0 and at least one seed")
-        factors = [b / a for a, b in zip(rates, rates[1:], strict=False)]
+        factors = [b / a for a, b in pairwise(rates)]
         if any(not math.isclose(factor, factors[0], rel_tol=0.2) or factor <= 1 for factor in factors):
             raise ValueError(f"learning_rates must grow by one factor, got {list(rates)}")
         if self.extend < 0:
@@ -172,9 +173,12 @@ class Study:
         problems = [f"two methods are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
         places = {name: place for place, name in enumerate(names)}
         for method in self.methods:
-            for other in (*(method.against or ()), method.learning_rate_of, method.flops_of):
-                if other is not None and other not in places:
-                    problems.append(f"method {method.name!r} speaks of {other!r}, which is no method of this study")
+            spoken_of = (*(method.against or ()), method.learning_rate_of, method.flops_of)
+            problems += [
+                f"method {method.name!r} speaks of {other!r}, which is no method of this study"
+                for other in spoken_of
+                if other is not None and other not in places
+            ]
             if (other := method.learning_rate_of) in places and places[other] >= places[method.name]:
                 problems.append(f"method {method.name!r} must stand behind {other!r}, whose learning rate it takes")
             if missing := set(method.corpora or ()) - set(self.corpora):
@@ -234,6 +238,20 @@ class Study:
 
 
 _ADAPTER = TypeAdapter(Study)
+
+
+def find_study(name: str) -> Path:
+    """The file of a shipped study by name, or the one named.
+
+    Raises:
+        ValueError: for a name that is neither.
+    """
+    shipped = {file.stem: file for file in (Path(__file__).parent.parent / "recipes").glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    if not name.endswith((".yaml", ".yml")):
+        raise ValueError(f"no study is called {name!r}: give a .yaml file, or one of {', '.join(sorted(shipped))}")
+    return Path(name)
 
 
 def load_study(file: Path) -> Study:

@@ -44,6 +44,20 @@ class Sequences(Dataset[dict[str, Tensor]]):
     def first(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
         """The first sequences, as many as hold `tokens` and one at least; all where that is None or too many."""
 
+    def behind(self, skipped: int, tokens: int) -> Dataset[dict[str, Tensor]]:
+        """The sequences behind `first(skipped)`, as many as hold `tokens`, or all that there are.
+
+        Raises:
+            ValueError: where there are none.
+        """
+        start, stop = (len(self.first(count)) for count in (skipped, skipped + tokens))  # pyright: ignore[reportArgumentType]
+        if start == stop:
+            raise ValueError(
+                f"nothing is held out behind the {skipped} tokens of the validation: lower train.eval_tokens, or hold "
+                "out more (data.validation_fraction)"
+            )
+        return Subset(self, range(start, stop))
+
     def __getstate__(self) -> dict[str, Any]:
         # A memory map would be pickled as the array: give worker processes the name of the file instead.
         return {name: _by_name(value) for name, value in self.__dict__.items()}

@@ -22,9 +22,9 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     source: str = "stdlib"
-    """`stdlib` or `site-packages`: the sources that come with the running Python and with its installed packages; a
-    file or folder of text, .jsonl or .parquet; a Hugging Face data set such as `allenai/c4`, or a local folder of one;
-    or a folder that `foldrank prepare` wrote."""
+    """`stdlib` or `site-packages`: the sources that come with the running Python and with its installed packages
+    (`site-packages-prose`: of these the prose alone); a file or folder of text, .jsonl or .parquet; a Hugging Face data
+    set such as `allenai/c4`, or a local folder of one; or a folder that `foldrank prepare` wrote."""
 
     subset: str | None = None
     """Configuration of a Hugging Face data set, such as `en`."""

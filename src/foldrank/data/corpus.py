@@ -14,8 +14,9 @@ from foldrank.data.config import DataConfig, Split
 TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 """Folders of the standard library that are no part of the corpus."""
 
-PROSE_AND_SOURCES = {".py", ".md", ".rst", ".txt"}
-"""What is read of the installed packages."""
+PROSE = {".md", ".rst", ".txt", "METADATA"}
+INSTALLED = {"site-packages": {".py", *PROSE}, "site-packages-prose": PROSE}
+"""What is read of the installed packages: endings of files, or names of files without one."""
 
 MIN_CHARACTERS = 8
 """A text with less than this, white space apart, is near-empty."""
@@ -119,9 +120,9 @@ def _files(config: DataConfig) -> tuple[Path, list[Path]]:
     if config.source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         return root, sorted(path for path in root.rglob("*.py") if not TEST_FOLDERS & set(path.relative_to(root).parts))
-    if config.source == "site-packages":
+    if config.source in INSTALLED:
         root = Path(sysconfig.get_path("purelib"))
-        return root, [path for path in _visible(root) if path.suffix in PROSE_AND_SOURCES]
+        return root, [path for path in _visible(root) if (path.suffix or path.name) in INSTALLED[config.source]]
     path = Path(config.source)
     if is_prepared(path):
         raise ValueError(f"{config.source} holds prepared data, which is tokens, where text is needed")
@@ -130,8 +131,8 @@ def _files(config: DataConfig) -> tuple[Path, list[Path]]:
     if path.is_dir():
         return path, _visible(path)
     raise ValueError(
-        f"no such corpus: {config.source!r} is neither 'stdlib' nor 'site-packages' nor a file or folder, nor does it "
-        "look like a Hugging Face data set (owner/name)"
+        f"no such corpus: {config.source!r} is neither 'stdlib' nor 'site-packages' (or 'site-packages-prose') nor a "
+        "file or folder, nor does it look like a Hugging Face data set (owner/name)"
     )
 
 

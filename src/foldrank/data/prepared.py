@@ -52,6 +52,10 @@ class PreparedData:
         """Number of tokens in a split, an end token for each document included."""
         return self.manifest["splits"][split]["tokens"]
 
+    def text_sha256(self) -> str:
+        """A hash of all text that was read, in its order."""
+        return self.manifest["text_sha256"]
+
     def blocks(self, split: Split, sequence_length: int, layout: Layout = "packed") -> Sequences:
         """The split as sequences.
 
@@ -75,6 +79,16 @@ class PreparedData:
     def validation(self, sequence_length: int, layout: Layout, tokens: int | None = None) -> Dataset[dict[str, Tensor]]:
         """The first sequences of the validation split, as many as hold `tokens`; None: all."""
         return self.blocks("validation", sequence_length, layout).first(tokens)
+
+    def test(
+        self, sequence_length: int, layout: Layout, *, validation_tokens: int, tokens: int
+    ) -> Dataset[dict[str, Tensor]]:
+        """Sequences of the validation split behind those that `validation` gives for `validation_tokens`.
+
+        Raises:
+            ValueError: where there are none.
+        """
+        return self.blocks("validation", sequence_length, layout).behind(validation_tokens, tokens)
 
     def verify(self) -> None:
         """Reads everything and compares checksums.

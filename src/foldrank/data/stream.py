@@ -45,6 +45,10 @@ class StreamedData:
         """Unknown until all is read."""
         return
 
+    def text_sha256(self) -> None:
+        """Unknown until all is read."""
+        return
+
     def training(self, sequence_length: int, layout: Layout, *, seed: int, num_sequences: int) -> "PackedStream":  # noqa: ARG002
         """The first sequences of the training documents; their order is the source's, whatever the seed.
 
@@ -65,6 +69,23 @@ class StreamedData:
             raise ValueError("evaluating on a stream needs a number of tokens (train.eval_tokens)")
         held_out = (document for document in documents(self.config) if document.split == "validation")
         return _in_memory(held_out, self.config, self.tokenizer(), sequence_length, layout, tokens).first(tokens)
+
+    def test(
+        self,
+        sequence_length: int,
+        layout: Layout,
+        *,
+        validation_tokens: int,
+        tokens: int,
+    ) -> Dataset[dict[str, Tensor]]:
+        """The sequences of the held-out documents behind those of the validation, in memory.
+
+        Raises:
+            ValueError: where there are none.
+        """
+        held_out = (document for document in documents(self.config) if document.split == "validation")
+        both = _in_memory(held_out, self.config, self.tokenizer(), sequence_length, layout, validation_tokens + tokens)
+        return both.behind(validation_tokens, tokens)
 
 
 class PackedStream(IterableDataset[dict[str, Tensor]]):

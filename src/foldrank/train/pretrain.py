@@ -4,11 +4,11 @@ import json
 import platform
 import shutil
 import subprocess
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
@@ -18,8 +18,10 @@ from foldrank.data.prepare import Progress
 from foldrank.data.stream import open_data
 from foldrank.files import write
 from foldrank.fold import fold_
+from foldrank.train.accounting import flops_per_token, memory
 from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
 from foldrank.train.checkpoints import checkpoints, step_of, verify
+from foldrank.train.controls import start_as_control_
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
 from foldrank.train.model import build_model, dense_parameters, outline, vocabulary
 from foldrank.train.recipe import Recipe, flatten, load_recipe
@@ -49,6 +51,7 @@ def pretrain(
     overwrite: bool = False,
     resume: bool | Path = False,
     progress: Progress = lambda *_: None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains a recipe's model, folds it, verifies the fold, and saves what is deployed.
 
@@ -62,6 +65,7 @@ def pretrain(
         overwrite: replace what `out` holds.
         resume: go on with the run in `out`, from its newest checkpoint or from the one given.
         progress: told how far the preparation of the data is.
+        quiet: show nothing while training.
 
     Returns:
         What `metrics.json` holds.
@@ -90,9 +94,16 @@ def pretrain(
     tokens = training.num_tokens()
     tokens_per_step = tokens / train.steps
     validation = data.validation(train.sequence_length, train.layout, train.eval_tokens)
+    test = None
+    if train.test_tokens is not None and train.eval_tokens is not None:
+        test = data.test(
+            train.sequence_length, train.layout, validation_tokens=train.eval_tokens, tokens=train.test_tokens
+        )
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, vocabulary(recipe, tokenizer), **special)
     decay = fold_at_start_(model) if train.fold_at_start else None
+    if train.control is not None:
+        start_as_control_(model, train.control)
 
     if processes.is_main_process and not resume:
         if out.exists():
@@ -110,16 +121,14 @@ def pretrain(
         decay=decay,
         callbacks=[
             stop,
-            GradientSpikes(),
-            ProgressReport(tokens_per_step),
+            *(() if quiet else (GradientSpikes(), ProgressReport(tokens_per_step))),
             JsonLines(out / "log.jsonl"),
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    began = time.perf_counter()
     with stop:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    seconds = time.perf_counter() - began - trainer.evaluation_seconds
+    seconds = trainer.training_seconds()
     if stop.received is not None and trainer.state.global_step < train.steps:
         raise InterruptedRunError(
             stop.received,
@@ -136,9 +145,17 @@ def pretrain(
     fold_report = fold_(model)
     changed = drift(logits_before, logits_of(model, verified_on))
     folded = evaluate_loss(model, validation)
+    tested = None if test is None else evaluate_loss(model, test)
     if processes.is_main_process:
         save(model, tokenizer, out / "folded")
 
+    shape = outline(recipe, model.config.vocab_size)
+    per_token = flops_per_token(
+        shape,
+        train.sequence_length,
+        tokens_per_pass=arguments.per_device_train_batch_size * train.sequence_length,
+        checkpointing=train.activation_checkpointing,
+    )
     started_at = 0 if checkpoint is None else step_of(checkpoint)
     metrics = {
         "schema": SCHEMA,
@@ -148,7 +165,11 @@ def pretrain(
         "params_dense": dense_parameters(recipe, model.config.vocab_size),
         "steps": train.steps,
         "tokens": tokens,
+        "flops_per_token": per_token.total,
+        "flops": per_token.total * train.steps * train.batch_size * train.sequence_length,
+        "memory_bytes": memory(shape, train, checkpointing=train.activation_checkpointing).parts(),
         "train_tokens_available": data.tokens("train"),
+        "text_sha256": data.text_sha256(),
         "resumed_at_step": started_at,
         "seconds": seconds,
         "tokens_per_second": (train.steps - started_at) * tokens_per_step / seconds,
@@ -157,14 +178,20 @@ def pretrain(
         "val_perplexity": unfolded.perplexity,
         "val_loss_folded": folded.loss,
         "val_perplexity_folded": folded.perplexity,
+        "test_tokens": None if tested is None else tested.tokens,
+        "test_loss": None if tested is None else tested.loss,
+        "test_perplexity": None if tested is None else tested.perplexity,
         "folded_layers": len(fold_report.drift),
         "fold_max_abs_weight_rounding": fold_report.max_drift,
+        "fold_weight_rounding": dict(fold_report.drift),
         "fold_max_abs_logit_drift": changed.max_abs_logit,
         "fold_argmax_agreement": changed.argmax_agreement,
-        "history": history(trainer),
+        "history": history(trainer, tokens_per_step),
         "sample": continue_text(model, tokenizer, recipe.sample_prompt, seed=recipe.seed),
         "device": str(model.device),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
+        "commit": commit(),
     }
     if processes.is_main_process:
         write(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -249,15 +276,25 @@ def save_config(recipe: Recipe, name: str, file: Path) -> None:
     write(file, yaml.safe_dump({"run": about, **recipe.to_dict()}, sort_keys=False))
 
 
-def history(trainer: PretrainTrainer) -> list[dict[str, Any]]:
-    """Training loss (mean since the evaluation before) and validation loss at each evaluation."""
+def history(trainer: PretrainTrainer, tokens_per_step: float) -> list[dict[str, Any]]:
+    """At each evaluation: tokens and seconds of training, training loss (mean since the evaluation before), validation
+    loss. The seconds of a run that was interrupted are not known.
+    """
     rows, losses = [], []
     for entry in trainer.state.log_history:
         if "loss" in entry:
             losses.append(entry["loss"])
         if "eval_loss" in entry:
             mean = sum(losses) / len(losses) if losses else None
-            rows.append({"step": entry["step"], "train_loss": mean, "val_loss": entry["eval_loss"]})
+            rows.append(
+                {
+                    "step": entry["step"],
+                    "tokens": round(entry["step"] * tokens_per_step),
+                    "seconds": trainer.seconds_at.get(entry["step"]),
+                    "train_loss": mean,
+                    "val_loss": entry["eval_loss"],
+                }
+            )
             losses = []
     return rows
 

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from foldrank.config import STRICT, LowRankConfig
 from foldrank.data.config import DataConfig, Layout
+
+Control = Literal["folded", "scaled", "random", "orthogonal"]
+"""Starts that stand in for the residual, see train/controls.py."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +112,10 @@ class TrainConfig:
     """Fold before the first step and let the weight decay pull towards the residual instead of 0: the same training by
     the graph of plain low rank, each checkpoint of which can be deployed as it is."""
 
+    control: Control | None = None
+    """A control experiment, for studies: take the residual away and start each up-projection with the norm that it
+    would give: folded, scaled, random or orthogonal (train/controls.py)."""
+
     eval_every: int = 75
     """Steps between evaluations."""
 
@@ -130,6 +137,10 @@ class TrainConfig:
     eval_tokens: int | None = None
     """Validation tokens per evaluation; None: the whole split."""
 
+    test_tokens: int | None = None
+    """Held-out tokens behind those of `eval_tokens`, on which the folded model is measured once, at the end; None: no
+    such test."""
+
     dtype: str = "float32"
     """float32, or bfloat16 for autocast over float32 weights."""
 
@@ -141,10 +152,14 @@ class TrainConfig:
             f"{name} must be at least 1, got {value}"
             for name in (
                 *("steps", "batch_size", "micro_batch_size", "eval_every", "eval_tokens"),
-                *("save_every", "keep_checkpoints", "log_every"),
+                *("save_every", "keep_checkpoints", "log_every", "test_tokens"),
             )
             if (value := getattr(self, name)) is not None and value < 1
         ]
+        if self.test_tokens is not None and self.eval_tokens is None:
+            problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
+        if self.control is not None and self.fold_at_start:
+            problems.append("control and fold_at_start both take the residual away: give one of them")
         if self.sequence_length < 2:
             problems.append(f"sequence_length must be at least 2, got {self.sequence_length}")
         if not 0 <= self.warmup_ratio < 1:

@@ -45,7 +45,19 @@ class PretrainTrainer(Trainer):
         self.keep_checkpoints = keep_checkpoints
         self.decay = decay
         self.evaluation_seconds = 0.0
+        self.began = 0.0
+        self.resumed = False
+        self.seconds_at: dict[int, float] = {}
         self._unchecked: list[tuple[int, Tensor]] = []
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As in `Trainer`, by the clock."""
+        self.began, self.resumed = time.perf_counter(), bool(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def training_seconds(self) -> float:
+        """Time since the training began, or went on; without evaluations."""
+        return time.perf_counter() - self.began - self.evaluation_seconds
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
         assert isinstance(self.sequences, TrainingOrder)  # a stream is asked for no sampler
@@ -77,6 +89,8 @@ class PretrainTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss and perplexity of the validation sequences, weighted by tokens."""
         began = time.perf_counter()
+        if not self.resumed:
+            self.seconds_at[self.state.global_step] = self.training_seconds()
         assert isinstance(self.model, nn.Module)
         result = evaluate_loss(self.model, self.validation, batch_size=self.args.eval_batch_size)
         metrics = {"eval_loss": result.loss, "eval_perplexity": result.perplexity}

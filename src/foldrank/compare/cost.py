@@ -1,0 +1,82 @@
+"""What a study will cost: runs, tokens, FLOPs, and minutes by the time that a few steps take here and now."""
+
+import time
+from typing import Any
+
+import torch
+
+from foldrank.compare.plan import settings, total
+from foldrank.compare.study import Study
+from foldrank.train.accounting import flops_per_token
+from foldrank.train.model import build_model, vocabulary
+from foldrank.train.recipe import Recipe
+from foldrank.tree import count_parameters
+
+TIMED_STEPS = 3
+
+
+def cost(study: Study, workers: int = 1) -> dict[str, Any]:
+    """The cost of the whole study if no sweep is extended, as plain values.
+
+    A step of each model is timed on random tokens. Evaluations and the test are counted at a third of the training's
+    time for as many tokens, the forward pass's share.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    sweep = study.sweep
+    for corpus, size, method in settings(study):
+        recipe = study.recipe(corpus, size, method)
+        train = recipe.train
+        per_step = train.batch_size * train.sequence_length
+        sweeps = 0 if method.learning_rate_of else len(sweep.learning_rates) * len(sweep.seeds)
+        finals = len(study.seeds_of(method))
+        steps = sweeps * (sweep.steps or train.steps) + finals * train.steps
+        row = rows.get((size, method.name))
+        if row is None:
+            model = build_model(recipe, vocabulary(recipe))
+            row = rows[size, method.name] = {
+                "size": size,
+                "method": method.name,
+                "runs": 0,
+                "parameters": count_parameters(model),
+                "tokens": 0,
+                "FLOPs": 0,
+                "seconds a step": _seconds_per_step(model, recipe),
+                "minutes": 0.0,
+                "per_token": flops_per_token(model, train.sequence_length, tokens_per_pass=per_step).total,
+            }
+        evaluations = steps // train.eval_every + 3 * (sweeps + finals)
+        evaluated = evaluations * (train.eval_tokens or 0) + finals * (train.test_tokens or 0)
+        row["runs"] += sweeps + finals
+        row["tokens"] += steps * per_step
+        row["FLOPs"] += steps * per_step * row["per_token"]
+        row["minutes"] += row["seconds a step"] * (steps + evaluated / per_step / 3) / 60
+    return {
+        "title": study.title,
+        "workers": workers,
+        "runs": total(study),
+        "tokens": sum(row["tokens"] for row in rows.values()),
+        "flops": sum(row["FLOPs"] for row in rows.values()),
+        "minutes": sum(row["minutes"] for row in rows.values()) / workers,
+        "rows": list(rows.values()),
+    }
+
+
+def _seconds_per_step(model: Any, recipe: Recipe) -> float:
+    train = recipe.train
+    device = "cpu" if train.device == "cpu" else (torch.accelerator.current_accelerator() or "cpu")
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    shape = (train.sequences_per_forward(), train.sequence_length)
+    ids = torch.randint(model.config.vocab_size, shape, device=device)
+    passes = train.batch_size // shape[0]
+    seconds = []
+    for _ in range(TIMED_STEPS):
+        began = time.perf_counter()
+        for _ in range(passes):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for an accelerator
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

@@ -1,0 +1,37 @@
+"""Singular values of what the layers of a trained model multiply by."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from foldrank.linear import LowRankLinear
+from foldrank.sparse import SparseLowRankLinear, flat_support
+
+
+@torch.no_grad()
+def spectra(model: PreTrainedModel) -> dict[str, list[float]]:
+    """The singular values of each layer of a folded model's blocks, largest first, by name, to 5 digits.
+
+    Of a low-rank layer those of B A, whatever stands between the factors; of SLTrain's those of B A + S.
+    """
+    found: dict[str, list[float]] = {}
+    for name, module in model.base_model.named_modules():
+        parent = name.rpartition(".")[0]
+        if isinstance(module, LowRankLinear) or (isinstance(module, nn.Linear) and parent not in found):
+            values = _singular_values(module)
+            found[name] = [float(f"{value:.5g}") for value in values.tolist()]
+    return found
+
+
+def _singular_values(layer: nn.Module) -> Tensor:
+    if isinstance(layer, SparseLowRankLinear):
+        weight = layer.up.weight.double() @ layer.down.weight.double()
+        weight.view(-1)[flat_support(layer.rows, layer.columns, layer.in_features)] += layer.values.double()
+        return torch.linalg.svdvals(weight)
+    if isinstance(layer, LowRankLinear):
+        # Those of the product of two small matrices: B = Q R and A^T = Q' R' give B A the singular values of R R'^T.
+        tall = torch.linalg.qr(layer.up.weight.double()).R
+        wide = torch.linalg.qr(layer.down.weight.double().T).R
+        return torch.linalg.svdvals(tall @ wide.T)
+    assert isinstance(layer, nn.Linear)
+    return torch.linalg.svdvals(layer.weight.double())
