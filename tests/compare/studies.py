@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foldrank.compare.plan import Run
 from foldrank.compare.records import Record, Stage, write_record
 from foldrank.compare.study import Method, Size, Study, Sweep
 
@@ -26,7 +27,9 @@ Planted = Callable[[str, int], float]
 def study_of(*methods: str | Method, **changes: Any) -> Study:
     """A study of these methods on one corpus, at one size, with five seeds and one seed of the sweep."""
     every = tuple(Method(name=method) if isinstance(method, str) else method for method in methods)
-    whole = Study(title="Planted", question="Is the planted difference found?", methods=every, sweep=Sweep(learning_rates=RATES))
+    whole = Study(
+        title="Planted", question="Is the planted difference found?", methods=every, sweep=Sweep(learning_rates=RATES)
+    )
     return replace(whole, **changes)
 
 
@@ -80,10 +83,13 @@ def run(
         "seconds": tokens / speed,
         "tokens_per_second": speed,
         "val_loss": final + 0.05,
-        "test_loss": final,
+        "val_loss_folded": final + 0.05,
+        "test_loss": final if stage == "final" else None,
         "test_perplexity": math.exp(final),
         "test_tokens": 20_000,
-        "fold_weight_rounding": {layer: 1e-8 * (1 + seed) * (1 + place) for place, layer in enumerate(LAYERS)} if dlr else {},
+        "fold_weight_rounding": {layer: 1e-8 * (1 + seed) * (1 + place) for place, layer in enumerate(LAYERS)}
+        if dlr
+        else {},
         "fold_max_abs_logit_drift": 1e-6 * (1 + seed),
         "fold_argmax_agreement": 1.0 - 0.001 * seed,
         "history": history,
@@ -96,7 +102,7 @@ def run(
     values = 64 if backbone == "dense" else 16
     decay = 0.02 if dlr else 0.05
     return Record(
-        id=f"{corpus}-{size}-{method.name}-{stage}-lr{rate:g}-s{seed}",
+        id=Run(corpus=corpus, size=size, method=method.name, stage=stage, learning_rate=rate, seed=seed).id,
         corpus=corpus,
         size=size,
         method=method.name,
@@ -104,7 +110,9 @@ def run(
         learning_rate=rate,
         seed=seed,
         metrics={**whole, **metrics},
-        spectra={layer: [10 * math.exp(-decay * place) for place in range(values)] for layer in LAYERS} if spectra else {},
+        spectra={layer: [10 * math.exp(-decay * place) for place in range(values)] for layer in LAYERS}
+        if spectra
+        else {},
         recipe={"low_rank": None if backbone == "dense" else {"rank": 16}},
     )
 
@@ -123,7 +131,15 @@ def sweep_runs(study: Study, corpus: str = "stdlib", size: str = "tiny") -> list
 def final_runs(study: Study, loss: Planted, corpus: str = "stdlib", size: str = "tiny") -> list[Record]:
     """Every final run, spectra with the first seed."""
     return [
-        run(method, seed, loss(method.name, seed), corpus=corpus, size=size, spectra=seed == study.seeds_of(method)[0])
+        run(
+            method,
+            seed,
+            loss(method.name, seed),
+            tokens=60_000 if method.flops_of else 100_000,
+            corpus=corpus,
+            size=size,
+            spectra=seed == study.seeds_of(method)[0],
+        )
         for method in study.methods
         for seed in study.seeds_of(method)
     ]
@@ -152,9 +168,28 @@ def large_study() -> tuple[Study, list[Record]]:
     methods = ("dense", "lowrank", "lowrank-dlr", "cola", "cola-dlr")
     study = study_of(
         *methods,
-        Method(name="dense at cola's FLOPs", kind="dense", flops_of="cola", learning_rate_of="dense", against=("cola-dlr",)),
-        Method(name="alpha 0.5", kind="cola-dlr", settings={"low_rank.residual.alpha": 0.5}, group="alpha", against=("cola-dlr",)),
-        Method(name="alpha 2", kind="cola-dlr", settings={"low_rank.residual.alpha": 2.0}, group="alpha", against=("cola-dlr",)),
+        Method(
+            name="dense-short",
+            kind="dense",
+            flops_of="cola",
+            learning_rate_of="dense",
+            group="same cost",
+            against=("cola-dlr",),
+        ),
+        Method(
+            name="alpha-0.5",
+            kind="cola-dlr",
+            settings={"low_rank.residual.alpha": 0.5},
+            group="alpha",
+            against=("cola-dlr",),
+        ),
+        Method(
+            name="alpha-2",
+            kind="cola-dlr",
+            settings={"low_rank.residual.alpha": 2.0},
+            group="alpha",
+            against=("cola-dlr",),
+        ),
         title="Does the residual help? <script>alert(1)</script>",
         question="Whether DLR lowers the test loss of low-rank models at equal tokens, FLOPs and time.",
         corpora={"stdlib": {}, "packages": {"data.source": "packages"}},
@@ -166,6 +201,8 @@ def large_study() -> tuple[Study, list[Record]]:
         records += [*sweep_runs(study, corpus, size), *final_runs(study, loss, corpus, size)]
     last = records.pop()
     records[-1] = failed(records[-1], "the loss is not finite at step 17 (|grad| = inf); lower the learning rate")
-    odd = replace(last, metrics={**last.metrics, "sample": "</script><img src=x onerror=alert(1)> ```` \x1b[31m \ud800 |"})
+    odd = replace(
+        last, metrics={**last.metrics, "sample": "</script><img src=x onerror=alert(1)> ```` \x1b[31m \ud800 |"}
+    )
     del records[-3]
     return study, [*records, odd]

@@ -1,6 +1,5 @@
 """From a study and its records to everything that a report shows: one frozen tree of plain data."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,12 +7,13 @@ from statistics import median
 from typing import Any
 
 from foldrank.compare.curves import AXES, Against, Budget, Point, curve_of, equal_budget
-from foldrank.compare.progress import Unfinished
-from foldrank.compare.rates import Rate, at_end, chosen_rate, rates_tried, usable
-from foldrank.compare.records import Record
 from foldrank.compare.effective_rank import Spectrum, spectrum
+from foldrank.compare.plan import choice
+from foldrank.compare.progress import Unfinished
+from foldrank.compare.rates import Rate, at_the_edge, rates_tried, usable
+from foldrank.compare.records import Record
 from foldrank.compare.statistics import Estimate, difference, estimate
-from foldrank.compare.study import DENSE, Method, Study
+from foldrank.compare.study import DENSE, DLR, Method, Study
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,15 +23,15 @@ class Costs:
     rank: str | None
     parameters: int
     parameters_share: float
-    """Of the dense model of this shape."""
-    flops_per_token: int | None
+    """Of the study's dense model of this size."""
+    flops_per_token: int
     """Training, forward and backward, from shapes."""
-    memory: Mapping[str, int] | None
+    memory: Mapping[str, int]
     """Bytes by part on one device, from shapes."""
-    tokens: float
-    """Trained on, in one run."""
+    tokens: float | None
+    """Trained on, in one final run."""
     flops: float | None
-    """Of one run."""
+    """Of one final run."""
     tokens_per_second: float | None
     """Median over the final runs."""
     records: tuple[str, ...]
@@ -43,9 +43,9 @@ class Drift:
 
     layers: Mapping[str, float]
     """Largest rounding of a weight, by layer."""
-    logit: float | None
+    logit: float
     """Largest change of a logit."""
-    agreement: float | None
+    agreement: float
     """Smallest share of positions with the same next token before and after."""
 
 
@@ -55,10 +55,14 @@ class Row:
 
     method: str
     kind: str
+    dlr: bool
+    """Whether it trains with the residual; a control does not."""
+    reference: bool
+    """Of another group: shown because methods of this one are compared with it."""
     learning_rate: float | None
     """Of the final runs; None while the sweep is not done."""
     learning_rate_of: str | None
-    at_end: str | None
+    at_the_edge: str | None
     """Why a better rate may lie outside those tried."""
     finished: int
     failed: int
@@ -137,13 +141,11 @@ class Analysis:
 
 def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Unfinished] = ()) -> Analysis:
     """Makes every table of a report. Nothing is read but the arguments."""
-    groups = dict.fromkeys(method.group for method in study.methods)
     tables = tuple(
-        table
+        _table(study, records, corpus, size, group)
         for corpus in study.corpora
         for size in study.sizes
-        for group in groups
-        if (table := _table(study, records, corpus, size, group)).rows
+        for group in dict.fromkeys(method.group for method in study.methods if corpus in study.corpora_of(method))
     )
     known = {run.id: run for run in records.values() if _asked(study, run)}
     expected = [
@@ -153,7 +155,7 @@ def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Un
         for size in study.sizes
         for seed in study.seeds_of(method)
     ]
-    missing = sum(len(row.missing) for table in tables for row in table.rows)
+    missing = sum(len(row.missing) for table in tables for row in table.rows if not row.reference)
     return Analysis(
         title=study.title,
         question=study.question,
@@ -173,77 +175,68 @@ def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Un
 
 
 def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, group: str) -> Table:
-    methods = [method for method in study.methods if method.group == group and corpus in study.corpora_of(method)]
-    names = {method.name for method in methods}
-    # A method may be compared with one of another group, such as dense.
-    runs = {method.name: _finals(study, records, corpus, size, method) for method in study.methods}
-    finished = {name: [run for run in found if usable(run)] for name, found in runs.items()}
-    against = {method.name: study.against(method) for method in methods}
-    rows = tuple(_row(study, records, corpus, size, method, finished) for method in methods)
-    within = {name: group_runs for name, group_runs in finished.items() if name in names}
-    matched = {method.name: method.flops_of for method in methods if method.flops_of is not None}
-    budgets = (equal_budget(axis, within, against, matched) for axis in AXES)
+    members = [method for method in study.methods if method.group == group and corpus in study.corpora_of(method)]
+    against = {method.name: study.against(method) for method in members}
+    named = {*against, *(other for others in against.values() for other in others)}
+    shown = [method for method in study.methods if method.name in named and corpus in study.corpora_of(method)]
+    finals = {method.name: _finals(study, records, corpus, size, method) for method in shown}
+    finished = {name: [run for run in runs if usable(run)] for name, runs in finals.items()}
+    test = {name: _by_seed(runs, "test_loss") for name, runs in finished.items()}
+    dense = _dense_parameters(study, records, corpus, size)
+    rows = []
+    for method in shown:
+        place = (study, records, corpus, size, method)
+        runs, begun = finished[method.name], finals[method.name]
+        every = [run for run in records.values() if _place(run) == (corpus, size, method.name)]
+        rows.append(
+            Row(
+                method=method.name,
+                kind=method.whole_kind,
+                dlr=method.whole_kind.endswith(DLR) and method.settings.get("train.control") is None,
+                reference=method.name not in against,
+                learning_rate=choice(*place).best,
+                learning_rate_of=method.learning_rate_of,
+                at_the_edge=at_the_edge(*place),
+                finished=len(runs),
+                failed=len(begun) - len(runs),
+                missing=tuple(seed for seed in study.seeds_of(method) if seed not in {run.seed for run in begun}),
+                other_rate=sum(run.stage == "final" for run in every) - len(begun),
+                validation=_estimate(_by_seed(runs, "val_loss_folded")),
+                test=_estimate(test[method.name]),
+                against=tuple(
+                    Against(method=other, difference=difference(test[method.name], test[other]))
+                    for other in against.get(method.name, ())
+                    if other in test
+                ),
+                costs=_costs(method, runs or [run for run in every if usable(run)], dense),
+                curve=curve_of(runs),
+                rates=rates_tried(*place),
+                drift=_drift(runs),
+                sample=_printable(runs[0].metrics["sample"]) if runs else None,
+                records=tuple(run.id for run in runs),
+            )
+        )
+    matched = {method.name: method.flops_of for method in shown if method.flops_of is not None}
+    budgets = (equal_budget(axis, finished, against, matched) for axis in AXES)
     return Table(
         corpus=corpus,
         size=size,
         group=group,
-        rows=rows,
+        rows=tuple(rows),
         budgets=tuple(budget for budget in budgets if budget is not None),
-        spectra=_spectra(within),
-    )
-
-
-def _row(
-    study: Study,
-    records: Mapping[str, Record],
-    corpus: str,
-    size: str,
-    method: Method,
-    finished: Mapping[str, Sequence[Record]],
-) -> Row:
-    runs = finished[method.name]
-    every = [run for run in records.values() if _place(run) == (corpus, size, method.name)]
-    finals = [run for run in every if run.stage == "final"]
-    chosen = _finals(study, records, corpus, size, method)
-    rates = rates_tried(study, records, corpus, size, method)
-    rate = chosen[0].learning_rate if chosen else chosen_rate(study, records, corpus, size, method)
-    test = {name: _by_seed(group, "test_loss") for name, group in finished.items()}
-    asked = study.seeds_of(method)
-    return Row(
-        method=method.name,
-        kind=method.whole_kind,
-        learning_rate=rate,
-        learning_rate_of=method.learning_rate_of,
-        at_end=at_end(rates, rate),
-        finished=len(runs),
-        failed=len(chosen) - len(runs),
-        missing=tuple(seed for seed in asked if seed not in {run.seed for run in chosen}),
-        other_rate=len(finals) - len(chosen),
-        validation=_estimate(_by_seed(runs, "val_loss")),
-        test=_estimate(test[method.name]),
-        against=tuple(
-            Against(method=other, difference=difference(test[method.name], test[other]))
-            for other in study.against(method)
-        ),
-        costs=_costs(study, size, method, runs or [run for run in every if usable(run)]),
-        curve=curve_of(runs),
-        rates=rates,
-        drift=_drift(runs),
-        sample=next((_printable(run.metrics["sample"]) for run in runs if "sample" in run.metrics), None),
-        records=tuple(run.id for run in runs),
+        spectra=_spectra(finished),
     )
 
 
 def _finals(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> list[Record]:
-    """Final runs in the order of their seeds, at the chosen learning rate where one is chosen."""
-    chosen = chosen_rate(study, records, corpus, size, method)
+    """The final runs of a method at its chosen learning rate, in the order of their seeds."""
+    chosen = choice(study, records, corpus, size, method).best
     found = [
         run
         for run in records.values()
         if _place(run) == (corpus, size, method.name)
-        and run.stage == "final"
+        and (run.stage, run.learning_rate) == ("final", chosen)
         and run.seed in study.seeds_of(method)
-        and (chosen is None or math.isclose(run.learning_rate, chosen))
     ]
     return sorted(found, key=lambda run: run.seed)
 
@@ -257,39 +250,45 @@ def _asked(study: Study, run: Record) -> bool:
     return method is not None and run.corpus in study.corpora_of(method) and run.size in study.sizes
 
 
-def _costs(study: Study, size: str, method: Method, runs: Sequence[Record]) -> Costs | None:
+def _costs(method: Method, runs: Sequence[Record], dense: int | None) -> Costs | None:
     if not runs:
         return None
     first = runs[0].metrics
-    speeds = [run.metrics["tokens_per_second"] for run in runs if run.stage == "final"]
-    low_rank = runs[0].recipe.get("low_rank") or {}
-    rank = None if method.whole_kind == DENSE else low_rank.get("rank", method.rank or study.sizes[size].rank)
+    finals = [run.metrics for run in runs if run.stage == "final"]
+    rank = None if method.whole_kind == DENSE else runs[0].recipe["low_rank"]["rank"]
     return Costs(
         rank=None if rank is None else str(rank),
         parameters=first["params"],
-        parameters_share=first["params"] / first["params_dense"],
-        flops_per_token=first.get("flops_per_token"),
-        memory=first.get("memory_bytes"),
-        tokens=first["tokens"],
-        flops=first.get("flops"),
-        tokens_per_second=median(speeds) if speeds else None,
+        parameters_share=first["params"] / (dense or first["params_dense"]),
+        flops_per_token=first["flops_per_token"],
+        memory=first["memory_bytes"],
+        tokens=finals[0]["tokens"] if finals else None,
+        flops=finals[0]["flops"] if finals else None,
+        tokens_per_second=median(run["tokens_per_second"] for run in finals) if finals else None,
         records=tuple(run.id for run in runs),
     )
+
+
+def _dense_parameters(study: Study, records: Mapping[str, Record], corpus: str, size: str) -> int | None:
+    """Parameters of the dense model of a size; a method may have another shape."""
+    own_shape = {m.name for m in study.methods if any(name.startswith("model.") for name in m.settings)}
+    for run in records.values():
+        if (run.corpus, run.size) == (corpus, size) and usable(run) and run.method not in own_shape:
+            return run.metrics["params_dense"]
+    return None
 
 
 def _drift(runs: Sequence[Record]) -> Drift | None:
     layers: dict[str, float] = {}
     for run in runs:
-        for layer, rounding in run.metrics.get("fold_weight_rounding", {}).items():
+        for layer, rounding in run.metrics["fold_weight_rounding"].items():
             layers[layer] = max(rounding, layers.get(layer, 0.0))
     if not layers:
         return None
-    logits = [run.metrics["fold_max_abs_logit_drift"] for run in runs if "fold_max_abs_logit_drift" in run.metrics]
-    agreed = [run.metrics["fold_argmax_agreement"] for run in runs if "fold_argmax_agreement" in run.metrics]
     return Drift(
         layers=dict(sorted(layers.items(), key=lambda entry: _natural(entry[0]))),
-        logit=max(logits, default=None),
-        agreement=min(agreed, default=None),
+        logit=max(run.metrics["fold_max_abs_logit_drift"] for run in runs),
+        agreement=min(run.metrics["fold_argmax_agreement"] for run in runs),
     )
 
 
@@ -325,16 +324,15 @@ def _pairs_of(table: Table) -> Iterable[Against]:
 def _made_with(runs: Iterable[Record]) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[str]] = {}
     for run in runs:
-        metrics = run.metrics
-        about = {name: metrics.get(name) for name in ("device", "threads", "commit")}
-        for name, value in {**about, **metrics.get("versions", {})}.items():
-            if value is not None:
+        if run.finished:
+            about = {name: run.metrics[name] for name in ("device", "threads", "commit")}
+            for name, value in {**about, **run.metrics["versions"]}.items():
                 found.setdefault(name, set()).add(str(value))
     return {name: tuple(sorted(values)) for name, values in found.items()}
 
 
 def _by_seed(runs: Sequence[Record], metric: str) -> dict[int, float]:
-    return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
+    return {run.seed: run.metrics[metric] for run in runs if run.metrics.get(metric) is not None}
 
 
 def _estimate(values: Mapping[int, float]) -> Estimate | None:

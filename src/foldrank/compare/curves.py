@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from foldrank.compare.records import Record
@@ -16,7 +17,7 @@ class Point:
     """A method at an evaluation that all its finished runs have."""
 
     tokens: float
-    flops: float | None
+    flops: float
     seconds: float | None
     """Mean over the runs; None where one was interrupted and resumed, so that its time is not known."""
     mean: float
@@ -59,22 +60,20 @@ class Budget:
 
 def curve_of(runs: Sequence[Record]) -> tuple[Point, ...]:
     """The mean over runs at each step that all of them have."""
-    histories = [{row["step"]: row for row in run.metrics.get("history", ()) if "tokens" in row} for run in runs]
+    histories = [{row["step"]: row for row in run.metrics["history"]} for run in runs]
     if not histories:
         return ()
     points = []
     for step in sorted(set.intersection(*map(set, histories))):
         rows = [history[step] for history in histories]
         losses = [row["val_loss"] for row in rows]
-        flops = [run.metrics.get("flops_per_token") for run in runs]
-        seconds = [row.get("seconds") for row in rows]
-        tokens = _mean([row["tokens"] for row in rows])
-        per_token = _mean(flops)
+        seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
+        tokens = sum(row["tokens"] for row in rows) / len(rows)
         points.append(
             Point(
-                tokens=tokens or 0.0,
-                flops=None if per_token is None or tokens is None else per_token * tokens,
-                seconds=_mean(seconds),
+                tokens=tokens,
+                flops=runs[0].metrics["flops_per_token"] * tokens,
+                seconds=sum(seconds) / len(seconds) if len(seconds) == len(rows) else None,
                 mean=sum(losses) / len(losses),
                 low=min(losses),
                 high=max(losses),
@@ -130,16 +129,16 @@ def equal_budget(
 
 
 def _path(run: Record, axis: Axis) -> list[tuple[float, float]]:
-    """(budget, loss) at each evaluation; empty where the budget is not known."""
-    rows = run.metrics.get("history", ())
+    """(budget, loss) at each evaluation; empty where the times of a run are not known."""
+    rows = run.metrics["history"]
     if axis == "seconds":
-        places = [row.get("seconds") for row in rows]
+        places = [row["seconds"] for row in rows]
     else:
-        scale = run.metrics.get("flops_per_token") if axis == "flops" else 1
-        places = [None if scale is None or "tokens" not in row else scale * row["tokens"] for row in rows]
-    if any(place is None for place in places):
+        scale = run.metrics["flops_per_token"] if axis == "flops" else 1
+        places = [scale * row["tokens"] for row in rows]
+    if None in places:
         return []
-    return [(float(place), row["val_loss"]) for place, row in zip(places, rows, strict=True) if place is not None]
+    return [(float(place), row["val_loss"]) for place, row in zip(places, rows, strict=True)]
 
 
 def _at(path: Sequence[tuple[float, float]], value: float) -> float | None:
@@ -147,12 +146,7 @@ def _at(path: Sequence[tuple[float, float]], value: float) -> float | None:
     for place, loss in path:
         if place == value:
             return loss
-    for (left, before), (right, after) in zip(path, path[1:], strict=False):
+    for (left, before), (right, after) in pairwise(path):
         if left < value < right:
             return before + (after - before) * (value - left) / (right - left)
     return None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

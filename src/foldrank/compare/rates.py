@@ -1,9 +1,10 @@
-"""Which learning rate each method gets: the one with the lowest mean validation loss over the sweep's seeds."""
+"""What a sweep has tried, for the report; which rate is chosen is said by `plan.choice`."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from foldrank.compare.plan import choice
 from foldrank.compare.records import Record
 from foldrank.compare.statistics import Estimate, estimate
 from foldrank.compare.study import Method, Study
@@ -17,8 +18,6 @@ class Rate:
     loss: Estimate | None
     """Validation loss over the seeds that finished."""
     failed: int
-    complete: bool
-    """Every seed of the sweep finished: only such a rate can be chosen."""
     records: tuple[str, ...]
 
 
@@ -28,46 +27,35 @@ def rates_tried(
     """The rates of a method's own sweep so far, from small to large."""
     found: dict[float, list[Record]] = {}
     for record in records.values():
-        if (record.corpus, record.size, record.method, record.stage) == (corpus, size, method.name, "sweep"):
+        asked = (record.corpus, record.size, record.method, record.stage) == (corpus, size, method.name, "sweep")
+        if asked and record.seed in study.sweep.seeds:
             found.setdefault(record.learning_rate, []).append(record)
     rates = []
     for rate, runs in sorted(found.items()):
-        losses = {run.seed: run.metrics["val_loss"] for run in runs if usable(run)}
+        losses = [run.metrics["val_loss_folded"] for run in runs if usable(run)]
         rates.append(
             Rate(
                 learning_rate=rate,
-                loss=estimate(list(losses.values())) if losses else None,
-                failed=sum(not usable(run) for run in runs),
-                complete=set(study.sweep.seeds) <= losses.keys(),
+                loss=estimate(losses) if losses else None,
+                failed=len(runs) - len(losses),
                 records=tuple(run.id for run in runs),
             )
         )
     return tuple(rates)
 
 
-def chosen_rate(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> float | None:
-    """The rate of a method's final runs; None while its sweep is not done, or where every rate failed."""
-    if method.learning_rate_of is not None:
-        return chosen_rate(study, records, corpus, size, study.method(method.learning_rate_of))
-    rates = rates_tried(study, records, corpus, size, method)
-    done = [rate.learning_rate for rate in rates if rate.complete or rate.failed]
-    if any(not any(math.isclose(wanted, rate) for rate in done) for wanted in study.sweep.learning_rates):
-        return None
-    losses = {rate.learning_rate: rate.loss.mean for rate in rates if rate.complete and rate.loss is not None}
-    return min(losses, key=lambda rate: losses[rate]) if losses else None
-
-
-def at_end(rates: tuple[Rate, ...], chosen: float | None) -> str | None:
+def at_the_edge(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> str | None:
     """Why a better rate than the chosen one may lie outside those tried; None where it lies between two of them."""
-    tried = [rate.learning_rate for rate in rates]
-    if chosen not in tried:
+    found = choice(study, records, corpus, size, method)
+    if not found.at_the_edge:
         return None
-    if len(tried) == 1:
+    if len(found.rates) == 1:
         return "the only one tried"
-    return {0: "the smallest tried", len(tried) - 1: "the largest tried"}.get(tried.index(chosen))
+    return "the smallest tried" if found.best == found.rates[0] else "the largest tried"
 
 
 def usable(record: Record) -> bool:
     """Whether a run finished with losses that are numbers."""
-    losses = [record.metrics.get("val_loss", math.nan), record.metrics.get("test_loss", 0.0)]
+    test = record.metrics.get("test_loss")
+    losses = [record.metrics.get("val_loss_folded", math.nan), *([] if test is None else [test])]
     return record.finished and all(map(math.isfinite, losses))

@@ -1,26 +1,38 @@
 """The report's first lines: what the verdicts say, in words, and nothing beyond them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from foldrank.compare import words
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.curves import Against
+from foldrank.compare.statistics import Verdict
 from foldrank.compare.study import DLR
+
+SAID: dict[Verdict, str] = {
+    "lower": "better",
+    "higher": "worse",
+    "no difference shown": "not shown different",
+    "too few seeds": "too few seeds to say",
+}
+"""A verdict on a loss in words."""
+
+FEW = 8
+"""Up to so many comparisons each has a sentence; more are sorted by verdict."""
 
 
 def summary(analysis: Analysis) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Per table a heading, and a sentence per comparison of the test losses.
+    """Per table a heading and sentences about the test losses.
 
     Where some method has DLR these are its comparisons, else those of all methods.
     """
     found = []
     for table in analysis.tables:
-        rows = [row for row in table.rows if row.kind.endswith(DLR)] or table.rows
-        sentences = [_sentence(row.method, pair) for row in rows for pair in row.against]
-        if sentences:
-            count = _count(rows, table)
-            found.append((heading(table), (*([count] if count else []), *sentences)))
+        rows = [row for row in table.rows if row.dlr and row.against] or [row for row in table.rows if row.against]
+        pairs = [(row.method, pair) for row in rows for pair in row.against]
+        if pairs:
+            sentences = [_sentence(name, pair) for name, pair in pairs] if len(pairs) <= FEW else _sorted(pairs)
+            found.append((heading(table), (*_count(rows, table), *sentences)))
     return tuple(found)
 
 
@@ -43,25 +55,30 @@ def _sentence(name: str, pair: Against) -> str:
         case "no difference shown":
             return f"{name} is not shown different from {pair.method} ({said})."
         case "too few seeds":
-            return f"{name} against {pair.method}: too few seeds ({said})."
+            return f"{name} against {pair.method}: too few seeds to say ({said})."
 
 
-def _count(rows: Sequence[Row], table: Table) -> str | None:
+def _sorted(pairs: Sequence[tuple[str, Against]]) -> Iterator[str]:
+    for other in dict.fromkeys(pair.method for _, pair in pairs):
+        for verdict, said in SAID.items():
+            names = [
+                name if (found := pair.difference.estimate) is None else f"{name} ({words.difference(found)})"
+                for name, pair in pairs
+                if (pair.method, pair.difference.verdict) == (other, verdict)
+            ]
+            if names:
+                yield f"Against {other}, {said}: {'; '.join(names)}."
+
+
+def _count(rows: Sequence[Row], table: Table) -> Iterator[str]:
     """How methods with DLR came out against the same without."""
     kinds = {row.method: row.kind for row in table.rows}
     verdicts = Counter(
-        pair.difference.verdict for row in rows for pair in row.against if row.kind == kinds.get(pair.method, "") + DLR
+        pair.difference.verdict
+        for row in rows
+        for pair in row.against
+        if row.dlr and row.kind == kinds.get(pair.method, "") + DLR
     )
-    if not verdicts:
-        return None
-    said = ", ".join(
-        f"{verdicts[name]} {text}"
-        for name, text in (
-            ("lower", "better"),
-            ("higher", "worse"),
-            ("no difference shown", "not shown different"),
-            ("too few seeds", "with too few seeds to say"),
-        )
-        if verdicts[name]
-    )
-    return f"With DLR against the same without it, {verdicts.total()} compared: {said}."
+    if verdicts.total() > 1:
+        said = ", ".join(f"{verdicts[verdict]} {text}" for verdict, text in SAID.items() if verdicts[verdict])
+        yield f"{verdicts.total()} methods with DLR against the same kind without: {said}."

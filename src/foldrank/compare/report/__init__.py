@@ -1,6 +1,6 @@
 """A study's report: one HTML file that needs nothing else, and the same in Markdown.
 
-    analysis -> `sections.document` (with `tables`, `charts`): blocks -> `html`, `markdown`: text
+analysis -> `sections.document` (with `tables`, `charts`): blocks -> `html`, `markdown`: text
 """
 
 from foldrank.compare.report.html import report_html

@@ -43,7 +43,7 @@ def styles(table: Table) -> dict[str, Style]:
     return {
         row.method: Style(
             colour=f"@{order.index(name) % COLOURS + 1}",
-            symbol=SYMBOLS[place % len(SYMBOLS)],
+            symbol=SYMBOLS[(place + place // COLOURS) % len(SYMBOLS)],
             dash="dot" if row.kind == DENSE else "solid" if row.kind.endswith(DLR) else "dash",
         )
         for place, (row, name) in enumerate(zip(table.rows, names, strict=True))
@@ -130,7 +130,7 @@ def quality(table: Table, where: str) -> Chart | None:
         ("parameters", "Parameters", lambda row: row.costs.parameters),
         ("speed", "Training tokens per second (to the right is faster)", lambda row: row.costs.tokens_per_second),
         ("FLOPs of a run", "Training FLOPs of a run", lambda row: row.costs.flops),
-        ("memory", "Computed memory in MiB", lambda row: row.costs.memory and sum(row.costs.memory.values()) / 2**20),
+        ("memory", "Computed memory in MiB", lambda row: sum(row.costs.memory.values()) / 2**20),
     )
     rows = [row for row in table.rows if row.costs is not None and row.test is not None]
     views = []

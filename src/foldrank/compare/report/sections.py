@@ -114,7 +114,7 @@ def _left_out(analysis: Analysis) -> list[Block]:
         f"{heading(table)}: {row.method}, seeds {', '.join(map(str, row.missing))}"
         for table in analysis.tables
         for row in table.rows
-        if row.missing
+        if row.missing and not row.reference
     ]
     if missing:
         blocks += [Text(text="Final runs that are still missing:"), Points(items=missing)]

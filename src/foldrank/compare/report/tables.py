@@ -56,9 +56,9 @@ def _quality(table: Table, where: str, every: Sequence[str]) -> list[Block]:
         for row in table.rows
     ]
     notes = [
-        f"{row.method}: its learning rate {words.rate(row.learning_rate)} is {row.at_end}, so a better one may lie beyond."
+        f"{row.method}: its learning rate {words.rate(row.learning_rate)} is {row.at_the_edge}, so a better one may lie beyond."
         for row in table.rows
-        if row.at_end is not None and row.learning_rate is not None
+        if row.at_the_edge is not None and row.learning_rate is not None
     ]
     notes += [
         f"{row.method}: {row.other_rate} final runs had another learning rate or seed than now chosen and are left out."
@@ -105,9 +105,9 @@ def _cost(table: Table, where: str, every: Sequence[str]) -> list[Block]:
             row.costs.rank or NONE,
             words.count(row.costs.parameters),
             words.percent(row.costs.parameters_share),
-            NONE if row.costs.flops_per_token is None else words.short(row.costs.flops_per_token),
-            NONE if row.costs.memory is None else words.mebibytes(sum(row.costs.memory.values())),
-            words.short(row.costs.tokens),
+            words.short(row.costs.flops_per_token),
+            words.mebibytes(sum(row.costs.memory.values())),
+            NONE if row.costs.tokens is None else words.short(row.costs.tokens),
             NONE if row.costs.flops is None else words.short(row.costs.flops),
             NONE if row.costs.tokens_per_second is None else words.count(row.costs.tokens_per_second),
             sources(row.costs.records, every),
@@ -228,8 +228,8 @@ def _drift(table: Table, where: str) -> list[Block]:
             str(len(drift.layers)),
             f"{max(drift.layers.values()):.2e}",
             max(drift.layers, key=lambda layer: drift.layers[layer]),
-            NONE if drift.logit is None else f"{drift.logit:.2e}",
-            NONE if drift.agreement is None else f"{100 * drift.agreement:.2f} %",
+            f"{drift.logit:.2e}",
+            f"{100 * drift.agreement:.2f} %",
         )
         for name, drift in found
     ]
@@ -341,7 +341,7 @@ def _rate(row: Row) -> str:
     said = words.rate(row.learning_rate)
     if row.learning_rate_of is not None:
         return f"{said} (of {row.learning_rate_of})"
-    return f"{said} ({row.at_end})" if row.at_end is not None else said
+    return f"{said} ({row.at_the_edge})" if row.at_the_edge is not None else said
 
 
 def _seeds(row: Row) -> str:
