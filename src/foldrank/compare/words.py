@@ -5,7 +5,10 @@ from collections.abc import Callable
 
 from foldrank.compare.statistics import Estimate
 
-NONE = "–"
+MINUS = "\N{MINUS SIGN}"
+"""As wide as plus."""
+
+NONE = "\N{EN DASH}"
 """Where there is nothing to say."""
 
 
@@ -20,8 +23,8 @@ def perplexity(loss: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference of losses, with a sign that is as wide as plus."""
-    return f"{value:+.4f}".replace("-", "−")
+    """A difference of losses, with its sign."""
+    return f"{value:+.4f}".replace("-", MINUS)
 
 
 def count(value: float) -> str:

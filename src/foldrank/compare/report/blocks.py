@@ -10,8 +10,6 @@ class Text:
     """A paragraph."""
 
     text: str
-    note: bool = False
-    """Small print."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,7 +52,9 @@ def styles(table: Table) -> dict[str, Style]:
 
 def differences(table: Table, where: str) -> Chart | None:
     """Each paired difference with its interval, against zero."""
-    pairs = [(f"{row.method} − {pair.method}", pair.difference) for row in table.rows for pair in row.against]
+    pairs = [
+        (f"{row.method} {words.MINUS} {pair.method}", pair.difference) for row in table.rows for pair in row.against
+    ]
     found = [(name, each.estimate, each.verdict) for name, each in pairs if each.estimate is not None]
     if not found:
         return None
@@ -203,7 +205,7 @@ def rates(table: Table, where: str) -> Chart | None:
     return Chart(
         id=f"{where}-rates",
         title="Learning rates tried",
-        description=f"Means over the sweep's seeds. The large marker with a ring is the chosen rate: {chosen or 'none yet'}.",
+        description=f"Means over the sweep's seeds. The large ringed marker is the chosen rate: {chosen or 'none yet'}.",
         views=[("all", {"data": data, "layout": layout})],
     )
 

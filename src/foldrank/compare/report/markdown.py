@@ -31,7 +31,7 @@ def _section(section: Section, level: int) -> Iterator[str]:
 def _block(block: Block) -> Iterator[str]:
     match block:
         case Text():
-            yield f"<sub>{_escape(block.text)}</sub>" if block.note else _escape(block.text)
+            yield _escape(block.text)
         case Points():
             yield from (f"- {_escape(item)}" for item in block.items)
         case Terms():

@@ -1,14 +1,13 @@
-"""The part of a report on one table of methods: quality, cost, equal budgets, learning rates, fold, spectra, samples."""
+"""The part of a report on one table of methods, from quality to samples."""
 
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from os.path import commonprefix
 
 from foldrank.compare import words
 from foldrank.compare.analysis import Row, Table
 from foldrank.compare.curves import Against, Budget
-from foldrank.compare.report import charts
+from foldrank.compare.report import charts, prose
 from foldrank.compare.report.blocks import Block, Chart, Points, Sample, Section, Text, grid
 from foldrank.compare.statistics import Estimate
 from foldrank.compare.summary import heading
@@ -24,7 +23,10 @@ PAIR_COLUMNS = "Method|Against|Seeds>|Difference>|95 % interval>|Standard deviat
 
 
 def table_section(table: Table, place: int, every: Sequence[str]) -> Section:
+    """All about one table. `every` are the names of all records, so that patterns mean no others."""
     where = f"t{place}"
+    names = ", ".join(row.method for row in table.rows if row.reference)
+    others = prose.REFERENCE.format(names=names) if names else ""
     parts = [
         Section(id=f"{where}-quality-part", title="Quality", blocks=_quality(table, where, every)),
         Section(id=f"{where}-cost-part", title="Cost", blocks=_cost(table, where, every)),
@@ -37,7 +39,9 @@ def table_section(table: Table, place: int, every: Sequence[str]) -> Section:
     return Section(
         id=where,
         title=heading(table),
-        blocks=[Text(text=f"Corpus {table.corpus}, size {table.size}, methods of the group “{table.group}”.")],
+        blocks=[
+            Text(text=f"Corpus {table.corpus}, size {table.size}, group {table.group}.{' ' * bool(others)}{others}")
+        ],
         parts=[part for part in parts if part.blocks],
     )
 
@@ -56,7 +60,7 @@ def _quality(table: Table, where: str, every: Sequence[str]) -> list[Block]:
         for row in table.rows
     ]
     notes = [
-        f"{row.method}: its learning rate {words.rate(row.learning_rate)} is {row.at_the_edge}, so a better one may lie beyond."
+        f"{row.method}: learning rate {words.rate(row.learning_rate)} is {row.at_the_edge}; a better one may lie beyond."
         for row in table.rows
         if row.at_the_edge is not None and row.learning_rate is not None
     ]
@@ -66,14 +70,11 @@ def _quality(table: Table, where: str, every: Sequence[str]) -> list[Block]:
         if row.other_rate
     ]
     blocks: list[Block] = [
-        Text(
-            text="Loss at the end of the final runs, mean over seeds. The test text chose nothing, so it is what the "
-            "methods are compared on. With one seed there is no interval."
-        ),
+        Text(text=prose.QUALITY),
         grid(
             f"{where}-quality-table",
             f"Loss of each method, {heading(table)}",
-            "Method|Learning rate>|Seeds|Validation loss>|95 % interval>|Test loss>|95 % interval>|Test perplexity>"
+            "Method|Learning rate>|Seeds>|Validation loss>|95 % interval>|Test loss>|95 % interval>|Test perplexity>"
             "|95 % interval>|Records",
             rows,
         ),
@@ -83,10 +84,7 @@ def _quality(table: Table, where: str, every: Sequence[str]) -> list[Block]:
     pairs = [_pair(row.method, pair) for row in table.rows for pair in row.against]
     if pairs:
         blocks += [
-            Text(
-                text="Differences of the test loss, paired by seed: below zero the first method is better. “No difference "
-                "shown” means that the interval holds zero, not that there is none."
-            ),
+            Text(text=prose.DIFFERENCES),
             grid(
                 f"{where}-difference-table",
                 f"Paired differences of the test loss, {heading(table)}",
@@ -119,11 +117,7 @@ def _cost(table: Table, where: str, every: Sequence[str]) -> list[Block]:
         return []
     best = _frontier(table)
     blocks: list[Block] = [
-        Text(
-            text="Parameters, FLOPs and memory are computed from shapes: FLOPs of the forward and backward pass, memory of "
-            "one device while it trains. Tokens per second are the median over the final runs, measured on a machine that "
-            "may have been shared with other work: read them as rough."
-        ),
+        Text(text=prose.COST),
         grid(
             f"{where}-cost-table",
             f"Cost of each method, {heading(table)}",
@@ -134,12 +128,7 @@ def _cost(table: Table, where: str, every: Sequence[str]) -> list[Block]:
         *_some(charts.quality(table, where)),
     ]
     if best:
-        blocks.append(
-            Text(
-                text=f"Quality against parameters: no other method here has both at most the parameters and a lower mean "
-                f"test loss than {' and '.join(best)}. These are means; whether methods differ is said by the paired differences."
-            )
-        )
+        blocks.append(Text(text=prose.FRONTIER.format(names=", ".join(best))))
     return blocks
 
 
@@ -148,12 +137,7 @@ def _budgets(table: Table, where: str, every: Sequence[str]) -> list[Block]:
     if not table.budgets:
         return _some(chart)
     blocks: list[Block] = [
-        Text(
-            text="Validation loss where every method has spent the same, at the smallest budget that all of them reached, "
-            "read off each run's curve on the straight line between two evaluations. Where that is less than the whole "
-            "run, the learning rate had not come down yet, which makes that run look worse than one that was planned for "
-            "this budget. A method that was trained for another's FLOPs (named in the table) is the fair comparison."
-        ),
+        Text(text=prose.BUDGETS),
         *_some(chart),
     ]
     for budget in table.budgets:
@@ -203,10 +187,7 @@ def _rates(table: Table, where: str, every: Sequence[str]) -> list[Block]:
     if not rows:
         return []
     return [
-        Text(
-            text="For each method the rate with the lowest mean validation loss over the sweep's seeds is chosen; a rate "
-            "with a failed run is not. Where the best rate was the smallest or largest, more were tried beyond it."
-        ),
+        Text(text=prose.RATES),
         *_some(charts.rates(table, where)),
         grid(
             f"{where}-rates-table",
@@ -235,10 +216,7 @@ def _drift(table: Table, where: str) -> list[Block]:
     ]
     layers = dict.fromkeys(layer for _, drift in found for layer in drift.layers)
     return [
-        Text(
-            text="The fold adds the residual to the weights and rounds the sum once. The rounding should be as small as "
-            "that of the number format, about 6e-8 of a weight in float32, and the model should say the same as before."
-        ),
+        Text(text=prose.DRIFT),
         grid(
             f"{where}-drift-table",
             f"What folding changed, the worst of all final runs, {heading(table)}",
@@ -268,12 +246,7 @@ def _spectra(table: Table, where: str) -> list[Block]:
     layers = dict.fromkeys(entry.layer for entry in table.spectra)
     sizes = {layer: max(found[layer, name].size for name in methods if (layer, name) in found) for layer in layers}
     return [
-        Text(
-            text="How many directions a layer's whole matrix really uses: the effective rank is exp of the entropy of its "
-            "singular values over their sum (Roy and Vetterli 2007); it is the full number of singular values where all "
-            "are equal. Of a low-rank layer the matrix is B A, whatever stands between the factors. One run of each "
-            "method, so there is no interval."
-        ),
+        Text(text=prose.SPECTRA),
         *_some(charts.effective_ranks(table, where)),
         *_some(charts.spectra(table, where)),
         grid(
@@ -300,18 +273,24 @@ def _samples(table: Table) -> list[Block]:
     samples = [Sample(title=row.method, text=row.sample) for row in table.rows if row.sample]
     if not samples:
         return []
-    return [Text(text="Written by each folded model of the first seed, after the same prompt."), *samples]
+    return [Text(text=prose.SAMPLES), *samples]
 
 
 def sources(names: Sequence[str], every: Sequence[str]) -> str:
     """Records as one shell pattern where one says exactly which, else one by one."""
     if len(names) < 2:
         return names[0] if names else NONE
-    start = commonprefix(names)
-    end = commonprefix([name[len(start) :][::-1] for name in names])[::-1]
+    start = _shared(names)
+    end = _shared([name[len(start) :][::-1] for name in names])[::-1]
     pattern = f"{start}*{end}"
     exact = re.fullmatch(r"[^*?\[\]]*", start + end) and {n for n in every if fnmatchcase(n, pattern)} == set(names)
     return pattern if exact else " ".join(names)
+
+
+def _shared(names: Sequence[str]) -> str:
+    """What all begin with."""
+    first, last = min(names), max(names)
+    return first[: next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _pair(name: str, pair: Against) -> tuple[str, ...]:
@@ -345,8 +324,8 @@ def _rate(row: Row) -> str:
 
 
 def _seeds(row: Row) -> str:
-    parts = ((row.finished, "finished"), (row.failed, "failed"), (len(row.missing), "missing"))
-    return ", ".join(f"{number} {what}" for number, what in parts if number or what == "finished")
+    parts = ((row.failed, "failed"), (len(row.missing), "missing"))
+    return ", ".join([str(row.finished), *(f"{number} {what}" for number, what in parts if number)])
 
 
 def _frontier(table: Table) -> list[str]:
