@@ -126,8 +126,6 @@ class Analysis:
     sweep_seeds: tuple[int, ...]
     tables: tuple[Table, ...]
     failures: tuple[Failure, ...]
-    records: tuple[str, ...]
-    """Every record of the study's folder."""
     strangers: tuple[str, ...]
     """Records of what the study does not name (any more); in no table."""
     unfinished: tuple[Unfinished, ...]
@@ -167,7 +165,6 @@ def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Un
         sweep_seeds=tuple(study.sweep.seeds),
         tables=tables,
         failures=tuple(_failure(run) for run in known.values() if not usable(run)),
-        records=tuple(records),
         strangers=tuple(name for name in records if name not in known),
         unfinished=tuple(unfinished),
         made_with=_made_with(known.values()),

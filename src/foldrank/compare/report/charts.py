@@ -20,7 +20,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross
 OVER: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
     ("tokens", "Training tokens", lambda point: point.tokens),
     ("FLOPs", "Training FLOPs", lambda point: point.flops),
-    ("training time", "Training seconds, without evaluations", lambda point: point.seconds),
+    ("training time", "Seconds of training", lambda point: point.seconds),
 )
 
 Figure = dict[str, Any]
@@ -80,15 +80,14 @@ def differences(table: Table, where: str) -> Chart | None:
                 }
             )
     layout = {
-        "xaxis": _axis("Difference of test loss (below 0 is better)", zeroline=True),
+        "xaxis": _axis("Difference of test loss", zeroline=True),
         "yaxis": {**_axis(""), "categoryorder": "array", "categoryarray": [name for name, _, _ in found][::-1]},
         "height": 130 + 34 * len(found),
     }
-    said = "; ".join(f"{name} {words.difference(estimate)}, {verdict}" for name, estimate, verdict in found)
     return Chart(
         id=f"{where}-differences-chart",
         title="Paired differences of the test loss with 95 % intervals",
-        description=f"Left of zero is better. {said}.",
+        description="Left of zero the first method is better. The table above has the numbers.",
         views=[("all", {"data": data, "layout": layout})],
     )
 
@@ -130,7 +129,7 @@ def quality(table: Table, where: str) -> Chart | None:
     look = styles(table)
     sides = (
         ("parameters", "Parameters", lambda row: row.costs.parameters),
-        ("speed", "Training tokens per second (to the right is faster)", lambda row: row.costs.tokens_per_second),
+        ("speed", "Training tokens per second", lambda row: row.costs.tokens_per_second),
         ("FLOPs of a run", "Training FLOPs of a run", lambda row: row.costs.flops),
         ("memory", "Computed memory in MiB", lambda row: sum(row.costs.memory.values()) / 2**20),
     )
@@ -151,7 +150,7 @@ def quality(table: Table, where: str) -> Chart | None:
                 for row in known
                 if row.test is not None
             ]
-            layout = {"xaxis": _axis(title), "yaxis": _axis("Test loss (lower is better)")}
+            layout = {"xaxis": _axis(title), "yaxis": _axis("Test loss")}
             views.append((f"against {name}", {"data": data, "layout": layout}))
     if not views:
         return None

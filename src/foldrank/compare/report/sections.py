@@ -15,7 +15,7 @@ def document(analysis: Analysis) -> Document:
     sections = [
         _summary(analysis),
         Section(id="reading", title="How to read this", blocks=_reading(analysis)),
-        *(table_section(table, place, analysis.records) for place, table in enumerate(analysis.tables, 1)),
+        *(table_section(table, place) for place, table in enumerate(analysis.tables, 1)),
         Section(id="runs", title="Runs that are not in the tables", blocks=_left_out(analysis)),
         Section(id="making", title="How this was made", blocks=_making(analysis)),
     ]

@@ -1,8 +1,6 @@
 """The part of a report on one table of methods, from quality to samples."""
 
-import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from foldrank.compare import words
 from foldrank.compare.analysis import Row, Table
@@ -22,16 +20,16 @@ AXES = {
 PAIR_COLUMNS = "Method|Against|Seeds>|Difference>|95 % interval>|Standard deviation>|Verdict"
 
 
-def table_section(table: Table, place: int, every: Sequence[str]) -> Section:
-    """All about one table. `every` are the names of all records, so that patterns mean no others."""
+def table_section(table: Table, place: int) -> Section:
+    """All about one table."""
     where = f"t{place}"
     names = ", ".join(row.method for row in table.rows if row.reference)
     others = prose.REFERENCE.format(names=names) if names else ""
     parts = [
-        Section(id=f"{where}-quality-part", title="Quality", blocks=_quality(table, where, every)),
-        Section(id=f"{where}-cost-part", title="Cost", blocks=_cost(table, where, every)),
-        Section(id=f"{where}-equal-part", title="Equal budgets", blocks=_budgets(table, where, every)),
-        Section(id=f"{where}-rates-part", title="Learning rates", blocks=_rates(table, where, every)),
+        Section(id=f"{where}-quality-part", title="Quality", blocks=_quality(table, where)),
+        Section(id=f"{where}-cost-part", title="Cost", blocks=_cost(table, where)),
+        Section(id=f"{where}-equal-part", title="Equal budgets", blocks=_budgets(table, where)),
+        Section(id=f"{where}-rates-part", title="Learning rates", blocks=_rates(table, where)),
         Section(id=f"{where}-drift-part", title="What the fold changed", blocks=_drift(table, where)),
         Section(id=f"{where}-spectra-part", title="Spectra", blocks=_spectra(table, where)),
         Section(id=f"{where}-samples-part", title="Samples", blocks=_samples(table)),
@@ -46,7 +44,7 @@ def table_section(table: Table, place: int, every: Sequence[str]) -> Section:
     )
 
 
-def _quality(table: Table, where: str, every: Sequence[str]) -> list[Block]:
+def _quality(table: Table, where: str) -> list[Block]:
     rows = [
         (
             row.method,
@@ -55,12 +53,12 @@ def _quality(table: Table, where: str, every: Sequence[str]) -> list[Block]:
             *_loss(row.validation),
             *_loss(row.test),
             *_perplexity(row.test),
-            sources(row.records, every),
+            sources(row.records),
         )
         for row in table.rows
     ]
     notes = [
-        f"{row.method}: learning rate {words.rate(row.learning_rate)} is {row.at_the_edge}; a better one may lie beyond."
+        f"{row.method}: the rate {words.rate(row.learning_rate)} is {row.at_the_edge}; a better one may lie beyond."
         for row in table.rows
         if row.at_the_edge is not None and row.learning_rate is not None
     ]
@@ -96,7 +94,7 @@ def _quality(table: Table, where: str, every: Sequence[str]) -> list[Block]:
     return blocks
 
 
-def _cost(table: Table, where: str, every: Sequence[str]) -> list[Block]:
+def _cost(table: Table, where: str) -> list[Block]:
     rows = [
         (
             row.method,
@@ -108,7 +106,7 @@ def _cost(table: Table, where: str, every: Sequence[str]) -> list[Block]:
             NONE if row.costs.tokens is None else words.short(row.costs.tokens),
             NONE if row.costs.flops is None else words.short(row.costs.flops),
             NONE if row.costs.tokens_per_second is None else words.count(row.costs.tokens_per_second),
-            sources(row.costs.records, every),
+            sources(row.costs.records),
         )
         for row in table.rows
         if row.costs is not None
@@ -132,7 +130,7 @@ def _cost(table: Table, where: str, every: Sequence[str]) -> list[Block]:
     return blocks
 
 
-def _budgets(table: Table, where: str, every: Sequence[str]) -> list[Block]:
+def _budgets(table: Table, where: str) -> list[Block]:
     chart = charts.curves(table, where)
     if not table.budgets:
         return _some(chart)
@@ -149,7 +147,7 @@ def _budgets(table: Table, where: str, every: Sequence[str]) -> list[Block]:
                 NONE if row.matched is None else f"FLOPs of {row.matched}",
                 NONE if row.loss is None else words.loss(row.loss.mean),
                 words.span(row.loss, words.loss),
-                sources(row.records, every),
+                sources(row.records),
             )
             for row in budget.rows
         ]
@@ -170,7 +168,7 @@ def _budget_pairs(budget: Budget, where: str, caption: str) -> list[Block]:
     return [grid(f"{where}-{budget.axis}-differences", caption, PAIR_COLUMNS, rows)] if rows else []
 
 
-def _rates(table: Table, where: str, every: Sequence[str]) -> list[Block]:
+def _rates(table: Table, where: str) -> list[Block]:
     rows = [
         (
             row.method,
@@ -179,7 +177,7 @@ def _rates(table: Table, where: str, every: Sequence[str]) -> list[Block]:
             str(rate.failed),
             NONE if rate.loss is None else words.loss(rate.loss.mean),
             "chosen" if rate.learning_rate == row.learning_rate else "",
-            sources(rate.records, every),
+            sources(rate.records),
         )
         for row in table.rows
         for rate in row.rates
@@ -276,15 +274,13 @@ def _samples(table: Table) -> list[Block]:
     return [Text(text=prose.SAMPLES), *samples]
 
 
-def sources(names: Sequence[str], every: Sequence[str]) -> str:
-    """Records as one shell pattern where one says exactly which, else one by one."""
+def sources(names: Sequence[str]) -> str:
+    """Records in the shell's shorthand: run-seed{0,1,2} for run-seed0, run-seed1 and run-seed2."""
     if len(names) < 2:
         return names[0] if names else NONE
     start = _shared(names)
     end = _shared([name[len(start) :][::-1] for name in names])[::-1]
-    pattern = f"{start}*{end}"
-    exact = re.fullmatch(r"[^*?\[\]]*", start + end) and {n for n in every if fnmatchcase(n, pattern)} == set(names)
-    return pattern if exact else " ".join(names)
+    return f"{start}{{{','.join(name[len(start) : len(name) - len(end)] for name in names)}}}{end}"
 
 
 def _shared(names: Sequence[str]) -> str:

@@ -35,10 +35,11 @@ function draw(id) {
     xaxis: axis(figure.layout.xaxis, style), yaxis: axis(figure.layout.yaxis, style),
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: style.getPropertyValue("--quiet").trim() },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 8, r: 12, t: 12, b: 8 }, showlegend: false, hovermode: "closest", dragmode: "zoom",
+    margin: { l: 8, r: 16, t: 12, b: 8 }, showlegend: false, hovermode: "closest",
+    // A finger that drags scrolls the page.
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
   };
-  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-  return Plotly.react(id, data, layout, options);
+  return Plotly.react(id, data, layout, { responsive: true, displayModeBar: false });
 }
 
 const SVG = "http://www.w3.org/2000/svg";
