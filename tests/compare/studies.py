@@ -199,10 +199,9 @@ def large_study() -> tuple[Study, list[Record]]:
     for place, (corpus, size) in enumerate((c, s) for c in study.corpora for s in study.sizes):
         loss = planted({"dense": -0.05, "cola-dlr": -0.04, "lowrank": 0.1, "lowrank-dlr": 0.12}, start=place)
         records += [*sweep_runs(study, corpus, size), *final_runs(study, loss, corpus, size)]
-    last = records.pop()
+    odd = "</script><img src=x onerror=alert(1)> ```` \x1b[31m \ud800 |"
+    first = next(place for place, record in enumerate(records) if record.stage == "final")
+    records[first] = replace(records[first], metrics={**records[first].metrics, "sample": odd})
     records[-1] = failed(records[-1], "the loss is not finite at step 17 (|grad| = inf); lower the learning rate")
-    odd = replace(
-        last, metrics={**last.metrics, "sample": "</script><img src=x onerror=alert(1)> ```` \x1b[31m \ud800 |"}
-    )
     del records[-3]
-    return study, [*records, odd]
+    return study, records

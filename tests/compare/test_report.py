@@ -75,13 +75,15 @@ def test_markdown_by_hand(small_markdown: str) -> None:
         "",
         "Is the planted difference found?",
         "",
-        "**This study is not complete. Final runs: 14 of 15 done, 1 missing. Runs of the sweep: 9 done. All below is made "
-        "from what is there.**",
+        "**This study is not complete. Final runs: 14 of 15 done, 1 missing. Runs of the sweep: 9 done. All below is "
+        "made from what is there.**",
     ]
+    text = small_markdown.replace("\N{MINUS SIGN}", "-")
+    lines = text.splitlines()
     # cola-dlr less cola: -0.05, -0.04, -0.03, -0.02; mean -0.035, sd 0.01291, t(0.975, 3) 3.18245, half 0.02054
-    assert "| cola-dlr | cola | 4 | −0.0350 | −0.0555 to −0.0145 | 0.0129 | lower |" in lines
+    assert "| cola-dlr | cola | 4 | -0.0350 | -0.0555 to -0.0145 | 0.0129 | lower |" in lines
     assert (
-        "- cola-dlr is better than cola: its test loss is lower (−0.0350, 95 % interval −0.0555 to −0.0145, 4 seeds)."
+        "- cola-dlr is better than cola: its test loss is lower (-0.0350, 95 % interval -0.0555 to -0.0145, 4 seeds)."
         in lines
     )
     # cola: 3.0 five times; exp(3) = 20.09

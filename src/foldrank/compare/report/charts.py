@@ -204,7 +204,7 @@ def rates(table: Table, where: str) -> Chart | None:
     return Chart(
         id=f"{where}-rates",
         title="Learning rates tried",
-        description=f"Means over the sweep's seeds. The large ringed marker is the chosen rate: {chosen or 'none yet'}.",
+        description=f"Means over the sweep's seeds. Large and ringed is the chosen rate: {chosen or 'none yet'}.",
         views=[("all", {"data": data, "layout": layout})],
     )
 

@@ -81,5 +81,5 @@ Runs that failed count as failed in the tables and are part of no mean."""
 
 MADE = """\
 Seeds of the final runs: {seeds}; of the sweep: {sweep_seeds}. Every number was made from study.yaml and the files
-records/NAME.json; the last column of a table names them, in the shell's shorthand. The command foldrank report makes this
-page again from them."""
+records/NAME.json; the last column of a table names them, in the shell's shorthand. The command foldrank report
+makes this page again from them."""

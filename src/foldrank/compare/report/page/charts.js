@@ -26,12 +26,14 @@ function axis(own, style) {
     automargin: true, fixedrange: false, ...own };
 }
 
+const height = (figure) => figure.layout.height ?? 380;
+
 function draw(id) {
   const figure = coloured(figures[id][chosen[id] ?? 0]);
   const style = getComputedStyle(document.documentElement);
   const data = figure.data.map((trace) => ({ ...trace, type: "scatter", visible: !hidden[id]?.has(trace.name) }));
   const layout = {
-    height: 380, ...figure.layout,
+    ...figure.layout, height: height(figure),
     xaxis: axis(figure.layout.xaxis, style), yaxis: axis(figure.layout.yaxis, style),
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: style.getPropertyValue("--quiet").trim() },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -83,18 +85,36 @@ function legend(id) {
   }
 }
 
+// A chart is drawn when it comes near the window: a study can have a hundred.
+const drawn = new Set();
+const near = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) {
+      near.unobserve(target);
+      drawn.add(target.id);
+      draw(target.id);
+    }
+  }
+}, { rootMargin: "800px" });
+
 for (const id of Object.keys(figures)) {
   legend(id);
-  const figure = document.getElementById(id).closest("figure");
+  const plot = document.getElementById(id);
+  const figure = plot.closest("figure");
+  plot.style.minHeight = `${height(figures[id][0])}px`;
   figure.querySelector(".controls").hidden = false;
   figure.querySelector("select")?.addEventListener("change", (event) => {
     chosen[id] = Number(event.target.value);
     draw(id);
   });
+  near.observe(plot);
 }
-const all = () => Promise.all(Object.keys(figures).map(draw));
-all().then(() => { document.documentElement.dataset.drawn = "yes"; });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
-// Paper is white.
-addEventListener("beforeprint", () => { document.documentElement.dataset.print = "yes"; all(); });
-addEventListener("afterprint", () => { delete document.documentElement.dataset.print; all(); });
+const again = () => drawn.forEach(draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+// Paper is white, and shows everything.
+addEventListener("beforeprint", () => {
+  document.documentElement.dataset.print = "yes";
+  Object.keys(figures).forEach((id) => drawn.add(id));
+  again();
+});
+addEventListener("afterprint", () => { delete document.documentElement.dataset.print; again(); });
