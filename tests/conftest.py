@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from .forked import start
 from .runs import Run
+
+__all__ = ["start"]
 
 HOME = tempfile.mkdtemp(prefix="foldrank-tests-")
 # Set here, and not in a fixture: huggingface_hub reads its own when it is imported. Subprocesses inherit all of them.

@@ -1,13 +1,10 @@
 """A run that is killed, preempted, or short of disk: it loses minutes, never its result."""
 
 import json
-import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,30 +57,6 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     assert main(["pretrain", str(recipe), "--out", str(out), "--json"]) == 0
     return out
-
-
-@pytest.fixture(scope="module")
-def start() -> Callable[..., BaseProcess]:
-    """Runs the command in a process of its own, forked from one that has the imports done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["foldrank.train.pretrain", "foldrank.cli"])
-
-    def run(*arguments: object, **limits: object) -> BaseProcess:
-        process = context.Process(target=_command, args=([str(argument) for argument in arguments],), kwargs=limits)
-        process.start()
-        return process
-
-    return run
-
-
-def _command(arguments: list[str], file_bytes: int | None = None, errors: Path | None = None) -> None:
-    torch.set_num_threads(1)
-    if errors is not None:
-        sys.stderr = errors.open("w", buffering=1)
-    if file_bytes is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    raise SystemExit(main(arguments))
 
 
 def logged(out: Path) -> list[dict[str, float]]:

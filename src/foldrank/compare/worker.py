@@ -124,8 +124,8 @@ def _check_text(record: Record, others: Mapping[str, Record]) -> None:
         if record.finished and other.finished and other.corpus == record.corpus:
             if other.metrics["text_sha256"] != record.metrics["text_sha256"]:
                 raise ValueError(
-                    f"the text of the corpus {record.corpus!r} is not what it was for {other.id}: restore it and delete "
-                    f"the folder of the run {record.id}, or begin the study anew in another folder"
+                    f"the text of the corpus {record.corpus!r} is not what it was for {other.id}: restore it and "
+                    f"delete the folder of the run {record.id}, or begin the study anew in another folder"
                 )
             return
 
