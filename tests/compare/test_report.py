@@ -24,7 +24,7 @@ class Outline(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.ids: list[str] = []
+        self.ids: list[str | None] = []
         self.wanted: set[str] = set()
         self.headings: list[int] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
