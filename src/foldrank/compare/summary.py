@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from foldrank.compare import words
 from foldrank.compare.analysis import Analysis, Row, Table
-from foldrank.compare.curves import Against
 from foldrank.compare.statistics import Verdict
 from foldrank.compare.study import DLR
 
@@ -21,18 +21,34 @@ FEW = 8
 """Up to so many comparisons each has a sentence; more are sorted by verdict."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """A comparison that has at least one pair of runs."""
+
+    row: Row
+    other: str
+    verdict: Verdict
+    said: str
+    """The difference in words."""
+
+
 def summary(analysis: Analysis) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Per table a heading and sentences about the test losses.
+    """Per table a heading and sentences about the test losses, as far as runs of both methods have finished.
 
     Where some method has DLR these are its comparisons, else those of all methods.
     """
     found = []
     for table in analysis.tables:
-        rows = [row for row in table.rows if row.dlr and row.against] or [row for row in table.rows if row.against]
-        pairs = [(row.method, pair) for row in rows for pair in row.against]
+        rows = [row for row in table.rows if row.dlr and row.against] or table.rows
+        pairs = [
+            Compared(row=row, other=pair.method, verdict=pair.difference.verdict, said=words.difference(estimate))
+            for row in rows
+            for pair in row.against
+            if (estimate := pair.difference.estimate) is not None
+        ]
         if pairs:
-            sentences = [_sentence(name, pair) for name, pair in pairs] if len(pairs) <= FEW else _sorted(pairs)
-            found.append((heading(table), (*_count(rows, table), *sentences)))
+            sentences = map(_sentence, pairs) if len(pairs) <= FEW else _sorted(pairs)
+            found.append((heading(table), (*_count(pairs, table), *sentences)))
     return tuple(found)
 
 
@@ -42,43 +58,32 @@ def heading(table: Table) -> str:
     return where if table.group == "main" else f"{where}: {table.group}"
 
 
-def _sentence(name: str, pair: Against) -> str:
-    found = pair.difference.estimate
-    if found is None:
-        return f"{name} against {pair.method}: no seed has finished with both."
-    said = words.difference(found)
-    match pair.difference.verdict:
+def _sentence(pair: Compared) -> str:
+    name, other, said = pair.row.method, pair.other, pair.said
+    match pair.verdict:
         case "lower":
-            return f"{name} is better than {pair.method}: its test loss is lower ({said})."
+            return f"{name} is better than {other}: its test loss is lower ({said})."
         case "higher":
-            return f"{name} is worse than {pair.method}: its test loss is higher ({said})."
+            return f"{name} is worse than {other}: its test loss is higher ({said})."
         case "no difference shown":
-            return f"{name} is not shown different from {pair.method} ({said})."
+            return f"{name} is not shown different from {other} ({said})."
         case "too few seeds":
-            return f"{name} against {pair.method}: too few seeds to say ({said})."
+            return f"{name} against {other}: too few seeds to say ({said})."
 
 
-def _sorted(pairs: Sequence[tuple[str, Against]]) -> Iterator[str]:
-    for other in dict.fromkeys(pair.method for _, pair in pairs):
-        for verdict, said in SAID.items():
-            names = [
-                name if (found := pair.difference.estimate) is None else f"{name} ({words.difference(found)})"
-                for name, pair in pairs
-                if (pair.method, pair.difference.verdict) == (other, verdict)
-            ]
-            if names:
-                yield f"Against {other}, {said}: {'; '.join(names)}."
+def _sorted(pairs: Sequence[Compared]) -> Iterator[str]:
+    for other in dict.fromkeys(pair.other for pair in pairs):
+        for verdict, text in SAID.items():
+            alike = [pair for pair in pairs if (pair.other, pair.verdict) == (other, verdict)]
+            if alike:
+                names = "; ".join(f"{pair.row.method} ({pair.said})" for pair in alike)
+                yield f"Against {other}, {text}: {names}."
 
 
-def _count(rows: Sequence[Row], table: Table) -> Iterator[str]:
+def _count(pairs: Sequence[Compared], table: Table) -> Iterator[str]:
     """How methods with DLR came out against the same without."""
     kinds = {row.method: row.kind for row in table.rows}
-    verdicts = Counter(
-        pair.difference.verdict
-        for row in rows
-        for pair in row.against
-        if row.dlr and row.kind == kinds.get(pair.method, "") + DLR
-    )
+    verdicts = Counter(pair.verdict for pair in pairs if pair.row.dlr and pair.row.kind == kinds[pair.other] + DLR)
     if verdicts.total() > 1:
         said = ", ".join(f"{verdicts[verdict]} {text}" for verdict, text in SAID.items() if verdicts[verdict])
         yield f"{verdicts.total()} methods with DLR against the same kind without: {said}."

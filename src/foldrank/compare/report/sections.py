@@ -1,7 +1,7 @@
 """From an analysis to the blocks of its report."""
 
 from foldrank.compare import words
-from foldrank.compare.analysis import Analysis
+from foldrank.compare.analysis import Analysis, Table
 from foldrank.compare.report import prose
 from foldrank.compare.report.blocks import Block, Document, Points, Section, Terms, Text, grid
 from foldrank.compare.report.tables import table_section
@@ -15,13 +15,18 @@ def document(analysis: Analysis) -> Document:
     sections = [
         _summary(analysis),
         Section(id="reading", title="How to read this", blocks=_reading(analysis)),
-        *(table_section(table, place) for place, table in enumerate(analysis.tables, 1)),
+        *(table_section(table, place) for place, table in enumerate(filter(_begun, analysis.tables), 1)),
         Section(id="runs", title="Runs that are not in the tables", blocks=_left_out(analysis)),
         Section(id="making", title="How this was made", blocks=_making(analysis)),
     ]
     return Document(
         title=analysis.title, question=analysis.question, banner=_banner(analysis), sections=tuple(sections)
     )
+
+
+def _begun(table: Table) -> bool:
+    """Whether there is any run of the methods of its own; those still missing are listed in any case."""
+    return any(row.rates or row.finished or row.failed for row in table.rows if not row.reference)
 
 
 def _banner(analysis: Analysis) -> str | None:
