@@ -32,6 +32,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def seconds(value: float) -> str:
+    """A time."""
+    return f"{value:,.1f}"
+
+
 def short(value: float) -> str:
     """A large number in three digits: 3.97 M.
 

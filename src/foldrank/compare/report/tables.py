@@ -14,7 +14,7 @@ from foldrank.compare.words import NONE
 AXES = {
     "tokens": ("Equal tokens", "training tokens", words.short),
     "flops": ("Equal FLOPs", "training FLOPs", words.short),
-    "seconds": ("Equal training time", "seconds of training", words.count),
+    "seconds": ("Equal training time", "seconds of training", words.seconds),
 }
 
 PAIR_COLUMNS = "Method|Against|Seeds>|Difference>|95 % interval>|Standard deviation>|Verdict"

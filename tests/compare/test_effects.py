@@ -1,0 +1,70 @@
+"""What a study reports of methods whose difference is known beforehand, from the runs to the words of the report."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foldrank.cli import main
+
+from ..commands.conftest import Foldrank, foldrank
+from .test_compare_command import write_study
+
+__all__ = ["foldrank"]
+
+METHODS = [
+    {"name": "whole", "kind": "cola-dlr", "settings": {"low_rank.residual.expansion": "random"}},
+    # The same method: run again, and with another draw of what is random in it.
+    {"name": "again", "kind": "cola-dlr", "settings": {"low_rank.residual.expansion": "random"}, "against": ["whole"]},
+    {
+        "name": "redrawn",
+        "kind": "cola-dlr",
+        "settings": {"low_rank.residual.expansion": "random", "low_rank.residual.seed": 1},
+        "against": ["whole"],
+    },
+    # The planted effect: a handicap.
+    {
+        "name": "hurt",
+        "kind": "cola-dlr",
+        "settings": {"low_rank.residual.expansion": "random", "train.steps": 4},
+        "against": ["whole"],
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("effects")
+    sweep = {"learning_rates": [0.01], "extend": 0}
+    file = write_study(folder, corpus, methods=METHODS, sweep=sweep, seeds=[0, 1, 2, 3])
+    assert main(["compare", str(file), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def differences(study: Path, foldrank: Foldrank) -> dict[str, Any]:
+    (table,) = foldrank("report", study, "--json").json["tables"]
+    found = {row["method"]: {other["method"]: other["difference"] for other in row["against"]} for row in table["rows"]}
+    return {name: found[name]["whole"] for name in ("again", "redrawn", "hurt")}
+
+
+def test_a_handicap_is_found(differences: dict[str, Any]) -> None:
+    hurt = differences["hurt"]
+    assert hurt["verdict"] == "higher"
+    assert hurt["estimate"]["low"] > 0
+    assert hurt["estimate"]["seeds"] == 4
+
+
+def test_a_method_against_itself_shows_no_difference(differences: dict[str, Any]) -> None:
+    again, redrawn = differences["again"], differences["redrawn"]
+    assert (again["verdict"], again["estimate"]["mean"], again["estimate"]["sd"]) == ("no difference shown", 0.0, 0.0)
+    assert redrawn["verdict"] == "no difference shown"
+    assert redrawn["estimate"]["sd"] > 0
+
+
+def test_the_report_says_so_in_words(study: Path, foldrank: Foldrank) -> None:
+    assert foldrank("report", study).code == 0
+    text = (study / "report.md").read_text()
+    summary = text[text.index("## In short") : text.index("## How to read")]
+    print(summary)
+    assert "hurt" in summary
