@@ -1,19 +1,16 @@
-"""Fold at step 0: the residual as a start of the up-projection and an anchor of its weight decay.
+"""Fold at step 0, with weight decay that pulls towards the residual: docs/what-dlr-is.md derives it.
 
-With alpha fixed, B enters the model only through B* = B + c R, so dL/dB = dL/dB*. An optimizer that is indifferent to
-translation (SGD, Adam, Muon) therefore takes the same steps on B* as on B, and decoupled weight decay, which pulls B
-towards 0, pulls B* towards c R:
+With alpha fixed, training B with the residual and decoupled weight decay equals training B* = B + c R by
 
-    B  <- (1 - lr wd) B  - lr u    is    B* <- (1 - lr wd) B* - lr u + lr wd c R
+    B* <- (1 - lr wd) B* - lr u + lr wd c R
 
-So a run that folds before its first step and adds lr wd c R after each equals the run with the residual, while its
-graph is the plain low-rank one, and each of its checkpoints can be deployed as it is.
+The optimizer does all of it but the last term, which is added here, after its step.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -64,9 +61,15 @@ class AnchoredDecay:
         """Hooks into `optimizer`; the handle's `remove()` undoes it.
 
         Raises:
-            ValueError: where the optimizer does not hold an anchored weight, then or at a later step.
+            ValueError: where the optimizer decays through the gradient, or does not hold an anchored weight, then or at
+                a later step.
         """
         self._rates(optimizer)
+        if _decays_gradients(optimizer):
+            raise ValueError(
+                f"this {type(optimizer).__name__} adds its weight decay to the gradient: fold after training, or take "
+                "an optimizer with decoupled decay, such as AdamW"
+            )
         return optimizer.register_step_post_hook(self._pull)
 
     @torch.no_grad()
@@ -89,6 +92,12 @@ class AnchoredDecay:
                 "(wrappers that keep weights in another form, such as FSDP1 and ZeRO, are not supported)"
             )
         return [rates[id(weight)] for weight in weights]
+
+
+def _decays_gradients(optimizer: Optimizer) -> bool:
+    coupled = (optim.SGD, optim.ASGD, optim.RMSprop, optim.Rprop, optim.Adagrad, optim.Adadelta, optim.Adamax)
+    decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
+    return any(isinstance(optimizer, coupled) or not group.get("decoupled_weight_decay", True) for group in decaying)
 
 
 def fold_at_start_(model: nn.Module) -> AnchoredDecay:
