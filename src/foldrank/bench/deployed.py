@@ -1,5 +1,7 @@
 """A method's model as it is deployed: folded, in eval mode, in the dtype of the benchmark; and the gate before it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -39,7 +41,7 @@ def deployed(settings: Settings, method: str) -> tuple[PreTrainedModel, list[Gat
         gates.append(Gate(what=what, difference=float((after - before).norm() / before.norm()), bound=BOUND).check())
     if settings.bfloat16:
         buffers = dict(model.named_buffers())
-        model.to(torch.bfloat16)
+        model.to(dtype=torch.bfloat16)  # pyright: ignore[reportCallIssue]
         for name, buffer in buffers.items():  # the frequencies of the positions stay in float32
             owner, _, own = name.rpartition(".")
             setattr(model.get_submodule(owner), own, buffer)
@@ -50,7 +52,7 @@ def bytes_read(model: PreTrainedModel) -> int:
     """Bytes of weights that one pass reads, whatever the number of tokens: all but the table of embeddings, of which it
     reads a row per token, unless the head is the same.
     """
-    table = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
-    looked_up = 0 if head is not None and head.weight is table else table.nbytes  # pyright: ignore[reportAttributeAccessIssue]
-    return sum(parameter.nbytes for parameter in model.parameters()) - looked_up  # pyright: ignore[reportOperatorIssue]
+    table: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    looked_up = 0 if head.weight is table.weight else table.weight.nbytes
+    return sum(parameter.nbytes for parameter in model.parameters()) - looked_up
