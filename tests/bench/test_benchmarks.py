@@ -87,6 +87,16 @@ def test_mfu_is_the_share_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> 
     assert figures["mfu"] == pytest.approx(flops * 4 * 32 / figures["seconds"] / 1e12)
 
 
+@pytest.mark.parametrize("benchmark", ["layer", "step", "prefill", "decode"])
+def test_runs_in_bfloat16(foldrank: Foldrank, recipe_file: Path, benchmark: str) -> None:
+    found = measured(foldrank, benchmark, recipe_file, "--dtype", "bfloat16")
+    assert found["settings"]["dtype"] == "bfloat16"
+    assert found["gates"]
+    for figures in next(iter(found["cases"].values())).values():
+        if benchmark == "decode":  # the weights themselves
+            assert figures["bytes_read"] == 2 * (figures["parameters"] - 300 * 32)
+
+
 @torch.no_grad()
 def test_decoding_is_greedy_and_reads_all_weights_but_the_embedding(recipe_file: Path) -> None:
     settings = Settings(benchmark="decode", recipe=str(recipe_file), layers=1, batch_size=2, new_tokens=5)

@@ -81,11 +81,14 @@ def describe(name: str, record: Record) -> str:
     settings, machine = record.settings, record.machine
     threads = f", {machine['threads']} threads" if settings["device"] == "cpu" else ""
     device = machine["cpu"] if settings["device"] == "cpu" else machine["device"]
+    # Of one method the table does not say which, and bytes are measured once.
+    method = f" ({settings['methods'][0]})" if len(settings["methods"]) == 1 else ""
+    rounds = "" if settings["benchmark"] == "memory" else f", {settings['rounds']} rounds"
     gates = "; ".join(f"{gate['what']}: {gate['difference']:.2g} (at most {gate['bound']:g})" for gate in record.gates)
     return (
-        f"`{name}`: {settings['recipe']}, {settings['layers']} blocks, vocabulary {settings['vocabulary']:,}, "
+        f"`{name}`: {settings['recipe']}{method}, {settings['layers']} blocks, vocabulary {settings['vocabulary']:,}, "
         f"{settings['batch_size']} x {settings['sequence_length']} tokens, {settings['dtype']}"
-        f"{', compiled' if settings['compile'] else ''}, {settings['rounds']} rounds on {device}{threads}; "
+        f"{', compiled' if settings['compile'] else ''}{rounds} on {device}{threads}; "
         f"PyTorch {record.versions['torch']}, {record.date}, commit {(record.commit or 'unknown')[:10]}."
         + (f" Numerics gate: {gates}." if gates else "")
     )
