@@ -1,40 +1,57 @@
-"""Fold at step 0: the residual as a start of the up-projection and an anchor of its weight decay.
+"""Fold at step 0, with weight decay that pulls towards the residual: docs/what-dlr-is.md derives it.
 
-With alpha fixed, B enters the model only through B* = B + c R, so dL/dB = dL/dB*. An optimizer that is indifferent to
-translation (SGD, Adam, Muon) therefore takes the same steps on B* as on B, and decoupled weight decay, which pulls B
-towards 0, pulls B* towards c R:
+With alpha fixed, training B with the residual and decoupled weight decay equals training B* = B + c R by
 
-    B  <- (1 - lr wd) B  - lr u    is    B* <- (1 - lr wd) B* - lr u + lr wd c R
+    B* <- (1 - lr wd) B* - lr u + lr wd c R
 
-So a run that folds before its first step and adds lr wd c R after each equals the run with the residual, while its
-graph is the plain low-rank one, and each of its checkpoints can be deployed as it is.
+The optimizer does all of it but the last term, which is added here, after its step.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from foldrank.fold import fold_
 from foldrank.linear import LowRankLinear
+from foldrank.sharded import local, shard_as
 from foldrank.tree import low_rank_layers
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Anchor:
-    layer: LowRankLinear
-    index: Tensor
-    c: float
+    """A folded layer and its c R."""
+
+    def __init__(self, layer: LowRankLinear, index_O: Tensor, c: float) -> None:
+        self.layer = layer
+        self.c = c
+        self._index_O = index_O
+        self._known: tuple[Tensor, Tensor] | None = None
+
+    def pull(self, rate: float) -> None:
+        """Adds rate c R to the weight, or to the part of it that this process holds."""
+        rows, latents = self._entries().unbind(1)
+        weight = local(self.layer.up.weight)
+        # Each entry occurs once, so the order of the additions is no matter.
+        weight.index_put_((rows, latents), weight.new_full((), rate * self.c), accumulate=True)
+
+    def _entries(self) -> Tensor:
+        """Row and latent of each entry of R in what this process holds: int64 (entries, 2)."""
+        weight = self.layer.up.weight  # another one once FSDP2 has sharded it, which may be after the optimizer is made
+        if self._known is None or self._known[0] is not weight:
+            index_O1 = self._index_O.to(weight.device)[:, None]
+            ones = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device).scatter_(1, index_O1, True)
+            self._known = weight, local(shard_as(ones, like=weight)).nonzero()
+        return self._known[1].to(weight.device)
 
 
 class AnchoredDecay:
     """Makes the decoupled weight decay of an optimizer pull the folded layers of a model towards c R.
 
     Works through the optimizer's own step hook: right under learning-rate schedules, gradient clipping, skipped steps
-    of mixed precision, `Trainer`, DDP and resuming. The optimizer must decay as AdamW does, by lr * weight_decay.
+    of mixed precision, `Trainer`, DDP, FSDP2 and resuming. The optimizer must decay as AdamW does, by
+    lr * weight_decay.
     """
 
     def __init__(self, anchors: list[_Anchor]) -> None:
@@ -44,28 +61,43 @@ class AnchoredDecay:
         """Hooks into `optimizer`; the handle's `remove()` undoes it.
 
         Raises:
-            ValueError: where the optimizer does not hold an anchored weight.
+            ValueError: where the optimizer decays through the gradient, or does not hold an anchored weight, then or at
+                a later step.
         """
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if any(id(anchor.layer.up.weight) not in held for anchor in self._anchors):
-            raise ValueError("the optimizer does not hold every folded up-projection: build it from this model")
+        self._rates(optimizer)
+        if _decays_gradients(optimizer):
+            raise ValueError(
+                f"this {type(optimizer).__name__} adds its weight decay to the gradient: fold after training, or take "
+                "an optimizer with decoupled decay, such as AdamW"
+            )
         return optimizer.register_step_post_hook(self._pull)
 
     @torch.no_grad()
     def _pull(self, optimizer: Optimizer, *_: Any) -> None:
+        for anchor, rate in zip(self._anchors, self._rates(optimizer), strict=True):
+            if rate and anchor.layer.up.weight.grad is not None:
+                anchor.pull(rate)
+
+    def _rates(self, optimizer: Optimizer) -> list[float]:
+        """Of each anchored weight, lr * weight_decay."""
         rates = {
             id(parameter): float(group["lr"]) * float(group.get("weight_decay", 0.0))
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
-        for anchor in self._anchors:
-            weight = anchor.layer.up.weight
-            rate = rates[id(weight)]
-            if rate and weight.grad is not None:
-                # Rows and latents of the entries of R; each occurs once, so the order of the additions is no matter.
-                rows = torch.arange(weight.shape[0], device=weight.device)
-                pull = weight.new_full((1,), rate * anchor.c).expand(weight.shape[0])
-                weight.index_put_((rows, anchor.index.to(weight.device)), pull, accumulate=True)
+        weights = [anchor.layer.up.weight for anchor in self._anchors]
+        if any(id(weight) not in rates for weight in weights):
+            raise ValueError(
+                "the optimizer does not hold every folded up-projection: build it from this model, after fully_shard "
+                "(wrappers that keep weights in another form, such as FSDP1 and ZeRO, are not supported)"
+            )
+        return [rates[id(weight)] for weight in weights]
+
+
+def _decays_gradients(optimizer: Optimizer) -> bool:
+    coupled = (optim.SGD, optim.ASGD, optim.RMSprop, optim.Rprop, optim.Adagrad, optim.Adadelta, optim.Adamax)
+    decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
+    return any(isinstance(optimizer, coupled) or not group.get("decoupled_weight_decay", True) for group in decaying)
 
 
 def fold_at_start_(model: nn.Module) -> AnchoredDecay:
@@ -92,7 +124,7 @@ def fold_at_start_(model: nn.Module) -> AnchoredDecay:
             raise ValueError(f"alpha of {name} is trainable: train with the residual and fold afterwards")
         if layer.scale is not None:
             raise ValueError(f"{name} has a low-rank scale, without which it takes other steps: fold after training")
-        anchors.append(_Anchor(layer=layer, index=layer.residual.latent_index().clone(), c=c))
+        anchors.append(_Anchor(layer, layer.residual.latent_index().clone(), c))
     if not anchors:
         raise ValueError("the model has no residual to fold")
     fold_(model)

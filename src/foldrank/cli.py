@@ -31,6 +31,7 @@ COMMANDS = (
     Command(name="fold", summary="fold an unfolded checkpoint into a plain low-rank one, file by file"),
     Command(name="evaluate", summary="loss and perplexity of a checkpoint, weighted by tokens"),
     Command(name="generate", summary="let a checkpoint continue a text"),
+    Command(name="bench", summary="what methods cost beside one another in time and memory, on this machine"),
     Command(name="info", summary="what a checkpoint is: folded or not, ranks, parameters"),
 )
 

@@ -19,6 +19,7 @@ from foldrank.mapped import map_weight
 from foldrank.residual import DuplicatedLatentResidual, add_duplicates, expansion_index
 from foldrank.residual import scale as residual_factor
 from foldrank.scale import LatentScale, squash
+from foldrank.sharded import shard_as, whole
 from foldrank.tree import low_rank_layers
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,9 @@ def fold_weight(
     _check_finite("alpha", torch.as_tensor(alpha))
     _check_finite("scale", torch.as_tensor(scale))
     c = _wide(alpha) * residual_factor(1.0, out_features, rank, variance_correction=variance_correction)
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return (add_duplicates(wide, index, c, latent_dim) * _wide(scale)).to(weight.dtype)
+    wide = whole(weight).to(torch.promote_types(weight.dtype, torch.float32))
+    folded = (add_duplicates(wide, index, c, latent_dim) * _wide(scale)).to(weight.dtype)
+    return shard_as(folded, like=weight)
 
 
 def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -187,7 +189,8 @@ def _fold_named(key: str, weight: Tensor, **how: Any) -> Tensor:
 def fold_(model: nn.Module) -> FoldReport:
     """Folds each residual and scale of `model` into its up-projection, in place; afterwards none of them is left.
 
-    Those of `LowRankLinear`s and those of `attach_residual_`, whose weights become plain parameters again.
+    Those of `LowRankLinear`s and those of `attach_residual_`, whose weights become plain parameters again. Under FSDP2
+    every process calls it, and one layer at a time is gathered; there attached weights cannot be folded in place.
 
     Outputs change by rounding only. There is no way back; folding again does nothing. Optimizers keep their parameters,
     but what they remember belongs to the unfolded weights: fold after training.
@@ -208,10 +211,10 @@ def fold_(model: nn.Module) -> FoldReport:
     folds = _planned_folds(model)
     drift = {}
     for fold in folds:
-        weight = fold.weight
-        exact = fold.mapped(weight.double())
-        weight.copy_(fold.mapped(weight))
-        drift[fold.name] = float((weight - exact).abs().max())
+        weight = whole(fold.weight)
+        mapped = fold.mapped(weight)
+        drift[fold.name] = float((mapped - fold.mapped(weight.double())).abs().max())
+        fold.weight.copy_(shard_as(mapped, like=fold.weight))
         fold.finish()
     report = FoldReport(drift=drift)
     logger.info(report.summary())
@@ -278,10 +281,10 @@ def _remove_maps(layer: LowRankLinear) -> None:
 
 def _wide(number: float | Tensor) -> float | Tensor:
     if isinstance(number, Tensor):
-        return number.to(torch.promote_types(number.dtype, torch.float32))
+        return whole(number).to(torch.promote_types(number.dtype, torch.float32))
     return number
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
+    if not torch.isfinite(whole(tensor)).all():
         raise ValueError(f"{name} holds NaN or infinity: the training diverged; fold an earlier checkpoint")

@@ -11,6 +11,7 @@ from foldrank.foldable import SPEC, FoldableMap
 from foldrank.mapped import UpMap, mapped_linear
 from foldrank.residual import DuplicatedLatentResidual
 from foldrank.scale import LatentScale
+from foldrank.sharded import is_sharded
 
 ACTIVATION_MODULES: dict[Activation, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -127,6 +128,11 @@ class LowRankLinear(nn.Module):
 
     def _mapped_up(self, z: Tensor) -> Tensor:
         up = self.up
+        if is_sharded(up.weight):
+            raise ValueError(
+                f"the factors of a {type(self).__name__} are sharded apart from it, so that none is gathered when it "
+                "computes with them: apply fully_shard to the layer or to a module that holds it, or fold it first"
+            )
         return mapped_linear(z, up.weight, up.bias, self.up_map(up.weight))
 
     def up_map(self, weight: Tensor) -> UpMap:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from foldrank.config import Expansion, ResidualConfig
 from foldrank.foldable import FoldableMap
+from foldrank.sharded import whole
 
 
 def expansion_index(
@@ -215,7 +216,7 @@ class DuplicatedLatentResidual(FoldableMap):
         """The factor alpha / sqrt(K): a number, or a tensor of one element where alpha is trainable."""
         unit = scale(1.0, self.out_features, self.rank, variance_correction=self.config.variance_correction)
         if self.config.trainable:
-            return self.alpha.to(torch.promote_types(self.alpha.dtype, torch.float32)) * unit
+            return whole(self.alpha).to(torch.promote_types(self.alpha.dtype, torch.float32)) * unit
         return self.start * unit
 
     def spec_fields(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from foldrank.config import Scale
 from foldrank.foldable import FoldableMap
+from foldrank.sharded import whole
 
 START = 1.0
 """Start of theta in s = tanh(theta), as in the published code of ReLoRA and SLTrain."""
@@ -65,4 +66,4 @@ class LatentScale(FoldableMap):
 
 def squash(theta: Tensor) -> Tensor:
     """The trainable scale s = tanh(theta), in float32 or wider."""
-    return theta.to(torch.promote_types(theta.dtype, torch.float32)).tanh()
+    return whole(theta).to(torch.promote_types(theta.dtype, torch.float32)).tanh()

@@ -1,6 +1,7 @@
 """Fold at step 0 with anchored decay equals training with the residual."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -97,3 +98,12 @@ def test_refuses_what_it_cannot_do() -> None:
     model = build(ResidualConfig())
     with pytest.raises(ValueError, match="build it from this model"):
         fold_at_start_(model).attach(torch.optim.AdamW(build(ResidualConfig()).parameters()))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam, torch.optim.SGD])
+def test_refuses_decay_through_the_gradient(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    model = build(ResidualConfig())
+    decay = fold_at_start_(model)
+    with pytest.raises(ValueError, match="adds its weight decay to the gradient"):
+        decay.attach(kind(model.parameters(), lr=0.02, weight_decay=0.5))
+    decay.attach(kind(model.parameters(), lr=0.02, weight_decay=0.0))

@@ -1,0 +1,118 @@
+"""Forward and backward pass of one layer, for each shape that the recipe's blocks have.
+
+Among the subjects may be the residual as the paper writes it, on activations, for the record: foldrank computes it on
+the weight.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldrank.bench.record import Findings, Gate
+from foldrank.bench.settings import ON_ACTIVATIONS, Settings
+from foldrank.bench.subjects import autocast
+from foldrank.bench.turns import in_turns, timed
+from foldrank.linear import LowRankLinear
+from foldrank.residual import literal_residual
+from foldrank.surgery import factorize_
+
+BOUND = {"float32": 1e-4, "bfloat16": 5e-2}
+"""How far outputs and gradients of the same layer may be apart, relative to their norm."""
+
+
+class OnActivations(nn.Module):
+    """y = B z + c Expand(z) + b, the literal equation; a contiguous expansion repeats, which beats indexing."""
+
+    def __init__(self, layer: LowRankLinear) -> None:
+        super().__init__()
+        assert layer.residual is not None
+        self.layer = layer
+        self.c = layer.residual.c()
+        self.index = layer.residual.latent_index(layer.up.weight.device)
+        contiguous = layer.residual.config.expansion == "contiguous"
+        self.repeats = -(-layer.out_features // layer.rank) if contiguous else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.layer.latents(x)
+        y = self.layer.up(z)
+        if self.repeats is None:
+            return y + literal_residual(z, self.index, self.c)
+        return y + self.c * z.repeat_interleave(self.repeats, dim=-1)[..., : self.layer.out_features]
+
+
+class Pass:
+    """A layer, and a forward and backward pass of it."""
+
+    def __init__(self, layer: nn.Module, x: Tensor, cotangent: Tensor, settings: Settings) -> None:
+        self.layer, self.x, self.cotangent = layer, x, cotangent
+        self.called: Any = torch.compile(layer) if settings.compile else layer
+        self.device, self.bfloat16 = settings.device, settings.bfloat16
+
+    def __call__(self) -> Tensor:
+        """The output, gradients left in input and parameters."""
+        for tensor in (self.x, *self.layer.parameters()):
+            tensor.grad = None
+        with autocast(self.device, enabled=self.bfloat16):
+            y = self.called(self.x)
+        y.backward(self.cotangent.to(y.dtype))
+        return y.detach()
+
+    def outcome(self) -> list[Tensor]:
+        """Output and gradients."""
+        y = self()
+        return [y, *(tensor.grad.clone() for tensor in (self.x, *self.layer.parameters()) if tensor.grad is not None)]
+
+
+def run(settings: Settings) -> Findings:
+    """Passes of every method's layer in turns, shape by shape.
+
+    Raises:
+        ValueError: where the numerics gate fails.
+    """
+    d, f = settings.sizes().model.hidden_size, settings.sizes().model.intermediate_size
+    cases, gates = {}, []
+    for in_features, out_features in ((d, d), (d, f), (f, d)):
+        passes = _passes(settings, in_features, out_features)
+        case = f"{in_features} to {out_features}"
+        gates += _gates(settings, case, passes)
+        turns = {method: timed(one, settings.device) for method, one in passes.items()}
+        cases[case] = in_turns(turns, settings.rounds)
+    return Findings(cases=cases, gates=tuple(gates))
+
+
+def _passes(settings: Settings, in_features: int, out_features: int) -> dict[str, Pass]:
+    train = settings.sizes().train
+    draw = torch.Generator().manual_seed(0)
+    shape = train.batch_size, train.sequence_length
+    x = torch.randn(*shape, in_features, generator=draw).to(settings.device).requires_grad_()
+    cotangent = torch.randn(*shape, out_features, generator=draw).to(settings.device)
+    found = {}
+    for method in settings.subjects:
+        config = settings.recipe_of(method).low_rank
+        torch.manual_seed(0)
+        holder = nn.ModuleDict({"q_proj": nn.Linear(in_features, out_features, bias=False)})
+        if config is not None:
+            factorize_(holder, config)
+        layer = holder["q_proj"].to(settings.device)
+        if method.endswith(ON_ACTIVATIONS):
+            assert isinstance(layer, LowRankLinear)
+            layer = OnActivations(layer)
+        found[method] = Pass(layer, x, cotangent, settings)
+    return found
+
+
+def _gates(settings: Settings, case: str, passes: Mapping[str, Pass]) -> list[Gate]:
+    """That the literal equation and the residual on the weight give the same outputs and gradients."""
+    found = []
+    for method, one in passes.items():
+        other = passes.get(method.removesuffix(ON_ACTIVATIONS))
+        if other is None or other is one:
+            continue
+        pairs = zip(one.outcome(), other.outcome(), strict=True)
+        difference = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+        bound = BOUND["bfloat16" if settings.bfloat16 else "float32"]
+        what = f"{case}: outputs and gradients of the residual on activations and on the weight"
+        found.append(Gate(what=what, difference=difference, bound=bound).check())
+    return found

@@ -1,0 +1,39 @@
+"""Reading a prompt into the cache, up to the logits of its last token, by folded models."""
+
+from typing import Any
+
+import torch
+
+from foldrank.bench.deployed import bytes_read, deployed, prompt
+from foldrank.bench.record import Findings
+from foldrank.bench.settings import Settings
+from foldrank.bench.turns import in_turns, timed
+from foldrank.tree import count_parameters
+
+
+@torch.no_grad()
+def run(settings: Settings) -> Findings:
+    """Lets every method's model read in turns.
+
+    Raises:
+        ValueError: where the numerics gate fails.
+    """
+    ids, turns, models, gates = prompt(settings), {}, {}, []
+    for method in settings.subjects:
+        model, passed = deployed(settings, method)
+        gates += passed
+        called: Any = torch.compile(model) if settings.compile else model
+        models[method] = model
+
+        def read(called: Any = called) -> None:
+            called(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+        turns[method] = timed(read, settings.device)
+    figures = in_turns(turns, settings.rounds)
+    for method, model in models.items():
+        figures[method] |= {
+            "parameters": count_parameters(model),
+            "bytes_read": bytes_read(model),
+            "tokens_per_second": ids.numel() / figures[method]["seconds"],
+        }
+    return Findings(cases={f"{ids.shape[0]} x {ids.shape[1]} tokens": figures}, gates=tuple(gates))

@@ -1,0 +1,109 @@
+"""The tables of benchmarks/README.md, made of the records alone and put between two marks."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from foldrank.bench import BENCHMARKS
+from foldrank.bench.record import Record, read_records
+from foldrank.files import write
+
+BEGIN = "<!-- tables: foldrank bench --report -->"
+END = "<!-- end of the tables -->"
+
+MIB = 1 << 20
+
+
+def _ratio(ratio: list[float]) -> str:
+    low, median, high = ratio
+    return f"{median:.3f}" if low == high else f"{median:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _mib(count: float) -> str:
+    return f"{count / MIB:,.1f}"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "ratio": ("time ratio (quartiles)", _ratio),
+    "ratio_of_the_fastest": ("of the fastest", "{:.3f}".format),
+    "seconds": ("ms", lambda seconds: f"{seconds * 1e3:,.2f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}".format),
+    "mfu": ("MFU", "{:.1%}".format),
+    "share": ("share of load and step", "{:.2%}".format),
+    "parameters": ("parameters", "{:,}".format),
+    "bytes_read": ("weights read, MiB", _mib),
+    "weights_bytes": ("weights, MiB", _mib),
+    "gradients_bytes": ("gradients", _mib),
+    "optimizer_bytes": ("optimizer", _mib),
+    "activations_bytes": ("activations", _mib),
+    "step_peak_bytes": ("peak of a step", _mib),
+    "step_peak_ratio": ("ratio", "{:.4f}".format),
+    "bytes": ("checkpoint, MiB", _mib),
+    "files": ("files", str),
+    "largest_file_bytes": ("largest file", _mib),
+    "idle_bytes": ("process before", _mib),
+    "peak_bytes": ("peak, MiB", _mib),
+    "peak_ratio": ("ratio", "{:.4f}".format),
+}
+"""From the name of a figure to its title in a table and how it is written. The record holds more than these."""
+
+
+def update(page: Path) -> list[str]:
+    """Writes the tables into `page` anew, of the records in the folder `records` beside it; gives their names.
+
+    Raises:
+        ValueError: where the page has no place for tables, or a record is none.
+        OSError: where it cannot be read or written.
+    """
+    text = page.read_text()
+    if BEGIN not in text or END not in text.partition(BEGIN)[2]:
+        raise ValueError(f"{page} has no place for the tables: add the lines {BEGIN} and {END}")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    records = read_records(page.parent / "records")
+    write(page, f"{before}{BEGIN}\n\n{tables(records)}\n{END}{after}")
+    return list(records)
+
+
+def tables(records: Mapping[str, Record]) -> str:
+    """All records by benchmark, as Markdown."""
+    parts = []
+    for benchmark, summary in BENCHMARKS.items():
+        own = {name: record for name, record in records.items() if record.settings["benchmark"] == benchmark}
+        if own:
+            parts.append(f"### {benchmark}: {summary}\n")
+            parts += [f"{describe(name, record)}\n\n{table(record)}" for name, record in own.items()]
+    return "\n".join(parts) if parts else "No records yet.\n"
+
+
+def describe(name: str, record: Record) -> str:
+    """One paragraph: what was measured, on what, and the gates."""
+    settings, machine = record.settings, record.machine
+    threads = f", {machine['threads']} threads" if settings["device"] == "cpu" else ""
+    device = machine["cpu"] if settings["device"] == "cpu" else machine["device"]
+    # Of one method the table does not say which, and bytes are measured once.
+    method = f" ({settings['methods'][0]})" if len(settings["methods"]) == 1 else ""
+    rounds = "" if settings["benchmark"] == "memory" else f", {settings['rounds']} rounds"
+    gates = "; ".join(f"{gate['what']}: {gate['difference']:.2g} (at most {gate['bound']:g})" for gate in record.gates)
+    return (
+        f"`{name}`: {settings['recipe']}{method}, {settings['layers']} blocks, vocabulary {settings['vocabulary']:,}, "
+        f"{settings['batch_size']} x {settings['sequence_length']} tokens, {settings['dtype']}"
+        f"{', compiled' if settings['compile'] else ''}{rounds} on {device}{threads}; "
+        f"PyTorch {record.versions['torch']}, {record.date}, commit {(record.commit or 'unknown')[:10]}."
+        + (f" Numerics gate: {gates}." if gates else "")
+    )
+
+
+def table(record: Record) -> str:
+    """A record's figures, a row per case and subject; times are over the case's first subject."""
+    rows = {
+        (subject if len(record.cases) == 1 else f"{case}: {subject}"): figures
+        for case, subjects in record.cases.items()
+        for subject, figures in subjects.items()
+    }
+    used = [name for name in COLUMNS if any(figures.get(name) is not None for figures in rows.values())]
+    lines = [["", *(COLUMNS[name][0] for name in used)], ["---"] * (len(used) + 1)]
+    for row, figures in rows.items():
+        cells = (COLUMNS[name][1](figures[name]) if figures.get(name) is not None else "" for name in used)
+        lines.append([row, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,169 @@
+"""What a benchmark is asked to do, and the recipe of each method at its sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from foldrank.bench import BENCHMARKS
+from foldrank.recipes.methods import METHODS, with_dlr
+from foldrank.train.model import vocabulary
+from foldrank.train.recipe import Recipe, load_recipe
+
+DENSE, DLR, AT_START, ON_ACTIVATIONS = "dense", "-dlr", "-folded", "-activations"
+
+DEFAULT_METHODS = {
+    "layer": ("dense", "lowrank", "cola", "cola-dlr", "cola-dlr-activations"),
+    "step": ("dense", "cola", "cola-dlr", "cola-dlr-folded"),
+    "memory": ("dense", "cola", "cola-dlr", "cola-dlr-folded"),
+    "prefill": ("dense", "lowrank", "cola-dlr"),
+    "decode": ("dense", "lowrank", "cola-dlr"),
+    "fold": ("cola-dlr",),
+    "trainer": ("cola-dlr",),
+    "loader": ("cola-dlr",),
+}
+"""The first is the baseline. `fold`, `trainer` and `loader` take one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """A benchmark's settings, as its record keeps them.
+
+    Raises:
+        ValueError: naming every setting that is out of range.
+    """
+
+    benchmark: str
+    """A name of `BENCHMARKS`."""
+
+    recipe: str = "demo"
+    """A recipe with low-rank layers: its sizes, rank and residual are those of each method."""
+
+    methods: Sequence[str] = ()
+    """Methods by name, the baseline first; none: the benchmark's own. `dense`, or one of `METHODS`, with `-dlr` for the
+    residual, `-dlr-folded` for the fold at step 0, `-dlr-activations` for the literal equation (`layer` alone)."""
+
+    layers: int | None = None
+    """Blocks, in place of the recipe's."""
+
+    vocabulary: int | None = None
+    """Entries of embedding and head, in place of the recipe's."""
+
+    batch_size: int | None = None
+    """Sequences at a time; None: those of the recipe's forward pass, one in `prefill` and `decode`."""
+
+    sequence_length: int | None = None
+    """Tokens per sequence, or of a prompt, in place of the recipe's."""
+
+    new_tokens: int = 32
+    """Tokens that `decode` adds to a prompt."""
+
+    steps: int = 10
+    """Steps in a round of `trainer`, of which the first is not counted."""
+
+    shards: int = 4
+    """Files of the checkpoint that `fold` folds, about."""
+
+    rounds: int = 20
+    """Rounds, in each of which every subject has its turn."""
+
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    dtype: str | None = None
+    """float32, or bfloat16: autocast in training, the weights themselves in `prefill` and `decode`. None: float32 on a
+    CPU, bfloat16 on a GPU."""
+
+    compile: bool = False
+    """Run models through `torch.compile`; in `decode` with CUDA graphs."""
+
+    peak_flops: float | None = None
+    """FLOP/s of the device in `dtype`, without sparsity, for the share of them that a step reaches (MFU)."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least {least}, got {value}"
+            for name, least in (
+                *(("layers", 1), ("vocabulary", 2), ("batch_size", 1), ("sequence_length", 2)),
+                *(("new_tokens", 1), ("steps", 2), ("shards", 1), ("rounds", 2)),
+            )
+            if (value := getattr(self, name)) is not None and value < least
+        ]
+        if self.benchmark not in BENCHMARKS:
+            problems.append(f"no benchmark is called {self.benchmark!r}: there are {', '.join(BENCHMARKS)}")
+        if self.device not in ("cpu", "cuda"):
+            problems.append(f"device must be cpu or cuda, got {self.device!r}")
+        elif self.device == "cuda" and not torch.cuda.is_available():
+            problems.append("device is cuda, and there is no GPU that PyTorch can use")
+        if self.dtype not in (None, "float32", "bfloat16"):
+            problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            problems.append(f"peak_flops must be above 0, got {self.peak_flops}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The methods, the baseline first."""
+        return tuple(self.methods) or DEFAULT_METHODS[self.benchmark]
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether products are in bfloat16."""
+        return (self.dtype or ("float32" if self.device == "cpu" else "bfloat16")) == "bfloat16"
+
+    def sizes(self) -> Recipe:
+        """The recipe with the sizes replaced.
+
+        Raises:
+            ValueError: where there is no such recipe, or one without low-rank layers of one rank.
+        """
+        recipe = load_recipe(self.recipe)
+        if recipe.low_rank is None or not isinstance(recipe.low_rank.rank, int):
+            raise ValueError(f"{self.recipe} does not have low-rank layers of one rank: name a recipe such as demo")
+        train = recipe.train
+        batch_size = 1 if self.benchmark in ("prefill", "decode") else train.sequences_per_forward()
+        return replace(
+            recipe,
+            model=replace(
+                recipe.model,
+                num_layers=self.layers or recipe.model.num_layers,
+                vocab_size=self.vocabulary or recipe.model.vocab_size,
+            ),
+            train=replace(
+                train,
+                batch_size=self.batch_size or batch_size,
+                micro_batch_size=None,
+                sequence_length=self.sequence_length or train.sequence_length,
+                dtype="bfloat16" if self.bfloat16 else "float32",
+                device="cpu" if self.device == "cpu" else "auto",
+            ),
+        )
+
+    def recipe_of(self, method: str) -> Recipe:
+        """The recipe of a method at these sizes; of one that is computed otherwise, that of what it computes.
+
+        Raises:
+            ValueError: for a method that does not exist.
+        """
+        recipe = self.sizes()
+        assert recipe.low_rank is not None
+        assert isinstance(recipe.low_rank.rank, int)
+        dense = replace(recipe, low_rank=None)
+        if method == DENSE:
+            return dense
+        name = method.removesuffix(AT_START).removesuffix(ON_ACTIVATIONS)
+        backbone = name.removesuffix(DLR)
+        other_way = name != method
+        known = backbone in METHODS and (not other_way or name.endswith(DLR))
+        if not known or (method.endswith(ON_ACTIVATIONS) and self.benchmark != "layer"):
+            raise ValueError(
+                f"{self.benchmark} knows no method {method!r}: there are {DENSE} and {', '.join(METHODS)}, these with "
+                f"{DLR} or {DLR}{AT_START}" + (f" or {DLR}{ON_ACTIVATIONS}" if self.benchmark == "layer" else "")
+            )
+        derived = METHODS[backbone](dense, recipe.low_rank.rank)
+        return with_dlr(derived) if name.endswith(DLR) else derived
+
+    def vocabulary_size(self) -> int:
+        """Entries of embedding and head."""
+        return vocabulary(self.sizes())

@@ -1,0 +1,173 @@
+"""Each benchmark runs, passes its gates, and counts what is there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foldrank.bench import BENCHMARKS
+from foldrank.bench.decode import Decoding
+from foldrank.bench.deployed import bytes_read, deployed, prompt
+from foldrank.bench.layer import _gates, _passes
+from foldrank.bench.record import Gate
+from foldrank.bench.settings import DEFAULT_METHODS, Settings
+from foldrank.residual import DuplicatedLatentResidual
+from foldrank.train.accounting import flops_per_token
+from foldrank.train.model import outline
+
+from ..commands.conftest import Foldrank
+
+QUICK = {"rounds": 2, "layers": 1, "steps": 3, "new_tokens": 3, "shards": 3}
+
+
+def measured(run: Foldrank, benchmark: str, recipe: Path, *options: object) -> dict[str, Any]:
+    quick = [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", value)]
+    return run("bench", benchmark, "--recipe", recipe, *quick, *options, "--json").json
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_runs(foldrank: Foldrank, recipe_file: Path, benchmark: str) -> None:
+    found = measured(foldrank, benchmark, recipe_file)
+    assert found["settings"]["layers"] == 1
+    assert found["settings"]["methods"] == list(DEFAULT_METHODS[benchmark])
+    assert found["machine"]["threads"] == torch.get_num_threads()
+    for gate in found["gates"]:
+        assert 0 <= gate["difference"] <= gate["bound"]
+    assert found["gates"] or benchmark == "loader"
+    subjects = {"fold": ["copy", "fold"], "trainer": ["bare loop", "Trainer"], "loader": ["step", "load"]}
+    for case in found["cases"].values():
+        assert list(case) == subjects.get(benchmark, found["settings"]["methods"])
+        for figures in case.values():
+            if benchmark != "memory":
+                assert len(figures["seconds_of_rounds"]) == 2
+                assert min(figures["seconds_of_rounds"]) <= figures["seconds"] <= max(figures["seconds_of_rounds"])
+        if benchmark != "memory":
+            assert next(iter(case.values()))["ratio"] == [1.0, 1.0, 1.0]
+    CHECKS.get(benchmark, lambda _: None)(found)
+
+
+def check_layer(found: dict[str, Any]) -> None:
+    assert list(found["cases"]) == ["32 to 32", "32 to 50", "50 to 32"]
+    assert len(found["gates"]) == 3
+
+
+def check_step(found: dict[str, Any]) -> None:
+    figures = found["cases"]["step"]
+    assert figures["dense"]["parameters"] > figures["cola"]["parameters"] == figures["cola-dlr"]["parameters"]
+    assert figures["cola"]["flops_per_token"] == figures["cola-dlr-folded"]["flops_per_token"]
+    assert figures["dense"]["tokens_per_second"] == pytest.approx(4 * 32 / figures["dense"]["seconds"])
+    assert len(found["gates"]) == 2
+
+
+def check_memory(found: dict[str, Any]) -> None:
+    for method, figures in found["cases"]["step"].items():
+        count = figures["weights_bytes"] // 4
+        assert figures["optimizer_bytes"] == pytest.approx(8 * count, rel=0.01)  # and step counters
+        assert figures["step_peak_bytes"] >= figures["gradients_bytes"] + figures["activations_bytes"] * 0.1
+        assert (figures["peak_ratio"] == 1.0) == (method == "dense")
+
+
+def check_fold(found: dict[str, Any]) -> None:
+    figures = found["cases"]["checkpoint"]["fold"]
+    assert figures["files"] >= 3
+    assert figures["largest_file_bytes"] * figures["files"] >= figures["bytes"]
+    assert figures["peak_bytes"] >= figures["idle_bytes"] > 1 << 20
+
+
+CHECKS = {"layer": check_layer, "step": check_step, "memory": check_memory, "fold": check_fold}
+
+
+def test_mfu_is_the_share_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> None:
+    options = ("--methods", "cola", "cola-dlr", "--peak-flops", 1e12)
+    figures = measured(foldrank, "step", recipe_file, *options)["cases"]["step"]["cola-dlr"]
+    recipe = Settings(benchmark="step", recipe=str(recipe_file), layers=1).recipe_of("cola-dlr")
+    flops = flops_per_token(outline(recipe, 300), 32).total
+    assert figures["flops_per_token"] == flops
+    assert figures["mfu"] == pytest.approx(flops * 4 * 32 / figures["seconds"] / 1e12)
+
+
+@pytest.mark.parametrize("benchmark", ["layer", "step", "prefill", "decode"])
+def test_runs_in_bfloat16(foldrank: Foldrank, recipe_file: Path, benchmark: str) -> None:
+    found = measured(foldrank, benchmark, recipe_file, "--dtype", "bfloat16")
+    assert found["settings"]["dtype"] == "bfloat16"
+    assert found["gates"]
+    for figures in next(iter(found["cases"].values())).values():
+        if benchmark == "decode":  # the weights themselves
+            assert figures["bytes_read"] == 2 * (figures["parameters"] - 300 * 32)
+
+
+@torch.no_grad()
+def test_decoding_is_greedy_and_reads_all_weights_but_the_embedding(recipe_file: Path) -> None:
+    settings = Settings(benchmark="decode", recipe=str(recipe_file), layers=1, batch_size=2, new_tokens=5)
+    model, gates = deployed(settings, "cola-dlr")
+    assert [gate.what for gate in gates] == ["logits of cola-dlr before and after the fold"]
+    assert not any(isinstance(module, DuplicatedLatentResidual) for module in model.modules())
+    ids = prompt(settings)
+    decoding = Decoding(model, ids, settings)
+    for _ in range(2):  # the cache is made anew
+        decoding.prefill()
+        tokens = torch.cat([ids, decoding.token, decoding.decode()], dim=1)
+        for length in range(32, 32 + 6):
+            expected = model(input_ids=tokens[:, :length]).logits[:, -1].argmax(-1)
+            assert torch.equal(tokens[:, length], expected)
+    weights = dict(model.named_parameters())
+    assert bytes_read(model) == 4 * (sum(w.numel() for w in weights.values()) - 300 * 32)
+
+
+def test_ways_that_compute_something_else_are_not_timed(recipe_file: Path) -> None:
+    settings = Settings(benchmark="layer", recipe=str(recipe_file), methods=["cola-dlr", "cola-dlr-activations"])
+    passes = _passes(settings, 32, 50)
+    assert len(_gates(settings, "case", passes)) == 1
+    residual = passes["cola-dlr"].layer.get_submodule("residual")
+    assert isinstance(residual, DuplicatedLatentResidual)
+    residual.set_alpha(1.01)
+    with pytest.raises(ValueError, match="case: outputs and gradients"):
+        _gates(settings, "case", passes)
+
+
+def test_a_gate_refuses_what_is_not_a_number() -> None:
+    with pytest.raises(ValueError, match="numerics gate: losses differ by nan"):
+        Gate(what="losses", difference=float("nan"), bound=1.0).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["step", "--methods", "kola"], "step knows no method 'kola': there are dense and lowrank, cola, sltrain"),
+        (["step", "--methods", "cola-dlr-activations"], "step knows no method"),
+        (["step", "--methods", "cola-folded"], "step knows no method 'cola-folded'"),
+        (["steps"], "no benchmark is called 'steps': there are layer, step"),
+        ([], "name a benchmark: layer, step"),
+        (["step", "--report"], "--report measures nothing"),
+        (["step", "--layers", "0", "--rounds", "1"], "layers must be at least 1, got 0; rounds must be at least 2"),
+        (["step", "--recipe", "tiny-dense"], "tiny-dense does not have low-rank layers of one rank"),
+        (["step", "--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
+        (["step", "--threads", "0"], "--threads must be at least 1"),
+        (["fold", "--methods", "cola", "cola-dlr"], "fold takes one method"),
+        (["trainer", "--methods", "cola", "cola-dlr"], "trainer takes one method"),
+    ],
+)
+def test_mistakes_are_one_line(foldrank: Foldrank, options: list[str], complaint: str) -> None:
+    done = foldrank("bench", *options)
+    assert done.code == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_cuda_is_refused(foldrank: Foldrank) -> None:
+    done = foldrank("bench", "step", "--device", "cuda")
+    assert (done.code, "there is no GPU that PyTorch can use" in done.stderr) == (2, True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("benchmark", [name for name in BENCHMARKS if name != "fold"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_runs_on_a_gpu(foldrank: Foldrank, recipe_file: Path, benchmark: str, compiled: bool) -> None:
+    options = ["--device", "cuda", "--peak-flops", 989e12, *(["--compile"] if compiled else [])]
+    found = measured(foldrank, benchmark, recipe_file, *options)
+    assert found["settings"]["dtype"] == "bfloat16"
+    assert found["machine"]["device"] == torch.cuda.get_device_name()
+    assert all(gate["difference"] <= gate["bound"] for gate in found["gates"])
