@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from .called import foldrank
 from .forked import start
 from .runs import Run
 
-__all__ = ["start"]
+__all__ = ["foldrank", "start"]
 
 HOME = tempfile.mkdtemp(prefix="foldrank-tests-")
 # Set here, and not in a fixture: huggingface_hub reads its own when it is imported. Subprocesses inherit all of them.

@@ -16,7 +16,7 @@ from foldrank.residual import DuplicatedLatentResidual
 from foldrank.train.accounting import flops_per_token
 from foldrank.train.model import outline
 
-from ..commands.conftest import Foldrank
+from ..called import Foldrank
 
 QUICK = {"rounds": 2, "layers": 1, "steps": 3, "new_tokens": 3, "shards": 3}
 

@@ -9,7 +9,7 @@ import pytest
 from foldrank.bench.record import read_records
 from foldrank.bench.report import BEGIN, END, update
 
-from ..commands.conftest import Foldrank
+from ..called import Foldrank
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

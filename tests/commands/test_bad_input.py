@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import ViTConfig, ViTModel
 
+from ..called import Foldrank, tree
 from ..runs import Run
-from .conftest import Foldrank, tree
 
 ANYWHERE = [
     ((), "required: COMMAND"),

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from ..called import Foldrank, tree
 from ..runs import Run
-from .conftest import Foldrank, tree
 
 
 def test_fold_writes_what_the_run_folded(foldrank: Foldrank, finished_run: Run, tmp_path: Path) -> None:

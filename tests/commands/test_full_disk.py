@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from foldrank.hf.checkpoint import load
 from foldrank.train.pretrain import save, write
 
+from ..called import Foldrank, tree
 from ..runs import Run
-from .conftest import Foldrank, tree
 
 
 @contextmanager

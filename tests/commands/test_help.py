@@ -11,7 +11,7 @@ import foldrank as package
 from foldrank import cli
 from foldrank.cli import COMMANDS, main
 
-from .conftest import Foldrank
+from ..called import Foldrank
 
 NAMES = [command.name for command in COMMANDS]
 

@@ -14,8 +14,8 @@ from foldrank.commands.progress import Preparation
 from foldrank.recipes import RECIPES
 from foldrank.train.recipe import load_recipe
 
+from ..called import Foldrank, tree
 from ..runs import Run, without_clock
-from .conftest import Foldrank, tree
 
 KEYS = {
     *("params", "params_dense", "tokens", "tokens_per_second", "val_loss", "val_perplexity", "val_loss_folded"),

@@ -18,12 +18,10 @@ import yaml
 from foldrank.cli import main
 from foldrank.compare.records import Record, read_records
 
-from ..commands.conftest import Foldrank, foldrank
+from ..called import Foldrank
 from ..conftest import WORDS
 from ..forked import Start
 from ..runs import without_clock
-
-__all__ = ["foldrank"]
 
 
 def write_study(folder: Path, corpus: Path, **changes: Any) -> Path:
