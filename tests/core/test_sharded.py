@@ -11,7 +11,7 @@ import pytest
 from foldrank.config import EXPANSIONS
 
 ROUNDING = 1e-11
-"""In float64, after ten steps of AdamW."""
+"""In float64, after some steps of AdamW."""
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from foldrank.sharded import is_sharded, local, whole
 
 from .test_anchor import OPTIMIZERS, batches, build, train
 
-STEPS = 10
+STEPS = 4
 
 
 def shard(model: nn.Module, *units: str) -> nn.Module:
