@@ -72,11 +72,12 @@ def _seconds_per_step(model: Any, recipe: Recipe) -> float:
     seconds = []
     for _ in range(TIMED_STEPS):
         began = time.perf_counter()
+        losses = []
         for _ in range(passes):
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            loss.backward()
+            losses.append(model(input_ids=ids, labels=ids, use_cache=False).loss)
+            losses[-1].backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()  # waits for an accelerator
+        losses[-1].item()  # waits for an accelerator
         seconds.append(time.perf_counter() - began)
     return min(seconds)

@@ -290,7 +290,7 @@ def history(trainer: PretrainTrainer, tokens_per_step: float) -> list[dict[str, 
                 {
                     "step": entry["step"],
                     "tokens": round(entry["step"] * tokens_per_step),
-                    "seconds": trainer.seconds_at.get(entry["step"]),
+                    "seconds": trainer.seconds_at.get(int(entry["step"])),
                     "train_loss": mean,
                     "val_loss": entry["eval_loss"],
                 }

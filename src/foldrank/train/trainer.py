@@ -50,10 +50,10 @@ class PretrainTrainer(Trainer):
         self.seconds_at: dict[int, float] = {}
         self._unchecked: list[tuple[int, Tensor]] = []
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`, by the clock."""
         self.began, self.resumed = time.perf_counter(), bool(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_seconds(self) -> float:
         """Time since the training began, or went on; without evaluations."""
