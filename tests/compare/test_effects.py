@@ -41,7 +41,7 @@ def study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def differences(study: Path, foldrank: Foldrank) -> dict[str, Any]:
-    (table,) = foldrank("report", study, "--json").json["analysis"]["tables"]
+    (table,) = foldrank("report", study, "--json").json["tables"]
     found = {row["method"]: {other["method"]: other["difference"] for other in row["against"]} for row in table["rows"]}
     return {name: found[name]["whole"] for name in ("again", "redrawn", "hurt")}
 

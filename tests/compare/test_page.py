@@ -49,6 +49,7 @@ class Page:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.scheme(scheme)
+        self.driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         self.driver.get(file.as_uri())
         for plot in self.run("return [...document.querySelectorAll('.plot')].map(plot => plot.id)"):
             self.run(f"document.getElementById('{plot}').scrollIntoView({{behavior: 'instant'}})")

@@ -42,14 +42,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "html": str(out / "report.html"),
         "markdown": str(out / "report.md"),
         "summary": {title: list(sentences) for title, sentences in summary(analysis)},
-        "analysis": analysis.to_dict(),
+        **analysis.to_dict(),
     }
 
 
 def show(result: dict[str, Any]) -> None:
     """Says what the verdicts say, and where the reports are."""
-    analysis = result["analysis"]
-    print(f"{analysis['title']}: {analysis['finals_done']} of {analysis['finals_expected']} final runs done")
+    print(f"{result['title']}: {result['finals_done']} of {result['finals_expected']} final runs done")
     for title, sentences in result["summary"].items():
         print(f"\n{title}")
         for sentence in sentences:
