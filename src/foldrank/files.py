@@ -11,7 +11,7 @@ def write(file: Path, text: str) -> None:
     """
     work = file.with_name(f"{file.name}.partial")
     try:
-        work.write_text(text)
+        work.write_text(text, encoding="utf-8")
         work.replace(file)
     finally:
         work.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ def read_records(study: Path) -> dict[str, Record]:
     found = {}
     for file in sorted((study / "records").glob("*.json")):
         try:
-            entries = json.loads(file.read_text())
+            entries = json.loads(file.read_text(encoding="utf-8"))
             if entries.pop("schema") != SCHEMA:
                 raise ValueError("it is of another version of foldrank")
             record = Record(**entries)

@@ -261,7 +261,7 @@ def load_study(file: Path) -> Study:
         ValueError: one line that names what is unknown, missing or out of range.
     """
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{file} cannot be read as a study: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
