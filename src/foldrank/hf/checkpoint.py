@@ -158,17 +158,20 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
         with _weights(folder) as files:
             homes = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
             dropped = unfolded_keys(homes)
-            plan = fold_plan({name: homes[name].get_tensor(name) for name in dropped})
-            weight_map, total = {}, 0
-            for file_name, file in files.items():
+            # Copies, because a tensor keeps the whole file mapped that it was read from.
+            plan = fold_plan({name: homes[name].get_tensor(name).clone() for name in dropped})
+        weight_map, total = {}, 0
+        for file in weight_files(folder):
+            with _opened(file) as weights:
                 tensors = {}
-                for name in file.keys():  # noqa: SIM118
+                for name in weights.keys():  # noqa: SIM118
                     if name not in dropped:
-                        tensor = file.get_tensor(name)
+                        tensor = weights.get_tensor(name)
                         tensors[name] = plan[name](tensor) if name in plan else tensor
                         total += tensor.nbytes
-                        weight_map[name] = file_name
-                _save(tensors, work / file_name)
+                        weight_map[name] = file.name
+                _save(tensors, work / file.name)
+                del tensors, tensor
         if (folder / INDEX).exists():
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -231,13 +234,14 @@ def _config(folder: Path) -> PreTrainedConfig:
 @contextmanager
 def _weights(folder: Path) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
-        opened = {}
-        for file in weight_files(folder):
-            try:
-                opened[file.name] = stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file} is truncated or damaged: {_line(error)}") from error
-        yield opened
+        yield {file.name: stack.enter_context(_opened(file)) for file in weight_files(folder)}
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is truncated or damaged: {_line(error)}") from error
 
 
 def _nearby(folder: Path) -> str:
