@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import os
 from pathlib import Path
 
 
@@ -9,7 +10,8 @@ def write(file: Path, text: str) -> None:
     Raises:
         OSError: where it cannot be written.
     """
-    work = file.with_name(f"{file.name}.partial")
+    # Each process has a name of its own: several may write one file at once.
+    work = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         work.write_text(text, encoding="utf-8")
         work.replace(file)

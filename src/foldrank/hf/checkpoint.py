@@ -163,15 +163,12 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
         weight_map, total = {}, 0
         for file in weight_files(folder):
             with _opened(file) as weights:
-                tensors = {}
-                for name in weights.keys():  # noqa: SIM118
-                    if name not in dropped:
-                        tensor = weights.get_tensor(name)
-                        tensors[name] = plan[name](tensor) if name in plan else tensor
-                        total += tensor.nbytes
-                        weight_map[name] = file.name
+                kept = [name for name in weights.keys() if name not in dropped]  # noqa: SIM118
+                tensors = {name: plan.get(name, _unchanged)(weights.get_tensor(name)) for name in kept}
                 _save(tensors, work / file.name)
-                del tensors, tensor
+                total += sum(tensor.nbytes for tensor in tensors.values())
+                weight_map |= dict.fromkeys(kept, file.name)
+                del tensors
         if (folder / INDEX).exists():
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -190,6 +187,10 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return len(plan)
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
