@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from foldrank.bench import BENCHMARKS
-from foldrank.recipes.methods import METHODS, with_dlr
+from foldrank.recipes.methods import DENSE, DLR, KINDS, METHODS, derived
 from foldrank.train.model import vocabulary
 from foldrank.train.recipe import Recipe, load_recipe
 
-DENSE, DLR, AT_START, ON_ACTIVATIONS = "dense", "-dlr", "-folded", "-activations"
+AT_START, ON_ACTIVATIONS = "-folded", "-activations"
 
 DEFAULT_METHODS = {
     "layer": ("dense", "lowrank", "cola", "cola-dlr", "cola-dlr-activations"),
@@ -149,20 +149,14 @@ class Settings:
         recipe = self.sizes()
         assert recipe.low_rank is not None
         assert isinstance(recipe.low_rank.rank, int)
-        dense = replace(recipe, low_rank=None)
-        if method == DENSE:
-            return dense
         name = method.removesuffix(AT_START).removesuffix(ON_ACTIVATIONS)
-        backbone = name.removesuffix(DLR)
-        other_way = name != method
-        known = backbone in METHODS and (not other_way or name.endswith(DLR))
+        known = name in KINDS and (name == method or name.endswith(DLR))
         if not known or (method.endswith(ON_ACTIVATIONS) and self.benchmark != "layer"):
             raise ValueError(
                 f"{self.benchmark} knows no method {method!r}: there are {DENSE} and {', '.join(METHODS)}, these with "
                 f"{DLR} or {DLR}{AT_START}" + (f" or {DLR}{ON_ACTIVATIONS}" if self.benchmark == "layer" else "")
             )
-        derived = METHODS[backbone](dense, recipe.low_rank.rank)
-        return with_dlr(derived) if name.endswith(DLR) else derived
+        return derived(name, replace(recipe, low_rank=None), recipe.low_rank.rank)
 
     def vocabulary_size(self) -> int:
         """Entries of embedding and head."""

@@ -4,7 +4,7 @@ from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
 from foldrank.bench.subjects import TrainedModel, fold_gates, start_gates
 from foldrank.bench.turns import WARM_UP, in_turns, timed
-from foldrank.train.accounting import flops_per_token
+from foldrank.train.accounting import training_flops
 from foldrank.tree import count_parameters
 
 
@@ -23,9 +23,7 @@ def run(settings: Settings) -> Findings:
     turns = {method: timed(subject.step, settings.device) for method, subject in subjects.items()}
     figures = in_turns(turns, settings.rounds)
     for method, subject in subjects.items():
-        flops = flops_per_token(
-            subject.model, settings.sizes().train.sequence_length, tokens_per_pass=subject.tokens
-        ).total
+        flops = training_flops(subject.model, subject.recipe.train).total
         speed = subject.tokens / figures[method]["seconds"]
         figures[method] |= {
             "parameters": count_parameters(subject.model),

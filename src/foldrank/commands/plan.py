@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the plan."""
-    from foldrank.train.accounting import factors, flops_per_token, memory, parameters
+    from foldrank.train.accounting import factors, memory, parameters, training_flops
     from foldrank.train.model import dense_parameters, outline
 
     gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, arguments.mfu, arguments.gpu_memory
@@ -71,12 +71,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     flops, uses = [], []
     for checkpointing in (False, True):
-        per_token = flops_per_token(
-            model,
-            train.sequence_length,
-            tokens_per_pass=micro_batch * train.sequence_length,
-            checkpointing=checkpointing,
-        )
+        per_token = training_flops(model, train, gpus=gpus, checkpointing=checkpointing)
         per_step = per_token.total * tokens_per_step
         flops.append(
             {

@@ -8,12 +8,13 @@ from typing import Any
 
 from foldrank.compare.curves import AXES, Against, Budget, Point, curve_of, equal_budget
 from foldrank.compare.effective_rank import Spectrum, spectrum
-from foldrank.compare.plan import choice
+from foldrank.compare.plan import choice, settings
 from foldrank.compare.progress import Unfinished
 from foldrank.compare.rates import Rate, at_the_edge, rates_tried, usable
 from foldrank.compare.records import Record
 from foldrank.compare.statistics import Estimate, difference, estimate
-from foldrank.compare.study import DENSE, DLR, Method, Study
+from foldrank.compare.study import Method, Study
+from foldrank.recipes.methods import DENSE, DLR
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,19 +147,13 @@ def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Un
         for group in dict.fromkeys(method.group for method in study.methods if corpus in study.corpora_of(method))
     )
     known = {run.id: run for run in records.values() if _asked(study, run)}
-    expected = [
-        (corpus, size, method.name, seed)
-        for method in study.methods
-        for corpus in study.corpora_of(method)
-        for size in study.sizes
-        for seed in study.seeds_of(method)
-    ]
+    expected = sum(len(study.seeds_of(method)) for _, _, method in settings(study))
     missing = sum(len(row.missing) for table in tables for row in table.rows if not row.reference)
     return Analysis(
         title=study.title,
         question=study.question,
-        finals_expected=len(expected),
-        finals_done=len(expected) - missing,
+        finals_expected=expected,
+        finals_done=expected - missing,
         sweeps_done=sum(run.stage == "sweep" for run in known.values()),
         comparisons=sum(pair.difference.verdict != "too few seeds" for table in tables for pair in _pairs_of(table)),
         seeds=tuple(study.seeds),

@@ -7,7 +7,7 @@ import torch
 
 from foldrank.compare.plan import settings, total
 from foldrank.compare.study import Study
-from foldrank.train.accounting import flops_per_token
+from foldrank.train.accounting import training_flops
 from foldrank.train.model import build_model, vocabulary
 from foldrank.train.recipe import Recipe
 from foldrank.tree import count_parameters
@@ -42,7 +42,7 @@ def cost(study: Study, workers: int = 1) -> dict[str, Any]:
                 "FLOPs": 0,
                 "seconds a step": _seconds_per_step(model, recipe),
                 "minutes": 0.0,
-                "per_token": flops_per_token(model, train.sequence_length, tokens_per_pass=per_step).total,
+                "per_token": training_flops(model, train).total,
             }
         evaluations = steps // train.eval_every + 3 * (sweeps + finals)
         evaluated = evaluations * (train.eval_tokens or 0) + finals * (train.test_tokens or 0)

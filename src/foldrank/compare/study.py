@@ -11,13 +11,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from foldrank.config import STRICT
-from foldrank.recipes.methods import METHODS, with_dlr
+from foldrank.recipes.methods import DENSE, DLR, KINDS, derived
 from foldrank.train.recipe import Recipe, load_recipe
-
-DENSE = "dense"
-DLR = "-dlr"
-KINDS = (DENSE, *(name + ending for name in METHODS for ending in ("", DLR)))
-"""The methods that a study may name without describing them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,11 +215,7 @@ class Study:
         if recipe.low_rank is not None:
             raise ValueError(f"{of_size.base or self.base} is low-rank: a study derives from a dense recipe")
         recipe = recipe.override({**self.settings, **self.corpora[corpus], **of_size.settings})
-        kind = method.whole_kind.removesuffix(DLR)
-        if kind != DENSE:
-            recipe = METHODS[kind](recipe, method.rank or of_size.rank)
-        if method.whole_kind.endswith(DLR):
-            recipe = with_dlr(recipe)
+        recipe = derived(method.whole_kind, recipe, method.rank or of_size.rank)
         recipe = recipe.override(method.settings)
         if method.flops_of is None:
             return recipe
@@ -282,10 +273,8 @@ def load_study(file: Path) -> Study:
 
 
 def _flops(recipe: Recipe) -> int:
-    from foldrank.train.accounting import flops_per_token
+    from foldrank.train.accounting import training_flops
     from foldrank.train.model import outline
 
     train = recipe.train
-    per_pass = train.sequences_per_forward() * train.sequence_length
-    per_token = flops_per_token(outline(recipe), train.sequence_length, tokens_per_pass=per_pass)
-    return per_token.total * train.batch_size * train.sequence_length
+    return training_flops(outline(recipe), train).total * train.batch_size * train.sequence_length

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from foldrank.compare import words
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.statistics import Verdict
-from foldrank.compare.study import DLR
+from foldrank.recipes.methods import DLR
 
 SAID: dict[Verdict, str] = {
     "lower": "better",

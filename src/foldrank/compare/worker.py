@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from foldrank.compare.spectra import spectra
 from foldrank.compare.study import Study
 from foldrank.hf.checkpoint import load
 from foldrank.train.pretrain import find_checkpoint, pretrain
-from foldrank.train.recipe import flatten
+from foldrank.train.recipe import changes
 
 SECONDS_TO_WAIT = 1.0
 """For the runs that other processes hold and that decide what comes next."""
@@ -55,12 +55,10 @@ def check_records(study: Study, folder: Path) -> None:
     for run in expected(study, records):
         if run.id not in records:
             continue
-        then = flatten(records[run.id].recipe)
-        now = flatten(recipe_of(study, run).to_dict())
-        if changed := [key for key in sorted(then | now) if then.get(key) != now.get(key)]:
+        if changed := changes(records[run.id].recipe, recipe_of(study, run).to_dict()):
             raise ValueError(
-                f"{folder / 'records' / run.id}.json is of other settings than the study now: {changed[0]} was "
-                f"{then.get(changed[0])} and is {now.get(changed[0])}. Choose another folder, or delete the record"
+                f"{folder / 'records' / run.id}.json is of other settings than the study now: {changed[0]}. Choose "
+                "another folder, or delete the record"
             )
 
 
@@ -89,16 +87,7 @@ def _tried(study: Study, run: Run, folder: Path, say: Callable[[str], None]) -> 
 
 def _run(study: Study, run: Run, out: Path, began: float) -> Record:
     recipe = recipe_of(study, run)
-    record = Record(
-        id=run.id,
-        corpus=run.corpus,
-        size=run.size,
-        method=run.method,
-        stage=run.stage,
-        learning_rate=run.learning_rate,
-        seed=run.seed,
-        recipe=recipe.to_dict(),
-    )
+    record = Record(id=run.id, recipe=recipe.to_dict(), **asdict(run))
     finished, begun = (out / "metrics.json").exists(), (out / "config.yaml").exists()
     if begun and not finished:
         find_checkpoint(recipe, out, resume=True)  # what is wrong with the folder is no result of the method

@@ -40,10 +40,19 @@ def with_dlr(recipe: Recipe) -> Recipe:
     return replace(recipe, low_rank=replace(recipe.low_rank, residual=ResidualConfig()))
 
 
+DENSE, DLR = "dense", "-dlr"
+KINDS = (DENSE, *(name + ending for name in METHODS for ending in ("", DLR)))
+"""All methods by name: dense, and each low-rank one without and with DLR."""
+
+
+def derived(kind: str, dense: Recipe, rank: int) -> Recipe:
+    """The recipe of a method in `KINDS`, made of the dense one. Methods differ in nothing else."""
+    if kind == DENSE:
+        return dense
+    recipe = METHODS[kind.removesuffix(DLR)](dense, rank)
+    return with_dlr(recipe) if kind.endswith(DLR) else recipe
+
+
 def family(name: str, dense: Recipe, rank: int) -> dict[str, Recipe]:
-    """The dense recipe and each low-rank method without and with DLR, by name. They differ in nothing else."""
-    recipes = {f"{name}-dense": dense}
-    for method, derive in METHODS.items():
-        recipes[f"{name}-{method}"] = derive(dense, rank)
-        recipes[f"{name}-{method}-dlr"] = with_dlr(derive(dense, rank))
-    return recipes
+    """The recipe of every method, by name."""
+    return {f"{name}-{kind}": derived(kind, dense, rank) for kind in KINDS}

@@ -141,6 +141,22 @@ def flops_per_token(
     )
 
 
+def training_flops(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, checkpointing: bool = False) -> Flops:
+    """FLOPs that one token costs in a run with these settings: `flops_per_token` with the tokens of its forward pass.
+
+    Args:
+        model: the recipe's model, on any device.
+        train: its training settings.
+        gpus: processes, each with one GPU.
+        checkpointing: as `flops_per_token`.
+
+    Raises:
+        ValueError: where a step's sequences cannot be shared out among the GPUs.
+    """
+    tokens = train.sequences_per_forward(gpus) * train.sequence_length
+    return flops_per_token(model, train.sequence_length, tokens_per_pass=tokens, checkpointing=checkpointing)
+
+
 def memory(
     model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, sharded: bool = False, checkpointing: bool = False
 ) -> Memory:

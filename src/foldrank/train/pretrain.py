@@ -18,13 +18,13 @@ from foldrank.data.prepare import Progress
 from foldrank.data.stream import open_data
 from foldrank.files import write
 from foldrank.fold import fold_
-from foldrank.train.accounting import flops_per_token, memory
+from foldrank.train.accounting import memory, training_flops
 from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
 from foldrank.train.checkpoints import checkpoints, step_of, verify
 from foldrank.train.controls import start_as_control_
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
 from foldrank.train.model import build_model, dense_parameters, outline, vocabulary
-from foldrank.train.recipe import Recipe, flatten, load_recipe
+from foldrank.train.recipe import Recipe, changes, load_recipe
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.tree import count_parameters
 
@@ -150,10 +150,10 @@ def pretrain(
         save(model, tokenizer, out / "folded")
 
     shape = outline(recipe, model.config.vocab_size)
-    per_token = flops_per_token(
+    per_token = training_flops(
         shape,
-        train.sequence_length,
-        tokens_per_pass=arguments.per_device_train_batch_size * train.sequence_length,
+        train,
+        gpus=arguments.world_size * max(1, arguments.n_gpu),
         checkpointing=train.activation_checkpointing,
     )
     started_at = 0 if checkpoint is None else step_of(checkpoint)
@@ -208,10 +208,9 @@ def find_checkpoint(recipe: Recipe, out: Path, resume: bool | Path) -> Path | No
         raise ValueError(f"{out} holds no run to go on with: leave out --resume to start one")
     if (out / "metrics.json").exists():
         raise ValueError(f"the run in {out} is finished: nothing is left to do")
-    then, now = flatten(load_recipe(str(out / "config.yaml")).to_dict()), flatten(recipe.to_dict())
-    if changed := [key for key in sorted(then | now) if then.get(key) != now.get(key)]:
-        some = "; ".join(f"{key} was {then.get(key)} and is {now.get(key)}" for key in changed[:3])
-        raise ValueError(f"the run in {out} was started with other settings: {some}")
+    then = load_recipe(str(out / "config.yaml"))
+    if changed := changes(then.to_dict(), recipe.to_dict()):
+        raise ValueError(f"the run in {out} was started with other settings: {'; '.join(changed[:3])}")
     if isinstance(resume, Path):
         newest: Path | None = resume
     else:

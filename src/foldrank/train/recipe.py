@@ -271,6 +271,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, the settings in which two recipes' trees differ."""
+    before, after = flatten(then), flatten(now)
+    return [
+        f"{key} was {before.get(key)} and is {after.get(key)}"
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key)
+    ]
+
+
 @cache
 def field_help() -> dict[str, str]:
     """From each setting's dotted name to what it means."""

@@ -10,7 +10,7 @@ from foldrank.compare.analysis import Row, Table
 from foldrank.compare.curves import Point
 from foldrank.compare.report.blocks import Chart
 from foldrank.compare.statistics import Estimate
-from foldrank.compare.study import DENSE, DLR
+from foldrank.recipes.methods import DENSE, DLR
 
 COLOURS = 8
 """How many colours the page has (style.css)."""
