@@ -57,7 +57,7 @@ class _MappedLinear(torch.autograd.Function):
     """
 
     # This runs in every layer and step, where 0.1 ms is 1 % of a small model's step. Hence forward with ctx rather than
-    # setup_context, which torch.func would want; and the products of PyTorch's own linear layer, so that they cost the same.
+    # setup_context, which torch.func would want. The products are those of PyTorch's own layer and cost the same.
     @staticmethod
     def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor | None, *up_map: Any) -> Tensor:
         ctx.save_for_backward(z, weight, bias)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from foldrank import LowRankConfig, ResidualConfig, fold_
 from foldrank.hf.checkpoint import INDEX, fold_checkpoint, inspect, weight_files
+from foldrank.layout import store_columnwise_
 from foldrank.tree import count_parameters
 
 from .models import COLA_DLR, SHAPE, logits, trained
@@ -157,3 +158,15 @@ def test_other_files_of_the_checkpoint_come_along(tmp_path: Path) -> None:
     (tmp_path / "unfolded" / "deep").mkdir()
     fold_checkpoint(tmp_path / "unfolded", tmp_path / "new" / "folded")
     assert (tmp_path / "new" / "folded" / "tokenizer.json").read_text() == "{}"
+
+
+def test_the_order_in_memory_is_not_saved(tmp_path: Path) -> None:
+    model = trained()
+    fold_(model)
+    model.save_pretrained(tmp_path / "rows")
+    store_columnwise_(model)
+    model.save_pretrained(tmp_path / "columns")
+    rows, columns = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("rows", "columns")
+    )
+    assert rows == columns

@@ -63,7 +63,7 @@ def run(settings: Settings) -> Findings:
         gates += passed
         decodings[method] = Decoding(model, ids, settings)
     turns = {method: timed(one.decode, settings.device, one.prefill) for method, one in decodings.items()}
-    figures = in_turns(turns, settings.rounds)
+    figures = in_turns(turns, settings.rounds, profile=settings.profile)
     for method, one in decodings.items():
         figures[method] |= {
             "parameters": count_parameters(one.model),

@@ -44,7 +44,7 @@ def run(settings: Settings) -> Findings:
         turns["fold"]()
         difference = float((_tensor(folded, name) - expected).abs().max())
         gate = Gate(what=f"the folded {name} and B + c R", difference=difference, bound=0.0).check()
-        figures = in_turns(turns, settings.rounds, warm_up=1)
+        figures = in_turns(turns, settings.rounds, warm_up=1, profile=settings.profile)
         shutil.rmtree(folded)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             idle, peak = pool.apply(_memory, (source, folded))

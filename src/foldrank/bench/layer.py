@@ -78,7 +78,7 @@ def run(settings: Settings) -> Findings:
         case = f"{in_features} to {out_features}"
         gates += _gates(settings, case, passes)
         turns = {method: timed(one, settings.device) for method, one in passes.items()}
-        cases[case] = in_turns(turns, settings.rounds)
+        cases[case] = in_turns(turns, settings.rounds, profile=settings.profile)
     return Findings(cases=cases, gates=tuple(gates))
 
 

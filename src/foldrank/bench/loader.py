@@ -38,7 +38,7 @@ def run(settings: Settings) -> Findings:
 
             load()
             turns = {"step": timed(subject.step, settings.device), "load": timed(load, settings.device)}
-            figures = in_turns(turns, settings.rounds)
+            figures = in_turns(turns, settings.rounds, profile=settings.profile)
             seconds = figures["load"]["seconds"]
             figures["load"]["share"] = seconds / (seconds + figures["step"]["seconds"])
             cases[layout] = figures

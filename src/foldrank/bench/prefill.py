@@ -29,7 +29,7 @@ def run(settings: Settings) -> Findings:
             called(input_ids=ids, use_cache=True, logits_to_keep=1)
 
         turns[method] = timed(read, settings.device)
-    figures = in_turns(turns, settings.rounds)
+    figures = in_turns(turns, settings.rounds, profile=settings.profile)
     for method, model in models.items():
         figures[method] |= {
             "parameters": count_parameters(model),

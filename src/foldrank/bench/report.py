@@ -23,10 +23,17 @@ def _mib(count: float) -> str:
     return f"{count / MIB:,.1f}"
 
 
+PROMISES = ("flops_per_token", "bytes_read")
+"""Figures that say by how much a subject should be faster than the first: training by its FLOPs, decoding by the bytes
+of weights that it reads."""
+
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ratio": ("time ratio (quartiles)", _ratio),
     "ratio_of_the_fastest": ("of the fastest", "{:.3f}".format),
     "seconds": ("ms", lambda seconds: f"{seconds * 1e3:,.2f}"),
+    "speedup": ("speed", "{:.2f}".format),
+    "promised": ("promised by FLOPs or bytes", "{:.2f}".format),
+    "kept": ("kept of it", "{:.2f}".format),
     "tokens_per_second": ("tokens/s", "{:,.0f}".format),
     "mfu": ("MFU", "{:.1%}".format),
     "share": ("share of load and step", "{:.2%}".format),
@@ -72,7 +79,7 @@ def tables(records: Mapping[str, Record]) -> str:
         own = {name: record for name, record in records.items() if record.settings["benchmark"] == benchmark}
         if own:
             parts.append(f"### {benchmark}: {summary}\n")
-            parts += [f"{describe(name, record)}\n\n{table(record)}" for name, record in own.items()]
+            parts += ["\n".join(section(name, record)) for name, record in own.items()]
     return "\n".join(parts) if parts else "No records yet.\n"
 
 
@@ -94,16 +101,62 @@ def describe(name: str, record: Record) -> str:
     )
 
 
+def section(name: str, record: Record) -> list[str]:
+    """All that the page says of a record: what was measured, its figures, its note, its profile."""
+    note = record.settings.get("note")
+    return [f"{describe(name, record)}\n", table(record), *([f"{note}\n"] if note else []), *_profiles(record)]
+
+
 def table(record: Record) -> str:
     """A record's figures, a row per case and subject; times are over the case's first subject."""
-    rows = {
-        (subject if len(record.cases) == 1 else f"{case}: {subject}"): figures
+    rows: dict[str, Mapping[str, Any]] = {}
+    for case, subjects in record.cases.items():
+        first = next(iter(subjects.values()))
+        for subject, figures in subjects.items():
+            rows[subject if len(record.cases) == 1 else f"{case}: {subject}"] = {**figures, **_promise(figures, first)}
+    used = [name for name in COLUMNS if any(figures.get(name) is not None for figures in rows.values())]
+    return _markdown(
+        ["", *(COLUMNS[name][0] for name in used)],
+        [
+            [row, *(COLUMNS[name][1](figures[name]) if figures.get(name) is not None else "" for name in used)]
+            for row, figures in rows.items()
+        ],
+    )
+
+
+def _promise(figures: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, float]:
+    """How much faster than the first subject this one is, should be, and the ratio of the two; nothing where equal."""
+    for name in PROMISES:
+        if figures.get(name) and first.get(name) != figures[name]:
+            speedup, promised = 1 / figures["ratio"][1], first[name] / figures[name]
+            return {"speedup": speedup, "promised": promised, "kept": speedup / promised}
+    return {}
+
+
+def _profiles(record: Record) -> list[str]:
+    """Where the time of a turn goes, a table per record."""
+    rows = [
+        [
+            subject if len(record.cases) == 1 else f"{case}: {subject}",
+            operator["name"],
+            operator["shapes"],
+            f"{operator['calls']:,}",
+            f"{operator['seconds'] * 1e3:,.2f}",
+            f"{operator['seconds'] / figures['profile']['seconds']:.1%}",
+        ]
         for case, subjects in record.cases.items()
         for subject, figures in subjects.items()
-    }
-    used = [name for name in COLUMNS if any(figures.get(name) is not None for figures in rows.values())]
-    lines = [["", *(COLUMNS[name][0] for name in used)], ["---"] * (len(used) + 1)]
-    for row, figures in rows.items():
-        cells = (COLUMNS[name][1](figures[name]) if figures.get(name) is not None else "" for name in used)
-        lines.append([row, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        if "profile" in figures
+        for operator in figures["profile"]["operators"]
+    ]
+    if not rows:
+        return []
+    header = ["", "operator", "shapes", "calls", "own ms", "of the turn's operators"]
+    return [
+        f"<details><summary>Profile of one turn, under PyTorch's profiler</summary>\n\n{_markdown(header, rows)}\n"
+        "</details>\n"
+    ]
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rows))

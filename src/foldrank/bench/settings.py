@@ -77,6 +77,12 @@ class Settings:
     compile: bool = False
     """Run models through `torch.compile`; in `decode` with CUDA graphs."""
 
+    profile: bool = False
+    """Keep, of one more turn of each subject, which operators took its time."""
+
+    note: str = ""
+    """What the record's reader should know: an explanation, a circumstance."""
+
     peak_flops: float | None = None
     """FLOP/s of the device in `dtype`, without sparsity, for the share of them that a step reaches (MFU)."""
 

@@ -21,7 +21,7 @@ def run(settings: Settings) -> Findings:
             subject.step()
     gates += start_gates(settings, subjects)
     turns = {method: timed(subject.step, settings.device) for method, subject in subjects.items()}
-    figures = in_turns(turns, settings.rounds)
+    figures = in_turns(turns, settings.rounds, profile=settings.profile)
     for method, subject in subjects.items():
         flops = training_flops(subject.model, subject.recipe.train).total
         speed = subject.tokens / figures[method]["seconds"]

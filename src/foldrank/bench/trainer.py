@@ -70,7 +70,9 @@ def run(settings: Settings) -> Findings:
             trained["Trainer"] = model = build_model(recipe, vocabulary)
             return _trainer(model, order, recipe, settings, Path(place)) / (train.steps - 1)
 
-        figures = in_turns({"bare loop": bare, "Trainer": with_trainer}, settings.rounds, warm_up=1)
+        figures = in_turns(
+            {"bare loop": bare, "Trainer": with_trainer}, settings.rounds, warm_up=1, profile=settings.profile
+        )
     pairs = zip(*(model.parameters() for model in trained.values()), strict=True)
     difference = max(float((one.detach() - other.detach()).abs().max()) for one, other in pairs)
     gate = Gate(what="weights trained by a bare loop and by Trainer", difference=difference, bound=BOUND).check()

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from foldrank.bench.profiling import profiled
+
 WARM_UP = 2
 """Turns of each subject before the first round."""
 
@@ -34,7 +36,9 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(turns: Mapping[str, Turn], rounds: int, *, warm_up: int = WARM_UP) -> dict[str, dict[str, Any]]:
+def in_turns(
+    turns: Mapping[str, Turn], rounds: int, *, warm_up: int = WARM_UP, profile: bool = False
+) -> dict[str, dict[str, Any]]:
     """Seconds of each subject, and round by round their ratio to the first one's.
 
     Each round begins with another subject, and goes through them backwards every other time, so that none always comes
@@ -42,7 +46,7 @@ def in_turns(turns: Mapping[str, Turn], rounds: int, *, warm_up: int = WARM_UP) 
 
     Returns:
         By subject: `seconds` (median), `ratio` (lower quartile, median, upper quartile), `ratio_of_the_fastest`, and
-        `seconds_of_rounds`.
+        `seconds_of_rounds`. With `profile` also `profile`, of one more turn behind all rounds.
     """
     names = list(turns)
     for _ in range(warm_up):
@@ -61,6 +65,7 @@ def in_turns(turns: Mapping[str, Turn], rounds: int, *, warm_up: int = WARM_UP) 
             "ratio": quartiles([a / b for a, b in zip(own, base, strict=True)]),
             "ratio_of_the_fastest": min(own) / min(base),
             "seconds_of_rounds": own,
+            **({"profile": profiled(turns[name])} if profile else {}),
         }
         for name, own in seconds.items()
     }

@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32 on a CPU, bfloat16 on a GPU)")
     parser.add_argument("--compile", action="store_true", help="through torch.compile; decode: with CUDA graphs")
+    parser.add_argument("--profile", action="store_true", help="keep where the time of one more turn of each goes")
+    parser.add_argument("--note", metavar="TEXT", help="a remark to stand below the record's table")
     parser.add_argument(
         "--peak-flops",
         type=float,
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     names = ("benchmark", "recipe", "methods", "layers", "vocabulary", "batch_size", "sequence_length", "new_tokens")
-    names += ("steps", "shards", "rounds", "device", "dtype", "compile", "peak_flops")
+    names += ("steps", "shards", "rounds", "device", "dtype", "compile", "profile", "note", "peak_flops")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     settings = Settings(**given)
     for method in settings.subjects:

@@ -1,0 +1,65 @@
+"""The order in which a weight's numbers lie in memory, for decoding on a CPU."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from foldrank.report import some
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayoutReport:
+    """What `store_columnwise_` did."""
+
+    stored: tuple[str, ...]
+    """Names of the linear layers whose weight now lies column by column."""
+    skipped: Mapping[str, str]
+    """From the name of a linear layer that stayed as it was to the reason."""
+
+    def summary(self) -> str:
+        """One line: how many layers, and which were skipped."""
+        skipped = f", skipped {some(self.skipped)}" if self.skipped else ""
+        return f"{len(self.stored)} of {len(self.stored) + len(self.skipped)} weights lie column by column{skipped}"
+
+
+@torch.no_grad()
+def store_columnwise_(model: nn.Module) -> LayoutReport:
+    """Lets each `nn.Linear`'s weight lie in memory column by column, all outputs of one input side by side.
+
+    Values, shapes, names and the files of a checkpoint stay the same; only strides differ. A CPU that decodes one
+    sequence reads each weight once a token, for one vector: row by row that is a dot product per output, as short as
+    the rank is in an up-projection; column by column one long sum for all outputs, which comes nearer to the memory's
+    bandwidth (benchmarks/README.md). Products with many tokens take the same time either way. Results differ by
+    rounding. While it works, one weight is in memory twice.
+
+    Returns:
+        The report. A weight shared with another module, such as an embedding, stays: the other reads it by rows.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2))
+        >>> store_columnwise_(model).stored, model[0].weight.shape, model[0].weight.stride()
+        (('0',), torch.Size([2, 3]), (1, 2))
+    """
+    shared = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    stored, skipped = [], {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if shared[id(module.weight)] > 1:
+            skipped[name] = "its weight is shared"
+        else:
+            weight: Any = (
+                module.weight
+            )  # the parameter itself, which others may hold, stays; pyright knows no such set_
+            weight.set_(weight.T.contiguous().T)
+            stored.append(name)
+    report = LayoutReport(stored=tuple(stored), skipped=skipped)
+    logger.info(report.summary())
+    return report
