@@ -78,19 +78,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_weight_VD = torch.zeros_like(weight, dtype=wide)
             for start in range(0, len(hidden), CHUNK):
                 rows = slice(start, start + CHUNK)
-                hidden_CD, target_C1, share_C1 = hidden[rows].to(dtype), targets[rows, None], shares[rows, None]
+                hidden_CD = hidden[rows].to(dtype)
                 z_CV = F.linear(hidden_CD, matrix_VD).to(wide)
-                z_CV -= z_CV.amax(1, keepdim=True)
-                target_z_C1 = z_CV.gather(1, target_C1)
-                sums_C1 = z_CV.exp_().sum(1, keepdim=True)
-                loss += ((sums_C1.log() - target_z_C1) * share_C1).sum()
-                z_CV *= share_C1 / sums_C1
-                d_z_CV = z_CV.scatter_add_(1, target_C1, -share_C1).to(dtype)
+                loss += _loss_and_gradient_(z_CV, targets[rows, None], shares[rows, None])
+                d_z_CV = z_CV.to(dtype)
+                del z_CV
                 torch.mm(d_z_CV, matrix_VD, out=d_hidden_ND[rows])
                 if dtype == wide:
-                    d_weight_VD.addmm_(d_z_CV.T, hidden_CD)
+                    torch.addmm(d_weight_VD, d_z_CV.T, hidden_CD, out=d_weight_VD)
                 else:
                     d_weight_VD += d_z_CV.T @ hidden_CD
+                del d_z_CV  # or it would stay beside the next chunk
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
@@ -104,6 +102,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden_ND, d_weight_VD = ctx.saved_tensors
         hidden, weight = ctx.dtypes
         return (d_hidden_ND * d_loss).to(hidden), (d_weight_VD * d_loss).to(weight), None, None, None
+
+
+def _loss_and_gradient_(z_CV: Tensor, target_C1: Tensor, share_C1: Tensor) -> Tensor:
+    """The loss of a chunk's logits, whose place its gradient takes."""
+    z_CV -= z_CV.amax(1, keepdim=True)
+    target_z_C1 = z_CV.gather(1, target_C1)
+    sums_C1 = z_CV.exp_().sum(1, keepdim=True)
+    z_CV *= share_C1 / sums_C1
+    z_CV.scatter_add_(1, target_C1, -share_C1)
+    return ((sums_C1.log() - target_z_C1) * share_C1).sum()
 
 
 def _head_forward(
