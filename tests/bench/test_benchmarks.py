@@ -118,6 +118,11 @@ def test_the_chunked_loss_is_gated_and_holds_no_logits(foldrank: Foldrank, recip
     assert plain["step_peak_bytes"] - chunked["step_peak_bytes"] > logits
 
 
+def test_trainer_and_a_bare_loop_agree_with_the_chunked_loss(foldrank: Foldrank, recipe_file: Path) -> None:
+    found = measured(foldrank, "trainer", recipe_file, "--methods", "cola-dlr-chunked-loss")
+    assert [gate["what"] for gate in found["gates"]] == ["weights trained by a bare loop and by Trainer"]
+
+
 def test_what_is_computed_wrong_by_chunks_is_not_timed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = ["cola-dlr", "cola-dlr-chunked-loss"]
     settings = Settings(benchmark="step", recipe=str(recipe_file), layers=1, methods=methods)
