@@ -12,7 +12,9 @@ from foldrank.bench.deployed import bytes_read, deployed, prompt
 from foldrank.bench.layer import _gates, _passes
 from foldrank.bench.record import Gate
 from foldrank.bench.settings import DEFAULT_METHODS, Settings
+from foldrank.bench.subjects import otherwise_gates
 from foldrank.residual import DuplicatedLatentResidual
+from foldrank.train import chunked_loss
 from foldrank.train.accounting import flops_per_token
 from foldrank.train.model import outline
 
@@ -97,6 +99,40 @@ def test_runs_in_bfloat16(foldrank: Foldrank, recipe_file: Path, benchmark: str)
             assert figures["bytes_read"] == 2 * (figures["parameters"] - 300 * 32)
 
 
+def test_the_chunked_loss_is_gated_and_holds_no_logits(foldrank: Foldrank, recipe_file: Path) -> None:
+    methods = ("dense", "dense-chunked-loss", "cola-dlr-folded-chunked-loss")
+    options = ("--vocabulary", 3000, "--batch-size", 16, "--methods", *methods)
+    found = measured(foldrank, "memory", recipe_file, *options)
+    for gate in found["gates"]:
+        assert 0 <= gate["difference"] <= gate["bound"]
+    assert [gate["what"] for gate in found["gates"]] == [
+        "losses of cola-dlr before and after the fold",
+        "losses of dense-chunked-loss and dense",
+        "gradients of dense-chunked-loss and dense",
+        "losses of cola-dlr-folded-chunked-loss and cola-dlr-folded",
+        "gradients of cola-dlr-folded-chunked-loss and cola-dlr-folded",
+    ]
+    plain, chunked, _ = found["cases"]["step"].values()
+    assert chunked["weights_bytes"] == plain["weights_bytes"]
+    logits = 4 * 16 * 32 * 3000
+    assert plain["step_peak_bytes"] - chunked["step_peak_bytes"] > logits
+
+
+def test_trainer_and_a_bare_loop_agree_with_the_chunked_loss(foldrank: Foldrank, recipe_file: Path) -> None:
+    found = measured(foldrank, "trainer", recipe_file, "--methods", "cola-dlr-chunked-loss")
+    assert [gate["what"] for gate in found["gates"]] == ["weights trained by a bare loop and by Trainer"]
+
+
+def test_what_is_computed_wrong_by_chunks_is_not_timed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ["cola-dlr", "cola-dlr-chunked-loss"]
+    settings = Settings(benchmark="step", recipe=str(recipe_file), layers=1, methods=methods)
+    assert len(otherwise_gates(settings)) == 2
+    # As if token 5 were padding: its losses are left out.
+    monkeypatch.setattr(chunked_loss, "IGNORED", 5)
+    with pytest.raises(ValueError, match="losses of cola-dlr-chunked-loss and cola-dlr differ"):
+        otherwise_gates(settings)
+
+
 @torch.no_grad()
 def test_decoding_is_greedy_and_reads_all_weights_but_the_embedding(recipe_file: Path) -> None:
     settings = Settings(benchmark="decode", recipe=str(recipe_file), layers=1, batch_size=2, new_tokens=5)
@@ -136,6 +172,8 @@ def test_a_gate_refuses_what_is_not_a_number() -> None:
     [
         (["step", "--methods", "kola"], "step knows no method 'kola': there are dense and lowrank, cola, sltrain"),
         (["step", "--methods", "cola-dlr-activations"], "step knows no method"),
+        (["step", "--methods", "cola-chunked-loss-folded"], "each also with -chunked-loss"),
+        (["decode", "--methods", "cola-chunked-loss"], "decode knows no method 'cola-chunked-loss'"),
         (["step", "--methods", "cola-folded"], "step knows no method 'cola-folded'"),
         (["steps"], "no benchmark is called 'steps': there are layer, step"),
         ([], "name a benchmark: layer, step"),

@@ -18,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foldrank.config import Activation, LowRankConfig, ResidualConfig
 from foldrank.surgery import factorize_
+from foldrank.train import chunked_loss
 from foldrank.train.accounting import factors, flops_per_token, memory, parameters
+from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.model import build_model, outline
 from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig
 from foldrank.tree import count_parameters, low_rank_layers
@@ -37,13 +39,21 @@ LOW_RANK: dict[str, LowRankConfig | None] = {
 }
 BOTH = pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 EVERY = pytest.mark.parametrize("method", LOW_RANK)
+CHUNKED = pytest.mark.parametrize("chunked", [False, True], ids=["", "chunked"])
 
 
-def recipe_of(method: str, *, dtype: str = "float32", vocab_size: int = 512, tied: bool = False) -> Recipe:
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked_loss, "CHUNK", 32)  # of the 256 tokens here
+
+
+def recipe_of(
+    method: str, *, dtype: str = "float32", vocab_size: int = 512, tied: bool = False, chunked: bool = False
+) -> Recipe:
     return Recipe(
         model=replace(SHAPE, vocab_size=vocab_size, tie_embeddings=tied),
         low_rank=LOW_RANK[method],
-        train=replace(TRAIN, dtype=dtype),
+        train=replace(TRAIN, dtype=dtype, chunked_loss=chunked),
     )
 
 
@@ -58,6 +68,8 @@ def real_model(recipe: Recipe, *, checkpointing: bool = False, attention: str = 
     model.set_attn_implementation(attention)
     if checkpointing:
         model.activation_checkpointing_enable()
+    if recipe.train.chunked_loss:
+        chunk_loss_(model)
     return model.train()
 
 
@@ -145,9 +157,10 @@ def test_a_trainable_alpha_is_counted():
 
 @BOTH
 @EVERY
+@CHUNKED
 @pytest.mark.parametrize("tied", [False, True])
-def test_flops_are_those_that_run(method: str, checkpointing: bool, tied: bool):
-    recipe = recipe_of(method, tied=tied)
+def test_flops_are_those_that_run(method: str, checkpointing: bool, tied: bool, chunked: bool):
+    recipe = recipe_of(method, tied=tied, chunked=chunked)
     # Eager attention: the counter does not know the flash kernel of the CPU.
     model = real_model(recipe, checkpointing=checkpointing, attention="eager")
     with FlopCounterMode(display=False) as counter:
@@ -173,13 +186,15 @@ def test_weights_gradients_and_optimizer_state_are_those_allocated(method: str):
 
 @BOTH
 @EVERY
+@CHUNKED
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_kept_activations_are_those_that_autograd_saves(method: str, dtype: str, checkpointing: bool):
-    recipe = recipe_of(method, dtype=dtype)
+def test_kept_activations_are_those_that_autograd_saves(method: str, dtype: str, checkpointing: bool, chunked: bool):
+    recipe = recipe_of(method, dtype=dtype, chunked=chunked)
     model = real_model(recipe, checkpointing=checkpointing)
     used = memory(outline(recipe), recipe.train, checkpointing=checkpointing)
-    # With checkpointing autograd saves only one cast weight, the head's; the others wait in autocast's cache.
-    copies = used.weight_copies if not checkpointing else 2 * 512 * 64 if dtype == "bfloat16" else 0
+    # With checkpointing autograd saves at most one cast weight, the head's; the others wait in autocast's cache.
+    head = 2 * 512 * 64 if dtype == "bfloat16" and not chunked else 0
+    copies = head if checkpointing else used.weight_copies
     # Token ids, labels and rotary tables are the rest.
     assert used.blocks + used.head_and_loss + copies == pytest.approx(kept_for_backward(model, recipe), rel=0.01)
 
@@ -194,9 +209,11 @@ def test_latents_kept_depend_on_the_activation(activation: Activation | None):
 @BOTH
 @EVERY
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("vocab_size", [64, 512])
-def test_the_peak_of_a_pass_is_the_one_planned(method: str, dtype: str, checkpointing: bool, vocab_size: int):
-    recipe = recipe_of(method, dtype=dtype, vocab_size=vocab_size)
+@pytest.mark.parametrize(("vocab_size", "chunked"), [(64, False), (512, False), (256, True), (4096, True)])
+def test_the_peak_of_a_pass_is_the_one_planned(
+    method: str, dtype: str, checkpointing: bool, vocab_size: int, chunked: bool
+):
+    recipe = recipe_of(method, dtype=dtype, vocab_size=vocab_size, chunked=chunked)
     model = real_model(recipe, checkpointing=checkpointing)
     ids = batch_of(recipe)
     loss_of(model, ids, recipe).backward()
@@ -245,6 +262,18 @@ def test_shares_under_fsdp_are_those_allocated(method: str):
     assert used.weights == local_bytes((*model.parameters(), *indices_of(model)))
     assert used.gradients == local_bytes(parameter.grad for parameter in model.parameters())
     assert used.optimizer == local_bytes(t for state in optimizer.state.values() for t in state.values())
+
+
+@pytest.mark.parametrize("chunk", [32, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_save_the_logits(dtype: str, chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chunked_loss, "CHUNK", chunk)  # 1,000 is more than there are tokens
+    plain, chunked = (
+        memory(outline(recipe), recipe.train)
+        for recipe in (recipe_of("cola", dtype=dtype, vocab_size=8192, chunked=chunked) for chunked in (False, True))
+    )
+    assert chunked.total < plain.total
+    assert (chunked.weights, chunked.gradients, chunked.blocks) == (plain.weights, plain.gradients, plain.blocks)
 
 
 @EVERY

@@ -50,6 +50,22 @@ def test_golden_losses(recipe_file: Path, tmp_path: Path, method: str) -> None:
     assert metrics["folded_layers"] == (14 if method == "cola-dlr" else 0)
 
 
+@pytest.mark.parametrize("method", ["dense", "cola-dlr"])
+def test_a_run_with_the_chunked_loss_is_the_same_run(recipe_file: Path, tmp_path: Path, method: str) -> None:
+    settings = {**SHORT, **METHODS[method], "train.steps": 2}
+    runs = []
+    for on in (False, True):
+        recipe = load_recipe(str(recipe_file), {**settings, "train.chunked_loss": on})
+        runs.append(pretrain(recipe, tmp_path / str(on)))
+    plain, chunked = runs
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-6)
+    assert chunked["val_loss_folded"] == pytest.approx(plain["val_loss_folded"], rel=1e-6)
+    assert chunked["flops"] == plain["flops"]
+    assert chunked["memory_bytes"]["head_and_loss"] < plain["memory_bytes"]["head_and_loss"]
+    files = [{file.name for file in (tmp_path / on / "folded").iterdir()} for on in ("False", "True")]
+    assert files[0] == files[1]
+
+
 def test_two_runs_are_equal_to_the_last_bit(finished_run: Run, tmp_path: Path) -> None:
     torch.manual_seed(99)
     torch.rand(3)  # what the process drew before must not matter

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
-from foldrank.bench.subjects import TrainedModel, fold_gates
+from foldrank.bench.subjects import TrainedModel, fold_gates, otherwise_gates
 
 
 def run(settings: Settings) -> Findings:
@@ -17,7 +17,7 @@ def run(settings: Settings) -> Findings:
     Raises:
         ValueError: where the numerics gate fails.
     """
-    gates = tuple(fold_gates(settings))
+    gates = tuple(fold_gates(settings) + otherwise_gates(settings))
     figures: dict[str, dict[str, Any]] = {}
     for method in settings.subjects:
         figures[method] = _of(TrainedModel(settings, method))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -11,6 +12,9 @@ from foldrank.train.model import vocabulary
 from foldrank.train.recipe import Recipe, load_recipe
 
 AT_START, ON_ACTIVATIONS = "-folded", "-activations"
+
+OTHERWISE: dict[str, dict[str, Any]] = {"-chunked-loss": {"train.chunked_loss": True}}
+"""What may stand behind a method that is trained, and the settings with which the same training is computed then."""
 
 DEFAULT_METHODS = {
     "layer": ("dense", "lowrank", "cola", "cola-dlr", "cola-dlr-activations"),
@@ -41,7 +45,8 @@ class Settings:
 
     methods: Sequence[str] = ()
     """Methods by name, the baseline first; none: the benchmark's own. `dense`, or one of `METHODS`, with `-dlr` for the
-    residual, `-dlr-folded` for the fold at step 0, `-dlr-activations` for the literal equation (`layer` alone)."""
+    residual, `-dlr-folded` for the fold at step 0, `-dlr-activations` for the literal equation (`layer` alone). `step`,
+    `memory` and `trainer` take each of these with an ending of `OTHERWISE` too."""
 
     layers: int | None = None
     """Blocks, in place of the recipe's."""
@@ -155,15 +160,27 @@ class Settings:
         recipe = self.sizes()
         assert recipe.low_rank is not None
         assert isinstance(recipe.low_rank.rank, int)
-        name = method.removesuffix(AT_START).removesuffix(ON_ACTIVATIONS)
-        known = name in KINDS and (name == method or name.endswith(DLR))
-        if not known or (method.endswith(ON_ACTIVATIONS) and self.benchmark != "layer"):
+        trained = self.benchmark in ("step", "memory", "trainer")
+        base, replaced = computed(method) if trained else (method, {})
+        name = base.removesuffix(AT_START).removesuffix(ON_ACTIVATIONS)
+        known = name in KINDS and (name == base or name.endswith(DLR))
+        if not known or (base.endswith(ON_ACTIVATIONS) and self.benchmark != "layer"):
             raise ValueError(
                 f"{self.benchmark} knows no method {method!r}: there are {DENSE} and {', '.join(METHODS)}, these with "
-                f"{DLR} or {DLR}{AT_START}" + (f" or {DLR}{ON_ACTIVATIONS}" if self.benchmark == "layer" else "")
+                f"{DLR} or {DLR}{AT_START}"
+                + (f" or {DLR}{ON_ACTIVATIONS}" if self.benchmark == "layer" else "")
+                + (f", each also with {' or '.join(OTHERWISE)}" if trained else "")
             )
-        return derived(name, replace(recipe, low_rank=None), recipe.low_rank.rank)
+        return derived(name, replace(recipe, low_rank=None), recipe.low_rank.rank).override(replaced)
 
     def vocabulary_size(self) -> int:
         """Entries of embedding and head."""
         return vocabulary(self.sizes())
+
+
+def computed(method: str) -> tuple[str, dict[str, Any]]:
+    """A method without its ending of `OTHERWISE`, and the settings that the ending stands for."""
+    for ending, replaced in OTHERWISE.items():
+        if method.endswith(ending):
+            return method.removesuffix(ending), replaced
+    return method, {}

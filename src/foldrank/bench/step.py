@@ -2,7 +2,7 @@
 
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
-from foldrank.bench.subjects import TrainedModel, fold_gates, start_gates
+from foldrank.bench.subjects import TrainedModel, fold_gates, otherwise_gates, start_gates
 from foldrank.bench.turns import WARM_UP, in_turns, timed
 from foldrank.train.accounting import training_flops
 from foldrank.tree import count_parameters
@@ -14,7 +14,7 @@ def run(settings: Settings) -> Findings:
     Raises:
         ValueError: where the numerics gate fails.
     """
-    gates = fold_gates(settings)
+    gates = fold_gates(settings) + otherwise_gates(settings)
     subjects = {method: TrainedModel(settings, method) for method in settings.subjects}
     for subject in subjects.values():
         for _ in range(WARM_UP):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from foldrank.anchor import fold_at_start_
 from foldrank.bench.record import Gate
-from foldrank.bench.settings import AT_START, Settings
+from foldrank.bench.settings import AT_START, Settings, computed
 from foldrank.fold import fold_
 from foldrank.train.model import build_model
 from foldrank.tree import low_rank_layers
@@ -28,7 +28,7 @@ class TrainedModel:
         self.device = settings.device
         self.bfloat16 = settings.bfloat16
         self.model: PreTrainedModel = build_model(recipe, settings.vocabulary_size()).to(self.device)  # pyright: ignore[reportArgumentType]
-        decay = fold_at_start_(self.model) if method.endswith(AT_START) else None
+        decay = fold_at_start_(self.model) if computed(method)[0].endswith(AT_START) else None
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-4, weight_decay=recipe.train.weight_decay, fused=True
         )
@@ -64,7 +64,7 @@ def fold_gates(settings: Settings) -> list[Gate]:
         ValueError: where one does not.
     """
     found = []
-    for method in dict.fromkeys(method.removesuffix(AT_START) for method in settings.subjects):
+    for method in dict.fromkeys(computed(method)[0].removesuffix(AT_START) for method in settings.subjects):
         subject = TrainedModel(settings, method)
         if all(layer.residual is None for layer in low_rank_layers(subject.model).values()):
             continue
@@ -75,6 +75,38 @@ def fold_gates(settings: Settings) -> list[Gate]:
             difference = float((subject.loss() - before).abs())
         found.append(_gate(settings, f"losses of {method} before and after the fold", difference))
     return found
+
+
+def otherwise_gates(settings: Settings) -> list[Gate]:
+    """That a method that is computed otherwise gives the loss and the gradients of the same method as it is.
+
+    The gradients of all parameters are compared at once: the norm of their difference over their norm.
+
+    Raises:
+        ValueError: where it does not.
+    """
+    found = []
+    for method in settings.subjects:
+        base, replaced = computed(method)
+        if not replaced:
+            continue
+        (loss, gradients), (other_loss, other_gradients) = (
+            _loss_and_gradients(TrainedModel(settings, name)) for name in (method, base)
+        )
+        difference = float((loss - other_loss).abs())
+        found.append(_gate(settings, f"losses of {method} and {base}", difference))
+        apart, norm = (
+            sum(float(tensor.double().square().sum()) for tensor in tensors) ** 0.5
+            for tensors in (map(torch.sub, gradients, other_gradients), other_gradients)
+        )
+        found.append(_gate(settings, f"gradients of {method} and {base}", apart / norm))
+    return found
+
+
+def _loss_and_gradients(subject: TrainedModel) -> tuple[Tensor, list[Tensor]]:
+    loss = subject.loss()
+    loss.backward()
+    return loss.detach(), [parameter.grad for parameter in subject.model.parameters() if parameter.grad is not None]
 
 
 def start_gates(settings: Settings, subjects: dict[str, TrainedModel]) -> list[Gate]:

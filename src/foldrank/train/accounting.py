@@ -25,6 +25,8 @@ listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each t
     r w                the latent of each low-rank layer; twice where the activation needs its input again (SiLU, GELU)
 and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. In bfloat16
 it also keeps copies of the weights, but of an up-projection with a residual: B + c R is made anew where it is needed.
+With `train.chunked_loss` the gradient of the head's weight, 4 V d in all, takes the place of the log-probabilities, and
+the head's weight is not kept as a copy; the FLOPs are the same (train/chunked_loss.py).
 """
 
 from dataclasses import dataclass, fields
@@ -35,6 +37,7 @@ from transformers import PreTrainedModel
 
 from foldrank.linear import LowRankLinear
 from foldrank.sparse import SparseLowRankLinear
+from foldrank.train import chunked_loss
 from foldrank.train.recipe import TrainConfig
 from foldrank.tree import count_parameters, low_rank_layers
 
@@ -97,7 +100,8 @@ class Memory(_Parts):
     head_and_loss: int
     """What the last norm, the head and the loss keep."""
     working: int
-    """The gradient of the logits, twice, in float32; with activation checkpointing, at least what one block takes."""
+    """The gradient of the logits, twice, in float32; with activation checkpointing, at least what one block takes. With
+    `train.chunked_loss` the most that one moment takes: a chunk's logits, the head's gradients, or those of an MLP."""
 
 
 def parameters(model: PreTrainedModel) -> Parameters:
@@ -192,17 +196,24 @@ def memory(
     elif gpus > 1:
         communication = 4 * count
 
-    head_and_loss = tokens * (4 * (2 * d + 1) + width * d + 4 * vocabulary)
-    working = 2 * 4 * vocabulary * tokens
-    if checkpointing:
-        # One block computed again, with two gradients of its MLP's width. By then what the head kept is gone.
-        working = max(working, max(kept) + 2 * width * model.config.intermediate_size * tokens - head_and_loss)
+    head_and_loss = tokens * (4 * (2 * d + 1) + width * d)
+    copied = _products(model) - _products_made_anew(model)
+    if train.chunked_loss:
+        head_and_loss += 4 * vocabulary * d
+        copied -= vocabulary * d
+        working = _working_in_chunks(tokens, d, vocabulary, width)
+    else:
+        head_and_loss += tokens * 4 * vocabulary
+        working = 2 * 4 * vocabulary * tokens
+    # Two gradients of the width of an MLP; with checkpointing the block is computed again. What the head kept is gone.
+    in_a_block = 2 * width * model.config.intermediate_size * tokens - head_and_loss
+    working = max(working, in_a_block + (max(kept) if checkpointing else 0))
     return Memory(
         weights=_share(4 * count, shards) + sum(layer.rows.nbytes + layer.columns.nbytes for layer in _sparse(model)),
         gradients=_share(4 * count, shards),
         optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
         communication=communication,
-        weight_copies=2 * (_products(model) - _products_made_anew(model)) if width == 2 and not sharded else 0,
+        weight_copies=2 * copied if width == 2 and not sharded else 0,
         blocks=len(blocks) * 4 * d * tokens if checkpointing else sum(kept),
         head_and_loss=head_and_loss,
         working=working,
@@ -256,6 +267,20 @@ def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
     with_latents = [layer for layer in _low_rank(block) if not isinstance(layer, SparseLowRankLinear)]
     latents = sum(layer.rank * (1 + (layer.activation_name in KEEPS_INPUT)) for layer in with_latents)
     return 2 * (2 * d + 1) * 4 + (inputs + 4) * d * width + 4 * heads + 4 * f * width + latents * width
+
+
+def _working_in_chunks(tokens: int, d: int, vocabulary: int, width: int) -> int:
+    """Bytes of the most that the head takes by chunks: a chunk in the forward pass beside the head's input, or in the
+    backward pass both gradients once more, scaled, or three tensors of the last norm, when what the head kept is gone.
+    """
+    rows = min(chunked_loss.CHUNK, tokens)
+    logits, cast = 4 * vocabulary * rows, 0
+    if width == 2:
+        # The weight's copy, a chunk's input, and its logits in both widths, or its share of the weight's gradient.
+        cast = 2 * vocabulary * d + 2 * d * rows + max(logits // 2, 2 * vocabulary * d - logits // 2)
+    weight, hidden = 4 * vocabulary * d, d * tokens
+    scaled = weight + (6 if width == 2 else 4) * hidden
+    return max(logits + cast + 4 * hidden, scaled, (3 * 4 - width) * hidden - weight)
 
 
 def _low_rank(module: nn.Module) -> list[LowRankLinear]:

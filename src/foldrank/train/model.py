@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
+from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.recipe import Recipe
 from foldrank.tree import count_parameters
 
@@ -20,7 +21,10 @@ def build_model(
         ValueError: where the low-rank settings do not fit the architecture.
     """
     set_seed(recipe.seed)
-    return _build(recipe, vocab_size, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
+    model = _build(recipe, vocab_size, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
+    if recipe.train.chunked_loss:
+        chunk_loss_(model)
+    return model
 
 
 def vocabulary(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> int:

@@ -83,6 +83,10 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Keep only the input of each block for the backward pass and compute the rest again: less memory, more time."""
 
+    chunked_loss: bool = False
+    """Compute head and loss by chunks of tokens (fused linear cross-entropy): the same loss, without the logits of a
+    whole batch in memory, the largest thing there where the vocabulary is large and the model small."""
+
     sequence_length: int = 256
     """Tokens per sequence."""
 
