@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from foldrank.bench import BENCHMARKS
 from foldrank.bench.decode import Decoding
@@ -12,6 +13,7 @@ from foldrank.bench.deployed import bytes_read, deployed, prompt
 from foldrank.bench.layer import _gates, _passes
 from foldrank.bench.record import Gate
 from foldrank.bench.settings import DEFAULT_METHODS, Settings
+from foldrank.bench.subjects import TrainedModel, _recomputation_gates, recomputation_gates
 from foldrank.residual import DuplicatedLatentResidual
 from foldrank.train.accounting import flops_per_token
 from foldrank.train.model import outline
@@ -78,6 +80,51 @@ def check_fold(found: dict[str, Any]) -> None:
 CHECKS = {"layer": check_layer, "step": check_step, "memory": check_memory, "fold": check_fold}
 
 
+CHECKPOINTED = ("--methods", "cola-dlr", "cola-dlr-latents", "cola-dlr-checkpointed", "cola-dlr-folded-latents")
+
+
+def check_checkpointing_gates(found: dict[str, Any]) -> None:
+    gates = {gate["what"]: gate for gate in found["gates"]}
+    for method in CHECKPOINTED[2:]:
+        for what in ("losses", "gradients"):
+            assert gates[f"{what} of {method} with and without activation checkpointing"]["difference"] == 0.0
+
+
+def test_what_is_computed_again_takes_the_memory_that_it_should(foldrank: Foldrank, recipe_file: Path) -> None:
+    found = measured(foldrank, "memory", recipe_file, "--layers", 2, *CHECKPOINTED)
+    check_checkpointing_gates(found)
+    bytes_of = {method: figures["activations_bytes"] for method, figures in found["cases"]["step"].items()}
+    latents = 2 * 7 * 7 * 4 * 4 * 32  # blocks, layers in each, rank, bytes, tokens
+    assert bytes_of["cola-dlr-latents"] - bytes_of["cola-dlr-checkpointed"] == latents
+    assert bytes_of["cola-dlr-latents"] == bytes_of["cola-dlr-folded-latents"] < 0.6 * bytes_of["cola-dlr"]
+
+
+def test_what_is_computed_again_is_counted_and_is_no_use_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> None:
+    found = measured(foldrank, "step", recipe_file, *CHECKPOINTED, "--peak-flops", 1e12)
+    check_checkpointing_gates(found)
+    figures = found["cases"]["step"]
+    ways = [figures[method] for method in ("cola-dlr", "cola-dlr-latents", "cola-dlr-checkpointed")]
+    flops = [way["flops_per_token"] for way in ways]
+    assert flops == sorted(set(flops))
+    for way in ways:
+        assert way["mfu"] == pytest.approx(flops[0] * way["tokens_per_second"] / 1e12)
+
+
+@pytest.mark.parametrize("method", ["cola-latents", "cola-checkpointed"])
+def test_what_is_computed_otherwise_the_second_time_is_not_timed(recipe_file: Path, method: str) -> None:
+    settings = Settings(benchmark="step", recipe=str(recipe_file), methods=[method], layers=1)
+    assert [gate.difference for gate in recomputation_gates(settings)] == [0.0, 0.0]
+    subject = TrainedModel(settings, method)
+
+    def stretch(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        in_backward = torch._C._current_graph_task_id() != -1
+        return output * (1.001 if in_backward else 1.0)
+
+    subject.model.get_submodule("model.layers.0.self_attn.v_proj").register_forward_hook(stretch)
+    with pytest.raises(ValueError, match=f"numerics gate: gradients of {method} with and without"):
+        _recomputation_gates(settings, method, subject)
+
+
 def test_mfu_is_the_share_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> None:
     options = ("--methods", "cola", "cola-dlr", "--peak-flops", 1e12)
     figures = measured(foldrank, "step", recipe_file, *options)["cases"]["step"]["cola-dlr"]
@@ -136,7 +183,15 @@ def test_a_gate_refuses_what_is_not_a_number() -> None:
     [
         (["step", "--methods", "kola"], "step knows no method 'kola': there are dense and lowrank, cola, sltrain"),
         (["step", "--methods", "cola-dlr-activations"], "step knows no method"),
-        (["step", "--methods", "cola-folded"], "step knows no method 'cola-folded'"),
+        (
+            ["step", "--methods", "cola-folded"],
+            "sltrain, these with -dlr; any with -checkpointed, -latents; those with ",
+        ),
+        (["decode", "--methods", "cola-latents"], "decode knows no method 'cola-latents'"),
+        (["step", "--methods", "cola-latents-checkpointed"], "sets train.activation_checkpointing twice"),
+        (["memory", "--methods", "dense-latents"], "the model is dense and has no latents to keep"),
+        (["memory", "--methods", "sltrain-latents"], "multiply by one whole matrix in training (SLTrain)"),
+        (["step", "--methods", "cola-latents", "--compile"], "blocks that keep their latents are not compiled"),
         (["steps"], "no benchmark is called 'steps': there are layer, step"),
         ([], "name a benchmark: layer, step"),
         (["step", "--report"], "--report measures nothing"),

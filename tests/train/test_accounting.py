@@ -161,6 +161,16 @@ def test_flops_are_those_that_run(method: str, checkpointing: Way, tied: bool):
     assert (flops.recomputed > 0) == (checkpointing is not None)
 
 
+@EACH_WAY
+@pytest.mark.parametrize("targets", [("q_proj", "o_proj"), ("up_proj", "down_proj")])
+def test_flops_of_a_model_that_is_low_rank_in_part(targets: tuple[str, ...], checkpointing: Way):
+    recipe = replace(recipe_of("dense"), low_rank=LowRankConfig(rank=16, targets=targets))
+    model = real_model(recipe, checkpointing=checkpointing, attention="eager")
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model, batch_of(recipe), recipe).backward()
+    assert flops_per_token(outline(recipe), 32, checkpointing=checkpointing).total * 8 * 32 == counter.get_total_flops()
+
+
 @EVERY
 def test_weights_gradients_and_optimizer_state_are_those_allocated(method: str):
     recipe = recipe_of(method)

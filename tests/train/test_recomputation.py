@@ -171,13 +171,13 @@ def test_models_without_latents_are_refused(low_rank: LowRankConfig | None, comp
 def test_compiled_blocks_keep_their_latents_by_running_as_they_are() -> None:
     expected = losses_and_gradients(model_of(COLA_DLR))
     model = model_of(COLA_DLR, "latents")
-    model.compile(backend="aot_eager")
+    model.compile(backend="eager")
     assert_equal(losses_and_gradients(model), expected)
     # The compiler may keep less of embedding and head; the latents are 30 % of what blocks leave otherwise.
     assert left_by_a_forward_pass(model) > 1.1 * left_by_a_forward_pass(model_of(COLA_DLR, "block"))
     whole = model_of(COLA_DLR, "latents")
     torch._dynamo.reset()
-    whole.compile(backend="aot_eager", fullgraph=True)
+    whole.compile(backend="eager", fullgraph=True)
     with pytest.raises(Unsupported, match="ContextVar"):
         losses_and_gradients(whole)
 

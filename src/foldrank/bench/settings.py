@@ -1,16 +1,42 @@
 """What a benchmark is asked to do, and the recipe of each method at its sizes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from foldrank.bench import BENCHMARKS
 from foldrank.recipes.methods import DENSE, DLR, KINDS, METHODS, derived
-from foldrank.train.model import vocabulary
+from foldrank.train.model import outline, vocabulary
 from foldrank.train.recipe import Recipe, load_recipe
+from foldrank.train.recomputation import recompute_
 
-AT_START, ON_ACTIVATIONS = "-folded", "-activations"
+AT_START, WHOLE_BLOCKS, LATENTS, ON_ACTIVATIONS = "-folded", "-checkpointed", "-latents", "-activations"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """Another way to compute what a method computes."""
+
+    benchmarks: tuple[str, ...] = ("step", "memory")
+    """Those that tell it from the method itself."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe, by dotted name; none where the benchmark itself does it."""
+
+    of_residual: bool = False
+    """Whether it is a way to compute the residual, and the method needs one."""
+
+
+VARIANTS = {
+    AT_START: Variant(settings={"train.fold_at_start": True}, of_residual=True),
+    WHOLE_BLOCKS: Variant(settings={"train.activation_checkpointing": "block"}),
+    LATENTS: Variant(settings={"train.activation_checkpointing": "latents"}),
+    ON_ACTIVATIONS: Variant(benchmarks=("layer",), of_residual=True),
+}
+"""Variants by what is written behind a method's name: the fold at step 0; activation checkpointing of whole blocks, and
+but for the latents; the literal equation. Several may follow one another: `cola-dlr-folded-latents`."""
 
 DEFAULT_METHODS = {
     "layer": ("dense", "lowrank", "cola", "cola-dlr", "cola-dlr-activations"),
@@ -41,7 +67,7 @@ class Settings:
 
     methods: Sequence[str] = ()
     """Methods by name, the baseline first; none: the benchmark's own. `dense`, or one of `METHODS`, with `-dlr` for the
-    residual, `-dlr-folded` for the fold at step 0, `-dlr-activations` for the literal equation (`layer` alone)."""
+    residual; behind it one or more of `VARIANTS`."""
 
     layers: int | None = None
     """Blocks, in place of the recipe's."""
@@ -113,7 +139,7 @@ class Settings:
         return (self.dtype or ("float32" if self.device == "cpu" else "bfloat16")) == "bfloat16"
 
     def sizes(self) -> Recipe:
-        """The recipe with the sizes replaced.
+        """The recipe with the sizes replaced, and no variant of its own: a method is what its name says.
 
         Raises:
             ValueError: where there is no such recipe, or one without low-rank layers of one rank.
@@ -137,27 +163,58 @@ class Settings:
                 sequence_length=self.sequence_length or train.sequence_length,
                 dtype="bfloat16" if self.bfloat16 else "float32",
                 device="cpu" if self.device == "cpu" else "auto",
+                fold_at_start=False,
+                control=None,
+                activation_checkpointing=None,
             ),
         )
 
     def recipe_of(self, method: str) -> Recipe:
-        """The recipe of a method at these sizes; of one that is computed otherwise, that of what it computes.
+        """The recipe of a method at these sizes, its variants' settings among it.
 
         Raises:
-            ValueError: for a method that does not exist.
+            ValueError: for a method that does not exist, or that cannot be computed in this way.
         """
         recipe = self.sizes()
         assert recipe.low_rank is not None
         assert isinstance(recipe.low_rank.rank, int)
-        name = method.removesuffix(AT_START).removesuffix(ON_ACTIVATIONS)
-        known = name in KINDS and (name == method or name.endswith(DLR))
-        if not known or (method.endswith(ON_ACTIVATIONS) and self.benchmark != "layer"):
-            raise ValueError(
-                f"{self.benchmark} knows no method {method!r}: there are {DENSE} and {', '.join(METHODS)}, these with "
-                f"{DLR} or {DLR}{AT_START}" + (f" or {DLR}{ON_ACTIVATIONS}" if self.benchmark == "layer" else "")
-            )
-        return derived(name, replace(recipe, low_rank=None), recipe.low_rank.rank)
+        kind, variants = split(method)
+        own = {name: variant for name, variant in VARIANTS.items() if self.benchmark in variant.benchmarks}
+        if kind not in KINDS or not all(
+            name in own and (kind.endswith(DLR) or not own[name].of_residual) for name in variants
+        ):
+            raise ValueError(f"{self.benchmark} knows no method {method!r}: {_known(own)}")
+        settings: dict[str, Any] = {}
+        for name in variants:
+            if twice := settings.keys() & own[name].settings.keys():
+                raise ValueError(
+                    f"{method} sets {', '.join(twice)} twice: leave out all but one of {' '.join(variants)}"
+                )
+            settings |= own[name].settings
+        recipe = derived(kind, replace(recipe, low_rank=None), recipe.low_rank.rank).override(settings)
+        if LATENTS in variants:
+            recompute_(outline(recipe, self.vocabulary_size()), recipe.train.activation_checkpointing)
+            if self.compile:
+                raise ValueError(f"{method} with --compile: blocks that keep their latents are not compiled")
+        return recipe
 
     def vocabulary_size(self) -> int:
         """Entries of embedding and head."""
         return vocabulary(self.sizes())
+
+
+def split(method: str) -> tuple[str, tuple[str, ...]]:
+    """A method's name without its variants, and these, in the order in which they stand."""
+    variants: list[str] = []
+    while last := next((name for name in VARIANTS if method.endswith(name)), None):
+        method = method.removesuffix(last)
+        variants.insert(0, last)
+    return method, tuple(variants)
+
+
+def _known(variants: Mapping[str, Variant]) -> str:
+    said = f"there are {DENSE} and {', '.join(METHODS)}, these with {DLR}"
+    for whose, of_residual in (("any", False), (f"those with {DLR}", True)):
+        names = [name for name, variant in variants.items() if variant.of_residual == of_residual]
+        said += f"; {whose} with {', '.join(names)}" if names else ""
+    return said

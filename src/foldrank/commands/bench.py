@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "benchmarks:\n" + "\n".join(f"  {name:8} {summary}" for name, summary in BENCHMARKS.items())
     parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="one of those below")
     parser.add_argument("--recipe", metavar="NAME", help="a low-rank recipe, for its sizes (default: demo)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="the baseline first: dense cola cola-dlr ...")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="the baseline first: dense cola cola-dlr cola-dlr-latents ..."
+    )
     for name, help_text in (
         ("layers", "blocks, in place of the recipe's"),
         ("vocabulary", "entries of embedding and head, in place of the recipe's"),
