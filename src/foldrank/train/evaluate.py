@@ -135,7 +135,7 @@ def continue_text(
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.eos_token_id}
     how |= {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature else {"do_sample": False}
-    with _eval_mode(model):  # in training mode a model with activation checkpointing forgets the tokens before
+    with _eval_mode(model):  # in training mode a model with activation checkpointing sees one token alone
         generated: Any = model.generate(**inputs, **how)  # pyright: ignore[reportCallIssue]
     return str(tokenizer.decode(generated[0], skip_special_tokens=True))
 

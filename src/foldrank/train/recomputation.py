@@ -44,18 +44,19 @@ def recompute_(model: PreTrainedModel, kept: Checkpointing | None) -> tuple[str,
         The names of the layers whose latents are kept.
 
     Raises:
-        ValueError: for `latents`, where the model computes none; it is then unchanged.
+        ValueError: for `latents`, where the model computes none, and for an architecture without activation
+            checkpointing; the model is then unchanged.
     """
     layers = {}
     if kept == "latents":
         if why := without_latents(model):
             raise ValueError(why)
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
         layers = low_rank_layers(model)
         for layer in layers.values():
             layer.down.register_forward_pre_hook(_enter)
             # always_call: PyTorch ends the computation of a block by an exception, once it has what it needs.
             layer.down.register_forward_hook(_leave, always_call=True)
-        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
     elif kept == "block":
         model.activation_checkpointing_enable({"use_reentrant": False})
     return tuple(layers)
