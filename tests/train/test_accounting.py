@@ -238,11 +238,11 @@ def four_ranks() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@EVERY
+@EVERY_EACH_WAY
 @pytest.mark.usefixtures("four_ranks")
-def test_shares_under_fsdp_are_those_allocated(method: str):
+def test_shares_under_fsdp_are_those_allocated(method: str, checkpointing: Way):
     recipe = recipe_of(method)
-    model = real_model(recipe)
+    model = real_model(recipe, checkpointing=checkpointing)
     mesh = init_device_mesh("cpu", (4,))
     for unit in (*model.model.layers, model):
         fully_shard(unit, mesh=mesh)
@@ -253,7 +253,7 @@ def test_shares_under_fsdp_are_those_allocated(method: str):
     def local_bytes(tensors: Any) -> int:
         return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
 
-    used = memory(outline(recipe), recipe.train, gpus=4, sharded=True)
+    used = memory(outline(recipe), recipe.train, gpus=4, sharded=True, checkpointing=checkpointing)
     assert used.weights == local_bytes((*model.parameters(), *indices_of(model)))
     assert used.gradients == local_bytes(parameter.grad for parameter in model.parameters())
     assert used.optimizer == local_bytes(t for state in optimizer.state.values() for t in state.values())
