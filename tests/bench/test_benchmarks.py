@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from foldrank.bench import BENCHMARKS
 from foldrank.bench.decode import Decoding
 from foldrank.bench.deployed import bytes_read, deployed, prompt
 from foldrank.bench.layer import _gates, _passes
 from foldrank.bench.record import Gate
-from foldrank.bench.settings import DEFAULT_METHODS, Settings
-from foldrank.bench.subjects import otherwise_gates
+from foldrank.bench.settings import COMPILED, DEFAULT_METHODS, VARIANTS, Settings
+from foldrank.bench.subjects import TrainedModel, outcome_gates, variant_gates
 from foldrank.residual import DuplicatedLatentResidual
 from foldrank.train import chunked_loss
 from foldrank.train.accounting import flops_per_token
@@ -59,7 +60,7 @@ def check_step(found: dict[str, Any]) -> None:
     assert figures["dense"]["parameters"] > figures["cola"]["parameters"] == figures["cola-dlr"]["parameters"]
     assert figures["cola"]["flops_per_token"] == figures["cola-dlr-folded"]["flops_per_token"]
     assert figures["dense"]["tokens_per_second"] == pytest.approx(4 * 32 / figures["dense"]["seconds"])
-    assert len(found["gates"]) == 2
+    assert [gate["what"].partition(" ")[0] for gate in found["gates"]] == ["losses", "losses", "gradients", "losses"]
 
 
 def check_memory(found: dict[str, Any]) -> None:
@@ -78,6 +79,73 @@ def check_fold(found: dict[str, Any]) -> None:
 
 
 CHECKS = {"layer": check_layer, "step": check_step, "memory": check_memory, "fold": check_fold}
+
+
+CHECKPOINTED = ("--methods", "cola-dlr", "cola-dlr-latents", "cola-dlr-checkpointed", "cola-dlr-folded-latents")
+
+
+def check_checkpointing_gates(found: dict[str, Any]) -> None:
+    gates = {gate["what"]: gate for gate in found["gates"]}
+    for method in CHECKPOINTED[2:]:
+        for what in ("losses", "gradients"):
+            assert gates[f"{what} of {method} and cola-dlr"]["difference"] == pytest.approx(
+                0.0, abs=1e-6 if "folded" in method else 0.0
+            )
+
+
+def test_what_is_computed_again_takes_the_memory_that_it_should(foldrank: Foldrank, recipe_file: Path) -> None:
+    found = measured(foldrank, "memory", recipe_file, "--layers", 2, *CHECKPOINTED)
+    check_checkpointing_gates(found)
+    bytes_of = {method: figures["activations_bytes"] for method, figures in found["cases"]["step"].items()}
+    latents = 2 * 7 * 7 * 4 * 4 * 32  # blocks, layers in each, rank, bytes, tokens
+    assert bytes_of["cola-dlr-latents"] - bytes_of["cola-dlr-checkpointed"] == latents
+    assert bytes_of["cola-dlr-latents"] == bytes_of["cola-dlr-folded-latents"] < 0.6 * bytes_of["cola-dlr"]
+
+
+def test_what_is_computed_again_is_counted_and_is_no_use_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> None:
+    found = measured(foldrank, "step", recipe_file, *CHECKPOINTED, "--peak-flops", 1e12)
+    check_checkpointing_gates(found)
+    figures = found["cases"]["step"]
+    ways = [figures[method] for method in ("cola-dlr", "cola-dlr-latents", "cola-dlr-checkpointed")]
+    flops = [way["flops_per_token"] for way in ways]
+    assert flops == sorted(set(flops))
+    for way in ways:
+        assert way["mfu"] == pytest.approx(flops[0] * way["tokens_per_second"] / 1e12)
+
+
+@pytest.mark.parametrize("method", ["cola-latents", "cola-checkpointed"])
+def test_what_is_computed_otherwise_the_second_time_is_not_timed(recipe_file: Path, method: str) -> None:
+    settings = Settings(benchmark="step", recipe=str(recipe_file), methods=[method], layers=1)
+    assert [gate.difference for gate in variant_gates(settings)] == [0.0, 0.0]
+    subject = TrainedModel(settings, method)
+
+    def stretch(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        in_backward = torch._C._current_graph_task_id() != -1
+        return output * (1.001 if in_backward else 1.0)
+
+    subject.model.get_submodule("model.layers.0.self_attn.v_proj").register_forward_hook(stretch)
+    with pytest.raises(ValueError, match=f"numerics gate: gradients of {method} and cola differ"):
+        outcome_gates(settings, method, subject.outcome(), TrainedModel(settings, "cola").outcome())
+
+
+def test_the_literal_equation_in_a_whole_model_passes_its_gate(foldrank: Foldrank, recipe_file: Path) -> None:
+    methods = ("cola", "cola-dlr", "cola-dlr-activations", "cola-dlr-bfloat16")
+    found = measured(foldrank, "step", recipe_file, "--methods", *methods)
+    gates = {gate["what"]: gate["difference"] for gate in found["gates"]}
+    assert 0 < gates["gradients of cola-dlr-activations and cola-dlr"] < 1e-6  # another order of sums
+    assert 1e-4 < gates["gradients of cola-dlr-bfloat16 and cola-dlr"] < 5e-2
+    assert list(found["cases"]["step"]) == list(methods)
+
+
+def test_a_folded_model_decodes_the_same_column_by_column(foldrank: Foldrank, recipe_file: Path) -> None:
+    found = measured(foldrank, "decode", recipe_file, "--methods", "dense", "cola-dlr", "cola-dlr-columnwise")
+    assert [gate["what"] for gate in found["gates"]] == [
+        "logits of cola-dlr before and after the fold",
+        "logits of cola-dlr-columnwise before and after the fold",
+        "logits of cola-dlr-columnwise before and after its weights lay column by column",
+    ]
+    (figures,) = found["cases"].values()
+    assert figures["cola-dlr"]["bytes_read"] == figures["cola-dlr-columnwise"]["bytes_read"]
 
 
 def test_mfu_is_the_share_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> None:
@@ -109,8 +177,8 @@ def test_the_chunked_loss_is_gated_and_holds_no_logits(foldrank: Foldrank, recip
         "losses of cola-dlr before and after the fold",
         "losses of dense-chunked-loss and dense",
         "gradients of dense-chunked-loss and dense",
-        "losses of cola-dlr-folded-chunked-loss and cola-dlr-folded",
-        "gradients of cola-dlr-folded-chunked-loss and cola-dlr-folded",
+        "losses of cola-dlr-folded-chunked-loss and cola-dlr",
+        "gradients of cola-dlr-folded-chunked-loss and cola-dlr",
     ]
     plain, chunked, _ = found["cases"]["step"].values()
     assert chunked["weights_bytes"] == plain["weights_bytes"]
@@ -126,11 +194,11 @@ def test_trainer_and_a_bare_loop_agree_with_the_chunked_loss(foldrank: Foldrank,
 def test_what_is_computed_wrong_by_chunks_is_not_timed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = ["cola-dlr", "cola-dlr-chunked-loss"]
     settings = Settings(benchmark="step", recipe=str(recipe_file), layers=1, methods=methods)
-    assert len(otherwise_gates(settings)) == 2
+    assert len(variant_gates(settings)) == 2
     # As if token 5 were padding: its losses are left out.
     monkeypatch.setattr(chunked_loss, "IGNORED", 5)
     with pytest.raises(ValueError, match="losses of cola-dlr-chunked-loss and cola-dlr differ"):
-        otherwise_gates(settings)
+        variant_gates(settings)
 
 
 @torch.no_grad()
@@ -171,10 +239,19 @@ def test_a_gate_refuses_what_is_not_a_number() -> None:
     ("options", "complaint"),
     [
         (["step", "--methods", "kola"], "step knows no method 'kola': there are dense and lowrank, cola, sltrain"),
-        (["step", "--methods", "cola-dlr-activations"], "step knows no method"),
-        (["step", "--methods", "cola-chunked-loss-folded"], "each also with -chunked-loss"),
+        (["memory", "--methods", "cola-dlr-activations"], "memory knows no method"),
+        (["step", "--methods", "cola-activations"], "step knows no method"),
         (["decode", "--methods", "cola-chunked-loss"], "decode knows no method 'cola-chunked-loss'"),
         (["step", "--methods", "cola-folded"], "step knows no method 'cola-folded'"),
+        (
+            ["step", "--methods", "cola-folded"],
+            "these with -dlr; any with -latents, -checkpointed, -chunked-loss, -bfloat16, -compiled; those with ",
+        ),
+        (["decode", "--methods", "cola-latents"], "decode knows no method 'cola-latents'"),
+        (["step", "--methods", "cola-latents-checkpointed"], "sets train.activation_checkpointing twice"),
+        (["memory", "--methods", "dense-latents"], "the model is dense and has no latents to keep"),
+        (["memory", "--methods", "sltrain-latents"], "multiply by one whole matrix in training (SLTrain)"),
+        (["step", "--methods", "cola-latents-compiled"], "blocks that keep their latents are not compiled"),
         (["steps"], "no benchmark is called 'steps': there are layer, step"),
         ([], "name a benchmark: layer, step"),
         (["step", "--report"], "--report measures nothing"),
@@ -204,7 +281,11 @@ def test_without_a_gpu_cuda_is_refused(foldrank: Foldrank) -> None:
 @pytest.mark.parametrize("benchmark", [name for name in BENCHMARKS if name != "fold"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_runs_on_a_gpu(foldrank: Foldrank, recipe_file: Path, benchmark: str, compiled: bool) -> None:
-    options = ["--device", "cuda", "--peak-flops", 989e12, *(["--compile"] if compiled else [])]
+    options: list[object] = ["--device", "cuda", "--peak-flops", 989e12]
+    if compiled:
+        if COMPILED not in {ending for ending, way in VARIANTS.items() if benchmark in way.benchmarks}:
+            pytest.skip(f"{benchmark} does not compile")
+        options += ["--methods", "dense-compiled", "cola-dlr-compiled"]
     found = measured(foldrank, benchmark, recipe_file, *options)
     assert found["settings"]["dtype"] == "bfloat16"
     assert found["machine"]["device"] == torch.cuda.get_device_name()

@@ -19,7 +19,7 @@ def test_parts_sum_to_totals(capsys):
     result = plan(capsys, "llama-60m-cola-dlr", "--gpus", "8")
     sums = [result["parameters"]]
     sums += [way["per_token"] for way in result["flops"]] + [use["bytes_per_gpu"] for use in result["memory"]]
-    assert len(sums) == 1 + 2 + 4
+    assert len(sums) == 1 + 3 + 6
     for parts in sums:
         assert parts.pop("total") == sum(parts.values())
     assert result["parameters"]["attention"] + result["parameters"]["mlp"] == sum(
@@ -35,13 +35,23 @@ def test_the_run(capsys):
     for way in result["flops"]:
         assert way["per_step"] == way["per_token"]["total"] * 512 * 256
         assert way["hours"] == pytest.approx(way["per_step"] * 2 / (4 * 0.5 * 1e15))
-    assert [way["activation_checkpointing"] for way in result["flops"]] == [False, True]
+    ways = [None, "latents", "block"]
+    assert [way["activation_checkpointing"] for way in result["flops"]] == ways
     assert [(use["strategy"], use["activation_checkpointing"]) for use in result["memory"]] == [
-        ("DDP", False),
-        ("DDP", True),
-        ("FSDP", False),
-        ("FSDP", True),
+        (strategy, way) for strategy in ("DDP", "FSDP") for way in ways
     ]
+    # Each way keeps less and computes more than the one before it.
+    computed = [way["per_token"]["total"] for way in result["flops"]]
+    kept = [use["bytes_per_gpu"]["blocks"] for use in result["memory"][:3]]
+    assert computed == sorted(set(computed))
+    assert kept == sorted(set(kept), reverse=True)
+
+
+@pytest.mark.parametrize("recipe", ["llama-60m-dense", "llama-60m-sltrain-dlr"])
+def test_models_without_latents_have_no_way_to_keep_them(capsys, recipe: str):
+    result = plan(capsys, recipe)
+    assert [way["activation_checkpointing"] for way in result["flops"]] == [None, "block"]
+    assert [use["activation_checkpointing"] for use in result["memory"]] == [None, "block"]
 
 
 def test_fits(capsys):
@@ -84,6 +94,7 @@ def test_the_tables_name_what_a_person_looks_for(capsys, monkeypatch):
         "7,864,320,000",
         "hours at 40% of 989 TFLOP/s per GPU",
         "fits in 74",
+        "checkpointing:",
         "arXiv 2204.02311",
         "FSDP",
     ):
@@ -101,6 +112,8 @@ def test_the_tables_name_what_a_person_looks_for(capsys, monkeypatch):
         (["demo", "--peak-flops", "nan"], "--peak-flops and --gpu-memory must be above 0"),
         (["demo", "--data.tokenizer", "gpt2"], "the vocabulary of the tokenizer gpt2 is unknown"),
         (["demo", "--low_rank.rank", "300"], "rank 300 is above the full rank 256"),
+        (["llama-60m-dense", "--train.activation_checkpointing", "latents"], "the model is dense and has no latents"),
+        (["demo", "--train.activation_checkpointing", "true"], "should be 'block' or 'latents', got True"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments: list[str], message: str):

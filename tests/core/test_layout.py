@@ -8,17 +8,18 @@ from foldrank.layout import store_columnwise_
 
 def test_nothing_but_the_order_in_memory_changes() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3, bias=False)).double()
+    first, second = nn.Linear(5, 7), nn.Linear(7, 3, bias=False)
+    model = nn.Sequential(first, second).double()
     x = torch.randn(2, 5, dtype=torch.float64)
     before, weights, outputs = list(model.parameters()), [p.clone() for p in model.parameters()], model(x)
     report = store_columnwise_(model)
     assert (report.stored, report.skipped) == (("0", "1"), {})
-    assert [model[0].weight.stride(), model[1].weight.stride()] == [(1, 7), (1, 3)]
+    assert [first.weight.stride(), second.weight.stride()] == [(1, 7), (1, 3)]
     assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
     torch.testing.assert_close(model(x), outputs, rtol=1e-14, atol=1e-14)
     assert store_columnwise_(model).stored == report.stored
-    assert model[0].weight.stride() == (1, 7)
+    assert first.weight.stride() == (1, 7)
 
 
 def test_a_shared_weight_stays() -> None:

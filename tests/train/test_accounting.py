@@ -22,7 +22,8 @@ from foldrank.train import chunked_loss
 from foldrank.train.accounting import factors, flops_per_token, memory, parameters
 from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.model import build_model, outline
-from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig
+from foldrank.train.recipe import Checkpointing, ModelConfig, Recipe, TrainConfig
+from foldrank.train.recomputation import recompute_
 from foldrank.tree import count_parameters, low_rank_layers
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
@@ -37,9 +38,20 @@ LOW_RANK: dict[str, LowRankConfig | None] = {
         rank=16, backbone="sltrain", options={"density": 1 / 32}, scale=0.25, residual=ResidualConfig()
     ),
 }
-BOTH = pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+Way = Checkpointing | None
+WAYS: list[Way] = [None, "block", "latents"]
+EACH_WAY = pytest.mark.parametrize("checkpointing", WAYS, ids=str)
 EVERY = pytest.mark.parametrize("method", LOW_RANK)
 CHUNKED = pytest.mark.parametrize("chunked", [False, True], ids=["", "chunked"])
+EVERY_EACH_WAY = pytest.mark.parametrize(
+    ("method", "checkpointing"),
+    [
+        pytest.param(method, way, id=f"{method}-{way}")
+        for method in LOW_RANK
+        for way in WAYS
+        if way != "latents" or method not in ("dense", "sltrain-dlr")  # which have none
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +69,7 @@ def recipe_of(
     )
 
 
-def real_model(recipe: Recipe, *, checkpointing: bool = False, attention: str = "sdpa") -> Any:
+def real_model(recipe: Recipe, *, checkpointing: Way = None, attention: str = "sdpa") -> Any:
     """The model of `recipe` with memory and numbers."""
     torch.manual_seed(0)
     model: Any = outline(recipe).to_empty(device="cpu")
@@ -66,8 +78,7 @@ def real_model(recipe: Recipe, *, checkpointing: bool = False, attention: str = 
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.02)
     model.set_attn_implementation(attention)
-    if checkpointing:
-        model.activation_checkpointing_enable()
+    recompute_(model, checkpointing)
     if recipe.train.chunked_loss:
         chunk_loss_(model)
     return model.train()
@@ -92,23 +103,8 @@ def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def kept_for_backward(model: Any, recipe: Recipe) -> int:
-    """Bytes of the distinct storages that autograd saves in a forward pass, but parameters and indices."""
-    own = {storage(tensor) for tensor in (*model.parameters(), *indices_of(model))}
-    saved: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if storage(tensor) not in own:
-            saved.setdefault(storage(tensor), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_of(model, batch_of(recipe), recipe)
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-
-
-class PeakBytes(TorchDispatchMode):
-    """The most bytes alive at one moment, beyond the storages that were there before."""
+class Alive(TorchDispatchMode):
+    """Bytes alive now, and the most at one moment, beyond the storages that were there before."""
 
     def __init__(self, before: list[Tensor]) -> None:
         super().__init__()
@@ -128,6 +124,15 @@ class PeakBytes(TorchDispatchMode):
 
     def _free(self, key: int) -> None:
         self.now -= self.alive.pop(key)
+
+
+def kept_for_backward(model: Any, recipe: Recipe) -> int:
+    """Bytes that a forward pass leaves: what autograd saves, and latents, which are kept beside it."""
+    ids = batch_of(recipe)
+    with Alive([*model.parameters(), *model.buffers(), ids]) as alive:
+        loss = loss_of(model, ids, recipe)
+    assert loss.requires_grad
+    return alive.now
 
 
 @EVERY
@@ -155,11 +160,10 @@ def test_a_trainable_alpha_is_counted():
     assert parameters(outline(recipe)).total == parameters(outline(recipe_of("cola-dlr"))).total + 3 * 7
 
 
-@BOTH
-@EVERY
+@EVERY_EACH_WAY
 @CHUNKED
 @pytest.mark.parametrize("tied", [False, True])
-def test_flops_are_those_that_run(method: str, checkpointing: bool, tied: bool, chunked: bool):
+def test_flops_are_those_that_run(method: str, checkpointing: Way, tied: bool, chunked: bool):
     recipe = recipe_of(method, tied=tied, chunked=chunked)
     # Eager attention: the counter does not know the flash kernel of the CPU.
     model = real_model(recipe, checkpointing=checkpointing, attention="eager")
@@ -167,7 +171,17 @@ def test_flops_are_those_that_run(method: str, checkpointing: bool, tied: bool, 
         loss_of(model, batch_of(recipe), recipe).backward()
     flops = flops_per_token(outline(recipe), 32, tokens_per_pass=8 * 32, checkpointing=checkpointing)
     assert flops.total * 8 * 32 == counter.get_total_flops()
-    assert (flops.recomputed > 0) == checkpointing
+    assert (flops.recomputed > 0) == (checkpointing is not None)
+
+
+@EACH_WAY
+@pytest.mark.parametrize("targets", [("q_proj", "o_proj"), ("up_proj", "down_proj")])
+def test_flops_of_a_model_that_is_low_rank_in_part(targets: tuple[str, ...], checkpointing: Way):
+    recipe = replace(recipe_of("dense"), low_rank=LowRankConfig(rank=16, targets=targets))
+    model = real_model(recipe, checkpointing=checkpointing, attention="eager")
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model, batch_of(recipe), recipe).backward()
+    assert flops_per_token(outline(recipe), 32, checkpointing=checkpointing).total * 8 * 32 == counter.get_total_flops()
 
 
 @EVERY
@@ -184,11 +198,12 @@ def test_weights_gradients_and_optimizer_state_are_those_allocated(method: str):
     assert used.communication == 0
 
 
-@BOTH
-@EVERY
+@EVERY_EACH_WAY
 @CHUNKED
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_kept_activations_are_those_that_autograd_saves(method: str, dtype: str, checkpointing: bool, chunked: bool):
+def test_kept_activations_are_those_that_a_forward_pass_leaves(
+    method: str, dtype: str, checkpointing: Way, chunked: bool
+):
     recipe = recipe_of(method, dtype=dtype, chunked=chunked)
     model = real_model(recipe, checkpointing=checkpointing)
     used = memory(outline(recipe), recipe.train, checkpointing=checkpointing)
@@ -206,19 +221,18 @@ def test_latents_kept_depend_on_the_activation(activation: Activation | None):
     assert used.blocks + used.head_and_loss == pytest.approx(kept_for_backward(real_model(recipe), recipe), rel=0.01)
 
 
-@BOTH
-@EVERY
+@EVERY_EACH_WAY
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("vocab_size", "chunked"), [(64, False), (512, False), (256, True), (4096, True)])
 def test_the_peak_of_a_pass_is_the_one_planned(
-    method: str, dtype: str, checkpointing: bool, vocab_size: int, chunked: bool
+    method: str, dtype: str, checkpointing: Way, vocab_size: int, chunked: bool
 ):
     recipe = recipe_of(method, dtype=dtype, vocab_size=vocab_size, chunked=chunked)
     model = real_model(recipe, checkpointing=checkpointing)
     ids = batch_of(recipe)
     loss_of(model, ids, recipe).backward()
     gradients = [parameter.grad for parameter in model.parameters()]
-    with PeakBytes([*model.parameters(), *gradients, *model.buffers(), ids]) as real:
+    with Alive([*model.parameters(), *gradients, *model.buffers(), ids]) as real:
         loss_of(model, ids, recipe).backward()
     used = memory(outline(recipe), recipe.train, checkpointing=checkpointing)
     planned = used.total - used.weights - used.gradients - used.optimizer
@@ -243,11 +257,11 @@ def four_ranks() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@EVERY
+@EVERY_EACH_WAY
 @pytest.mark.usefixtures("four_ranks")
-def test_shares_under_fsdp_are_those_allocated(method: str):
+def test_shares_under_fsdp_are_those_allocated(method: str, checkpointing: Way):
     recipe = recipe_of(method)
-    model = real_model(recipe)
+    model = real_model(recipe, checkpointing=checkpointing)
     mesh = init_device_mesh("cpu", (4,))
     for unit in (*model.model.layers, model):
         fully_shard(unit, mesh=mesh)
@@ -258,7 +272,7 @@ def test_shares_under_fsdp_are_those_allocated(method: str):
     def local_bytes(tensors: Any) -> int:
         return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
 
-    used = memory(outline(recipe), recipe.train, gpus=4, sharded=True)
+    used = memory(outline(recipe), recipe.train, gpus=4, sharded=True, checkpointing=checkpointing)
     assert used.weights == local_bytes((*model.parameters(), *indices_of(model)))
     assert used.gradients == local_bytes(parameter.grad for parameter in model.parameters())
     assert used.optimizer == local_bytes(t for state in optimizer.state.values() for t in state.values())
@@ -276,19 +290,18 @@ def test_chunks_save_the_logits(dtype: str, chunk: int, monkeypatch: pytest.Monk
     assert (chunked.weights, chunked.gradients, chunked.blocks) == (plain.weights, plain.gradients, plain.blocks)
 
 
-@EVERY
-@BOTH
+@EVERY_EACH_WAY
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("gpus", [1, 8])
-def test_parts_of_the_memory_sum_to_its_total(method: str, checkpointing: bool, sharded: bool, gpus: int):
+def test_parts_of_the_memory_sum_to_its_total(method: str, checkpointing: Way, sharded: bool, gpus: int):
     recipe = recipe_of(method)
     used = memory(outline(recipe), recipe.train, gpus=gpus, sharded=sharded, checkpointing=checkpointing)
     assert sum(used.parts().values()) == used.total
     assert all(amount >= 0 for amount in used.parts().values())
 
 
-@BOTH
-def test_the_residual_takes_no_memory(checkpointing: bool):
+@EACH_WAY
+def test_the_residual_takes_no_memory(checkpointing: Way):
     with_dlr, without = (
         memory(outline(recipe_of(method)), TRAIN, checkpointing=checkpointing) for method in ("cola-dlr", "cola")
     )

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 
-def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["null", "latents"])
+def test_two_processes_train_and_evaluate_as_one(tmp_path: Path, kept: str) -> None:
+    """Also where the two keep less for the backward pass and the one does not."""
     text = tmp_path / "text"
     text.mkdir()
     words = random.Random(0)
@@ -37,9 +39,13 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
     command = ["-m", "foldrank.cli", "pretrain", str(recipe), "--json", "--out"]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
     results = []
-    for name, launcher in (("one", []), ("two", launch)):
+    options = ["--train.activation_checkpointing", kept]
+    for name, launcher, more in (("one", [], []), ("two", launch, options)):
         done = subprocess.run(
-            [sys.executable, *launcher, *command, str(tmp_path / name)], capture_output=True, text=True, check=False
+            [sys.executable, *launcher, *command, str(tmp_path / name), *more],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))  # one object, although two processes ran

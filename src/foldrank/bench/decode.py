@@ -8,7 +8,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from foldrank.bench.deployed import bytes_read, deployed, prompt
 from foldrank.bench.record import Findings
-from foldrank.bench.settings import Settings
+from foldrank.bench.settings import COMPILED, Settings, split
 from foldrank.bench.turns import in_turns, timed
 from foldrank.tree import count_parameters
 
@@ -16,12 +16,12 @@ from foldrank.tree import count_parameters
 class Decoding:
     """A model, its cache, and the next token."""
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, settings: Settings) -> None:
+    def __init__(self, model: PreTrainedModel, ids: Tensor, settings: Settings, *, compiled: bool = False) -> None:
         self.model, self.ids = model, ids
         self.count = settings.new_tokens
-        self.compiled = settings.compile
+        self.compiled = compiled
         # A cache of fixed size at fixed addresses is what CUDA graphs need, and costs a little without them.
-        self.called: Any = torch.compile(model, mode="reduce-overhead") if settings.compile else model
+        self.called: Any = torch.compile(model, mode="reduce-overhead") if compiled else model
         self.cache: Any = None
         self.token = ids[:, :1]
 
@@ -61,7 +61,7 @@ def run(settings: Settings) -> Findings:
     for method in settings.subjects:
         model, passed = deployed(settings, method)
         gates += passed
-        decodings[method] = Decoding(model, ids, settings)
+        decodings[method] = Decoding(model, ids, settings, compiled=COMPILED in split(method)[1])
     turns = {method: timed(one.decode, settings.device, one.prefill) for method, one in decodings.items()}
     figures = in_turns(turns, settings.rounds, profile=settings.profile)
     for method, one in decodings.items():

@@ -1,4 +1,4 @@
-"""A method's model as it is deployed: folded, in eval mode, in the dtype of the benchmark; and the gate before it."""
+"""A method's model as it is deployed: folded, in eval mode, in the dtype of the benchmark; and the gates before it."""
 
 from typing import Any
 
@@ -7,12 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foldrank.bench.record import Gate
-from foldrank.bench.settings import Settings
+from foldrank.bench.settings import COLUMNWISE, Settings, split
 from foldrank.fold import fold_
+from foldrank.layout import store_columnwise_
 from foldrank.train.model import build_model
 
 BOUND = 1e-4
-"""How far logits may be apart before and after the fold, relative to their norm, in float32."""
+"""How far logits may be apart before and after a change that is none, relative to their norm, in float32."""
 
 
 def prompt(settings: Settings) -> Tensor:
@@ -25,7 +26,8 @@ def prompt(settings: Settings) -> Tensor:
 
 @torch.no_grad()
 def deployed(settings: Settings, method: str) -> tuple[PreTrainedModel, list[Gate]]:
-    """The folded model, and the gate that it passed: logits as before the fold, where there was one to make.
+    """The folded model, and the gates that it passed: logits as before the fold, where there was one to make, and as
+    before its weights were laid out otherwise.
 
     Raises:
         ValueError: where the gate fails.
@@ -35,10 +37,19 @@ def deployed(settings: Settings, method: str) -> tuple[PreTrainedModel, list[Gat
     ids = prompt(settings)
     before = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
     gates = []
-    if fold_(model).drift:
+
+    def compare(what: str) -> None:
         after = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-        what = f"logits of {method} before and after the fold"
-        gates.append(Gate(what=what, difference=float((after - before).norm() / before.norm()), bound=BOUND).check())
+        difference = float((after - before).norm() / before.norm())
+        gates.append(
+            Gate(what=f"logits of {method} before and after {what}", difference=difference, bound=BOUND).check()
+        )
+
+    if fold_(model).drift:
+        compare("the fold")
+    if COLUMNWISE in split(method)[1]:
+        store_columnwise_(model)
+        compare("its weights lay column by column")
     if settings.bfloat16:
         buffers = dict(model.named_buffers())
         model.to(dtype=torch.bfloat16)  # pyright: ignore[reportCallIssue]

@@ -10,44 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldrank.bench.activations import on_activations_
 from foldrank.bench.record import Findings, Gate
-from foldrank.bench.settings import ON_ACTIVATIONS, Settings
+from foldrank.bench.settings import COMPILED, ON_ACTIVATIONS, Settings, split
 from foldrank.bench.subjects import autocast
 from foldrank.bench.turns import in_turns, timed
-from foldrank.linear import LowRankLinear
-from foldrank.residual import literal_residual
 from foldrank.surgery import factorize_
 
 BOUND = {"float32": 1e-4, "bfloat16": 5e-2}
 """How far outputs and gradients of the same layer may be apart, relative to their norm."""
 
 
-class OnActivations(nn.Module):
-    """y = B z + c Expand(z) + b, the literal equation; a contiguous expansion repeats, which beats indexing."""
-
-    def __init__(self, layer: LowRankLinear) -> None:
-        super().__init__()
-        assert layer.residual is not None
-        self.layer = layer
-        self.c = layer.residual.c()
-        self.index = layer.residual.latent_index(layer.up.weight.device)
-        contiguous = layer.residual.config.expansion == "contiguous"
-        self.repeats = -(-layer.out_features // layer.rank) if contiguous else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.layer.latents(x)
-        y = self.layer.up(z)
-        if self.repeats is None:
-            return y + literal_residual(z, self.index, self.c)
-        return y + self.c * z.repeat_interleave(self.repeats, dim=-1)[..., : self.layer.out_features]
-
-
 class Pass:
     """A layer, and a forward and backward pass of it."""
 
-    def __init__(self, layer: nn.Module, x: Tensor, cotangent: Tensor, settings: Settings) -> None:
+    def __init__(
+        self, layer: nn.Module, x: Tensor, cotangent: Tensor, settings: Settings, *, compiled: bool = False
+    ) -> None:
         self.layer, self.x, self.cotangent = layer, x, cotangent
-        self.called: Any = torch.compile(layer) if settings.compile else layer
+        self.called: Any = torch.compile(layer) if compiled else layer
         self.device, self.bfloat16 = settings.device, settings.bfloat16
 
     def __call__(self) -> Tensor:
@@ -95,24 +76,24 @@ def _passes(settings: Settings, in_features: int, out_features: int) -> dict[str
         holder = nn.ModuleDict({"q_proj": nn.Linear(in_features, out_features, bias=False)})
         if config is not None:
             factorize_(holder, config)
+        variants = split(method)[1]
+        if ON_ACTIVATIONS in variants:
+            on_activations_(holder)
         layer = holder["q_proj"].to(settings.device)
-        if method.endswith(ON_ACTIVATIONS):
-            assert isinstance(layer, LowRankLinear)
-            layer = OnActivations(layer)
-        found[method] = Pass(layer, x, cotangent, settings)
+        found[method] = Pass(layer, x, cotangent, settings, compiled=COMPILED in variants)
     return found
 
 
 def _gates(settings: Settings, case: str, passes: Mapping[str, Pass]) -> list[Gate]:
-    """That the literal equation and the residual on the weight give the same outputs and gradients."""
+    """That a method that is computed otherwise gives the outputs and gradients of the method itself."""
     found = []
     for method, one in passes.items():
-        other = passes.get(method.removesuffix(ON_ACTIVATIONS))
+        other = passes.get(split(method)[0])
         if other is None or other is one:
             continue
         pairs = zip(one.outcome(), other.outcome(), strict=True)
         difference = max(float((a - b).norm() / b.norm()) for a, b in pairs)
         bound = BOUND["bfloat16" if settings.bfloat16 else "float32"]
-        what = f"{case}: outputs and gradients of the residual on activations and on the weight"
+        what = f"{case}: outputs and gradients of {method} and {split(method)[0]}"
         found.append(Gate(what=what, difference=difference, bound=bound).check())
     return found

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
-from foldrank.bench.subjects import TrainedModel, fold_gates, otherwise_gates
+from foldrank.bench.subjects import TrainedModel, gates
 
 
 def run(settings: Settings) -> Findings:
@@ -17,14 +17,14 @@ def run(settings: Settings) -> Findings:
     Raises:
         ValueError: where the numerics gate fails.
     """
-    gates = tuple(fold_gates(settings) + otherwise_gates(settings))
+    passed = tuple(gates(settings))
     figures: dict[str, dict[str, Any]] = {}
     for method in settings.subjects:
         figures[method] = _of(TrainedModel(settings, method))
         base = figures[settings.subjects[0]]
         for name in ("peak", "step_peak"):
             figures[method][f"{name}_ratio"] = figures[method][f"{name}_bytes"] / base[f"{name}_bytes"]
-    return Findings(cases={"step": figures}, gates=gates)
+    return Findings(cases={"step": figures}, gates=passed)
 
 
 def _of(subject: TrainedModel) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 
 from foldrank.bench.deployed import bytes_read, deployed, prompt
 from foldrank.bench.record import Findings
-from foldrank.bench.settings import Settings
+from foldrank.bench.settings import COMPILED, Settings, split
 from foldrank.bench.turns import in_turns, timed
 from foldrank.tree import count_parameters
 
@@ -22,7 +22,7 @@ def run(settings: Settings) -> Findings:
     for method in settings.subjects:
         model, passed = deployed(settings, method)
         gates += passed
-        called: Any = torch.compile(model) if settings.compile else model
+        called: Any = torch.compile(model) if COMPILED in split(method)[1] else model
         models[method] = model
 
         def read(called: Any = called) -> None:

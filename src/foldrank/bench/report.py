@@ -95,7 +95,7 @@ def describe(name: str, record: Record) -> str:
     return (
         f"`{name}`: {settings['recipe']}{method}, {settings['layers']} blocks, vocabulary {settings['vocabulary']:,}, "
         f"{settings['batch_size']} x {settings['sequence_length']} tokens, {settings['dtype']}"
-        f"{', compiled' if settings['compile'] else ''}{rounds} on {device}{threads}; "
+        f"{rounds} on {device}{threads}; "
         f"PyTorch {record.versions['torch']}, {record.date}, commit {(record.commit or 'unknown')[:10]}."
         + (f" Numerics gate: {gates}." if gates else "")
     )

@@ -1,20 +1,49 @@
 """What a benchmark is asked to do, and the recipe of each method at its sizes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from foldrank.bench import BENCHMARKS
 from foldrank.recipes.methods import DENSE, DLR, KINDS, METHODS, derived
-from foldrank.train.model import vocabulary
+from foldrank.train.model import outline, vocabulary
 from foldrank.train.recipe import Recipe, load_recipe
+from foldrank.train.recomputation import recompute_
 
-AT_START, ON_ACTIVATIONS = "-folded", "-activations"
+AT_START, ON_ACTIVATIONS, COMPILED, COLUMNWISE = "-folded", "-activations", "-compiled", "-columnwise"
+LATENTS, WHOLE_BLOCKS, CHUNKED, BFLOAT16 = "-latents", "-checkpointed", "-chunked-loss", "-bfloat16"
 
-OTHERWISE: dict[str, dict[str, Any]] = {"-chunked-loss": {"train.chunked_loss": True}}
-"""What may stand behind a method that is trained, and the settings with which the same training is computed then."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """Another way to compute what a method computes."""
+
+    benchmarks: tuple[str, ...] = ("step", "memory")
+    """Those that tell it from the method itself."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe, by dotted name; none where the benchmark itself does it."""
+
+    of_residual: bool = False
+    """Whether it is a way to compute the residual, and the method needs one."""
+
+
+VARIANTS = {
+    AT_START: Variant(settings={"train.fold_at_start": True}, of_residual=True),
+    ON_ACTIVATIONS: Variant(benchmarks=("layer", "step"), of_residual=True),
+    LATENTS: Variant(settings={"train.activation_checkpointing": "latents"}),
+    WHOLE_BLOCKS: Variant(settings={"train.activation_checkpointing": "block"}),
+    CHUNKED: Variant(benchmarks=("step", "memory", "trainer"), settings={"train.chunked_loss": True}),
+    BFLOAT16: Variant(settings={"train.dtype": "bfloat16"}),
+    COMPILED: Variant(benchmarks=("layer", "step", "prefill", "decode")),
+    COLUMNWISE: Variant(benchmarks=("prefill", "decode")),
+}
+"""Variants by what is written behind a method's name: the fold at step 0; the residual by the literal equation, on
+activations; activation checkpointing but for the latents, and of whole blocks; the loss by chunks; bfloat16 autocast;
+`torch.compile`, in `decode` with CUDA graphs; weights column by column. Several may follow one another:
+`cola-dlr-folded-latents`."""
 
 DEFAULT_METHODS = {
     "layer": ("dense", "lowrank", "cola", "cola-dlr", "cola-dlr-activations"),
@@ -45,8 +74,7 @@ class Settings:
 
     methods: Sequence[str] = ()
     """Methods by name, the baseline first; none: the benchmark's own. `dense`, or one of `METHODS`, with `-dlr` for the
-    residual, `-dlr-folded` for the fold at step 0, `-dlr-activations` for the literal equation (`layer` alone). `step`,
-    `memory` and `trainer` take each of these with an ending of `OTHERWISE` too."""
+    residual; behind it one or more of `VARIANTS`."""
 
     layers: int | None = None
     """Blocks, in place of the recipe's."""
@@ -78,9 +106,6 @@ class Settings:
     dtype: str | None = None
     """float32, or bfloat16: autocast in training, the weights themselves in `prefill` and `decode`. None: float32 on a
     CPU, bfloat16 on a GPU."""
-
-    compile: bool = False
-    """Run models through `torch.compile`; in `decode` with CUDA graphs."""
 
     profile: bool = False
     """Keep, of one more turn of each subject, which operators took its time."""
@@ -124,7 +149,7 @@ class Settings:
         return (self.dtype or ("float32" if self.device == "cpu" else "bfloat16")) == "bfloat16"
 
     def sizes(self) -> Recipe:
-        """The recipe with the sizes replaced.
+        """The recipe with the sizes replaced, and no variant of its own: a method is what its name says.
 
         Raises:
             ValueError: where there is no such recipe, or one without low-rank layers of one rank.
@@ -148,39 +173,59 @@ class Settings:
                 sequence_length=self.sequence_length or train.sequence_length,
                 dtype="bfloat16" if self.bfloat16 else "float32",
                 device="cpu" if self.device == "cpu" else "auto",
+                fold_at_start=False,
+                control=None,
+                activation_checkpointing=None,
+                chunked_loss=False,
             ),
         )
 
     def recipe_of(self, method: str) -> Recipe:
-        """The recipe of a method at these sizes; of one that is computed otherwise, that of what it computes.
+        """The recipe of a method at these sizes, its variants' settings among it.
 
         Raises:
-            ValueError: for a method that does not exist.
+            ValueError: for a method that does not exist, or that cannot be computed in this way.
         """
         recipe = self.sizes()
         assert recipe.low_rank is not None
         assert isinstance(recipe.low_rank.rank, int)
-        trained = self.benchmark in ("step", "memory", "trainer")
-        base, replaced = computed(method) if trained else (method, {})
-        name = base.removesuffix(AT_START).removesuffix(ON_ACTIVATIONS)
-        known = name in KINDS and (name == base or name.endswith(DLR))
-        if not known or (base.endswith(ON_ACTIVATIONS) and self.benchmark != "layer"):
-            raise ValueError(
-                f"{self.benchmark} knows no method {method!r}: there are {DENSE} and {', '.join(METHODS)}, these with "
-                f"{DLR} or {DLR}{AT_START}"
-                + (f" or {DLR}{ON_ACTIVATIONS}" if self.benchmark == "layer" else "")
-                + (f", each also with {' or '.join(OTHERWISE)}" if trained else "")
-            )
-        return derived(name, replace(recipe, low_rank=None), recipe.low_rank.rank).override(replaced)
+        kind, variants = split(method)
+        own = {name: variant for name, variant in VARIANTS.items() if self.benchmark in variant.benchmarks}
+        if kind not in KINDS or not all(
+            name in own and (kind.endswith(DLR) or not own[name].of_residual) for name in variants
+        ):
+            raise ValueError(f"{self.benchmark} knows no method {method!r}: {_known(own)}")
+        settings: dict[str, Any] = {}
+        for name in variants:
+            if twice := settings.keys() & own[name].settings.keys():
+                raise ValueError(
+                    f"{method} sets {', '.join(twice)} twice: leave out all but one of {' '.join(variants)}"
+                )
+            settings |= own[name].settings
+        recipe = derived(kind, replace(recipe, low_rank=None), recipe.low_rank.rank).override(settings)
+        if LATENTS in variants:
+            recompute_(outline(recipe, self.vocabulary_size()), recipe.train.activation_checkpointing)
+            if COMPILED in variants:
+                raise ValueError(f"{method}: blocks that keep their latents are not compiled")
+        return recipe
 
     def vocabulary_size(self) -> int:
         """Entries of embedding and head."""
         return vocabulary(self.sizes())
 
 
-def computed(method: str) -> tuple[str, dict[str, Any]]:
-    """A method without its ending of `OTHERWISE`, and the settings that the ending stands for."""
-    for ending, replaced in OTHERWISE.items():
-        if method.endswith(ending):
-            return method.removesuffix(ending), replaced
-    return method, {}
+def split(method: str) -> tuple[str, tuple[str, ...]]:
+    """A method's name without its variants, and these, in the order in which they stand."""
+    variants: list[str] = []
+    while last := next((name for name in VARIANTS if method.endswith(name)), None):
+        method = method.removesuffix(last)
+        variants.insert(0, last)
+    return method, tuple(variants)
+
+
+def _known(variants: Mapping[str, Variant]) -> str:
+    said = f"there are {DENSE} and {', '.join(METHODS)}, these with {DLR}"
+    for whose, of_residual in (("any", False), (f"those with {DLR}", True)):
+        names = [name for name, variant in variants.items() if variant.of_residual == of_residual]
+        said += f"; {whose} with {', '.join(names)}" if names else ""
+    return said

@@ -2,9 +2,10 @@
 
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
-from foldrank.bench.subjects import TrainedModel, fold_gates, otherwise_gates, start_gates
+from foldrank.bench.subjects import TrainedModel, gates, start_gates
 from foldrank.bench.turns import WARM_UP, in_turns, timed
 from foldrank.train.accounting import training_flops
+from foldrank.train.model import outline
 from foldrank.tree import count_parameters
 
 
@@ -14,21 +15,26 @@ def run(settings: Settings) -> Findings:
     Raises:
         ValueError: where the numerics gate fails.
     """
-    gates = fold_gates(settings) + otherwise_gates(settings)
+    passed = gates(settings)
     subjects = {method: TrainedModel(settings, method) for method in settings.subjects}
     for subject in subjects.values():
         for _ in range(WARM_UP):
             subject.step()
-    gates += start_gates(settings, subjects)
+    passed += start_gates(settings, subjects)
     turns = {method: timed(subject.step, settings.device) for method, subject in subjects.items()}
     figures = in_turns(turns, settings.rounds, profile=settings.profile)
     for method, subject in subjects.items():
-        flops = training_flops(subject.model, subject.recipe.train).total
+        train = subject.recipe.train
+        shape = outline(subject.recipe, settings.vocabulary_size())
+        flops = training_flops(shape, train, checkpointing=train.activation_checkpointing)
         speed = subject.tokens / figures[method]["seconds"]
         figures[method] |= {
             "parameters": count_parameters(subject.model),
             "tokens_per_second": speed,
-            "flops_per_token": flops,
-            "mfu": None if settings.peak_flops is None else flops * speed / settings.peak_flops,
+            "flops_per_token": flops.total,
+            # What is computed again is no use of the peak (PaLM, appendix B, arXiv 2204.02311).
+            "mfu": None
+            if settings.peak_flops is None
+            else (flops.total - flops.recomputed) * speed / settings.peak_flops,
         }
-    return Findings(cases={"step": figures}, gates=tuple(gates))
+    return Findings(cases={"step": figures}, gates=tuple(passed))

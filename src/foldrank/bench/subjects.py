@@ -1,16 +1,18 @@
-"""A model that is trained for a benchmark, and the gate that it must pass first."""
+"""A model that is trained for a benchmark, and the gates that it must pass first."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foldrank.anchor import fold_at_start_
+from foldrank.bench.activations import on_activations_
 from foldrank.bench.record import Gate
-from foldrank.bench.settings import AT_START, Settings, computed
+from foldrank.bench.settings import AT_START, COMPILED, ON_ACTIVATIONS, Settings, split
 from foldrank.fold import fold_
 from foldrank.train.model import build_model
 from foldrank.tree import low_rank_layers
@@ -18,17 +20,22 @@ from foldrank.tree import low_rank_layers
 LOSS_BOUND = {"float32": 1e-5, "bfloat16": 1e-2}
 """How far losses of the same model may be apart, in nats. Compilers round otherwise in bfloat16."""
 
+GRADIENT_BOUND = {"float32": 1e-5, "bfloat16": 5e-2}
+"""How far all gradients of the same model may be apart, over their norm."""
+
 
 class TrainedModel:
     """A method's model, its optimizer, and the batch it sees: the same random tokens for every method."""
 
     def __init__(self, settings: Settings, method: str) -> None:
         recipe = settings.recipe_of(method)
+        variants = split(method)[1]
         self.recipe = recipe
         self.device = settings.device
-        self.bfloat16 = settings.bfloat16
         self.model: PreTrainedModel = build_model(recipe, settings.vocabulary_size()).to(self.device)  # pyright: ignore[reportArgumentType]
-        decay = fold_at_start_(self.model) if computed(method)[0].endswith(AT_START) else None
+        decay = fold_at_start_(self.model) if recipe.train.fold_at_start else None
+        if ON_ACTIVATIONS in variants:
+            on_activations_(self.model)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-4, weight_decay=recipe.train.weight_decay, fused=True
         )
@@ -38,7 +45,7 @@ class TrainedModel:
         draw = torch.Generator().manual_seed(0)
         ids = torch.randint(settings.vocabulary_size(), shape, generator=draw).to(self.device)
         self.batch = {"input_ids": ids, "labels": ids}
-        self.called: Any = torch.compile(self.model) if settings.compile else self.model
+        self.called: Any = torch.compile(self.model) if COMPILED in variants else self.model
 
     @property
     def tokens(self) -> int:
@@ -51,10 +58,65 @@ class TrainedModel:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def outcome(self) -> tuple[Tensor, list[Tensor]]:
+        """The loss and all gradients; none are left in the model."""
+        loss = self.loss()
+        loss.backward()
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        self.optimizer.zero_grad()
+        return loss.detach(), gradients
+
     def loss(self) -> Tensor:
         """Mean loss on the benchmark's tokens."""
-        with autocast(self.device, enabled=self.bfloat16):
+        with autocast(self.device, enabled=self.recipe.train.dtype == "bfloat16"):
             return self.called(**self.batch, use_cache=False).loss
+
+
+def gates(settings: Settings) -> list[Gate]:
+    """What holds before the first step.
+
+    Raises:
+        ValueError: where it does not.
+    """
+    return fold_gates(settings) + variant_gates(settings)
+
+
+def variant_gates(settings: Settings) -> list[Gate]:
+    """That each method that is computed otherwise gives the loss and all gradients of the method itself.
+
+    Raises:
+        ValueError: where one does not.
+    """
+    found, outcomes = [], {}
+    for method in dict.fromkeys(settings.subjects):
+        kind = split(method)[0]
+        if method != kind:
+            if kind not in outcomes:
+                outcomes[kind] = TrainedModel(settings, kind).outcome()
+            found += outcome_gates(settings, method, TrainedModel(settings, method).outcome(), outcomes[kind])
+    return found
+
+
+def outcome_gates(
+    settings: Settings, method: str, outcome: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]
+) -> list[Gate]:
+    """That loss and gradients of a method are those expected.
+
+    Raises:
+        ValueError: where they are not.
+    """
+    (loss, gradients), (expected_loss, expected_gradients) = outcome, expected
+    what = f"of {method} and {split(method)[0]}"
+    return [
+        _gate(settings, method, f"losses {what}", float((loss - expected_loss).abs())),
+        _gate(settings, method, f"gradients {what}", _apart(gradients, expected_gradients), GRADIENT_BOUND),
+    ]
+
+
+def _apart(tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The norm of the difference of all tensors, over their norm."""
+    differences = [one - other for one, other in zip(tensors, expected, strict=True)]
+    return float(nn.utils.get_total_norm(differences) / nn.utils.get_total_norm(expected))
 
 
 def fold_gates(settings: Settings) -> list[Gate]:
@@ -64,7 +126,7 @@ def fold_gates(settings: Settings) -> list[Gate]:
         ValueError: where one does not.
     """
     found = []
-    for method in dict.fromkeys(computed(method)[0].removesuffix(AT_START) for method in settings.subjects):
+    for method in dict.fromkeys(split(method)[0] for method in settings.subjects):
         subject = TrainedModel(settings, method)
         if all(layer.residual is None for layer in low_rank_layers(subject.model).values()):
             continue
@@ -73,40 +135,8 @@ def fold_gates(settings: Settings) -> list[Gate]:
             subject.model = subject.called = copy.deepcopy(subject.model)
             fold_(subject.model)
             difference = float((subject.loss() - before).abs())
-        found.append(_gate(settings, f"losses of {method} before and after the fold", difference))
+        found.append(_gate(settings, method, f"losses of {method} before and after the fold", difference))
     return found
-
-
-def otherwise_gates(settings: Settings) -> list[Gate]:
-    """That a method that is computed otherwise gives the loss and the gradients of the same method as it is.
-
-    The gradients of all parameters are compared at once: the norm of their difference over their norm.
-
-    Raises:
-        ValueError: where it does not.
-    """
-    found = []
-    for method in settings.subjects:
-        base, replaced = computed(method)
-        if not replaced:
-            continue
-        (loss, gradients), (other_loss, other_gradients) = (
-            _loss_and_gradients(TrainedModel(settings, name)) for name in (method, base)
-        )
-        difference = float((loss - other_loss).abs())
-        found.append(_gate(settings, f"losses of {method} and {base}", difference))
-        apart, norm = (
-            sum(float(tensor.double().square().sum()) for tensor in tensors) ** 0.5
-            for tensors in (map(torch.sub, gradients, other_gradients), other_gradients)
-        )
-        found.append(_gate(settings, f"gradients of {method} and {base}", apart / norm))
-    return found
-
-
-def _loss_and_gradients(subject: TrainedModel) -> tuple[Tensor, list[Tensor]]:
-    loss = subject.loss()
-    loss.backward()
-    return loss.detach(), [parameter.grad for parameter in subject.model.parameters() if parameter.grad is not None]
 
 
 def start_gates(settings: Settings, subjects: dict[str, TrainedModel]) -> list[Gate]:
@@ -118,19 +148,17 @@ def start_gates(settings: Settings, subjects: dict[str, TrainedModel]) -> list[G
     found = []
     with torch.no_grad():
         for method, subject in subjects.items():
-            other = subjects.get(method.removesuffix(AT_START))
+            other = subjects.get(method.replace(AT_START, ""))
             if other is not None and other is not subject:
                 difference = float((subject.loss() - other.loss()).abs())
-                found.append(
-                    _gate(settings, f"losses of {method} and of the residual form after some steps", difference)
-                )
+                what = f"losses of {method} and of the residual form after some steps"
+                found.append(_gate(settings, method, what, difference))
     return found
 
 
-def _gate(settings: Settings, what: str, difference: float) -> Gate:
-    return Gate(
-        what=what, difference=difference, bound=LOSS_BOUND["bfloat16" if settings.bfloat16 else "float32"]
-    ).check()
+def _gate(settings: Settings, method: str, what: str, difference: float, bounds: dict[str, float] = LOSS_BOUND) -> Gate:
+    bound = bounds[settings.recipe_of(method).train.dtype]
+    return Gate(what=what, difference=difference, bound=bound).check()
 
 
 def autocast(device: str, *, enabled: bool) -> AbstractContextManager[Any]:

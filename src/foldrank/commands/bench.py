@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "benchmarks:\n" + "\n".join(f"  {name:8} {summary}" for name, summary in BENCHMARKS.items())
     parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="one of those below")
     parser.add_argument("--recipe", metavar="NAME", help="a low-rank recipe, for its sizes (default: demo)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="the baseline first: dense cola cola-dlr ...")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="the baseline first: dense cola cola-dlr cola-dlr-latents ..."
+    )
     for name, help_text in (
         ("layers", "blocks, in place of the recipe's"),
         ("vocabulary", "entries of embedding and head, in place of the recipe's"),
@@ -35,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, metavar="N", help=help_text)
     parser.add_argument("--device", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32 on a CPU, bfloat16 on a GPU)")
-    parser.add_argument("--compile", action="store_true", help="through torch.compile; decode: with CUDA graphs")
     parser.add_argument("--profile", action="store_true", help="keep where the time of one more turn of each goes")
     parser.add_argument("--note", metavar="TEXT", help="a remark to stand below the record's table")
     parser.add_argument(
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     names = ("benchmark", "recipe", "methods", "layers", "vocabulary", "batch_size", "sequence_length", "new_tokens")
-    names += ("steps", "shards", "rounds", "device", "dtype", "compile", "profile", "note", "peak_flops")
+    names += ("steps", "shards", "rounds", "device", "dtype", "profile", "note", "peak_flops")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     settings = Settings(**given)
     for method in settings.subjects:

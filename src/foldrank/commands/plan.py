@@ -16,7 +16,8 @@ GIB = 1 << 30
 
 NOTES = (
     "FLOPs: 6 N + 12 L d T per token (PaLM, appendix B, arXiv 2204.02311), N the weights of the matrices that "
-    "multiply, of a low-rank layer its two factors; with checkpointing the blocks count 8 N (arXiv 2104.04473).",
+    "multiply, of a low-rank layer its two factors; where blocks are computed again they count 8 N "
+    "(arXiv 2104.04473), their down-projections 6 N where the latents are kept (CoLA-M, arXiv 2502.10940).",
     "Hours: FLOPs over GPUs x peak x MFU, the recomputation included; evaluation and saving not.",
     "Memory: an upper bound without the allocator's fragmentation and the CUDA context, so leave room. float32 "
     "weights, gradients and AdamW averages (arXiv 1910.02054); activations as autograd keeps them with a flash "
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the plan."""
     from foldrank.train.accounting import factors, memory, parameters, training_flops
     from foldrank.train.model import dense_parameters, outline
+    from foldrank.train.recipe import Checkpointing
+    from foldrank.train.recomputation import recompute_, without_latents
 
     gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, arguments.mfu, arguments.gpu_memory
     if gpus < 1:
@@ -65,12 +68,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = recipe_from(arguments)
     train = recipe.train
     model = outline(recipe)
+    recompute_(model, train.activation_checkpointing)  # refuses what cannot be trained
+    ways: list[Checkpointing | None] = [None, "block"] if without_latents(model) else [None, "latents", "block"]
     trained = parameters(model)
     tokens_per_step = train.batch_size * train.sequence_length
     micro_batch = train.sequences_per_forward(gpus)
 
     flops, uses = [], []
-    for checkpointing in (False, True):
+    for checkpointing in ways:
         per_token = training_flops(model, train, gpus=gpus, checkpointing=checkpointing)
         per_step = per_token.total * tokens_per_step
         flops.append(
@@ -82,7 +87,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             }
         )
     for sharded in (False, True) if gpus > 1 else (False,):
-        for checkpointing in (False, True):
+        for checkpointing in ways:
             used = memory(model, train, gpus=gpus, sharded=sharded, checkpointing=checkpointing)
             uses.append(
                 {
@@ -160,6 +165,7 @@ def _columns(title: str, ways: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column()
     for way in ways:
-        extra = "checkpointing" if way["activation_checkpointing"] else ""
+        kept = way["activation_checkpointing"]
+        extra = f"checkpointing:\n{kept}" if kept else ""
         table.add_column("\n".join(filter(None, (way.get("strategy", ""), extra))), justify="right", vertical="bottom")
     return table

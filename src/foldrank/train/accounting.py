@@ -9,7 +9,8 @@ FLOPs per token (a multiplication and an addition are 2)
                        the causal mask, as there)
     + 2 N + 4 L d T    of the blocks, where activation checkpointing computes them again (arXiv 2104.04473); less the
                        last matrix of each block: PyTorch stops before the product, which the backward pass does not
-                       need (with a residual, behind it)
+                       need (with a residual, behind it); where the latents are kept, less the down-projections too
+                       (CoLA-M, arXiv 2502.10940)
     SLTrain's layers multiply by one matrix of d_in d_out weights. Making it in both passes and the gradients of its
     factors are 8 r d_in d_out / n, and 2 r d_in d_out / n where activation checkpointing makes it again.
     The residual, one addition per output feature and pass, is not counted.
@@ -23,6 +24,9 @@ listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each t
     4 d w + 4 H        q, k, v, output of attention; its log-sum-exp
     4 f w              gate, SiLU(gate), up, their product
     r w                the latent of each low-rank layer; twice where the activation needs its input again (SiLU, GELU)
+with activation checkpointing
+    4 d                its input, in float32
+    r w                where the latents are kept, A x of each low-rank layer
 and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. In bfloat16
 it also keeps copies of the weights, but of an up-projection with a residual: B + c R is made anew where it is needed.
 With `train.chunked_loss` the gradient of the head's weight, 4 V d in all, takes the place of the log-probabilities, and
@@ -38,7 +42,7 @@ from transformers import PreTrainedModel
 from foldrank.linear import LowRankLinear
 from foldrank.sparse import SparseLowRankLinear
 from foldrank.train import chunked_loss
-from foldrank.train.recipe import TrainConfig
+from foldrank.train.recipe import Checkpointing, TrainConfig
 from foldrank.tree import count_parameters, low_rank_layers
 
 KEEPS_INPUT = ("silu", "gelu")
@@ -96,7 +100,7 @@ class Memory(_Parts):
     weight_copies: int
     """Weights cast to bfloat16."""
     blocks: int
-    """What the blocks keep for the backward pass; with activation checkpointing their inputs."""
+    """What the blocks keep for the backward pass; with activation checkpointing their inputs, or these and latents."""
     head_and_loss: int
     """What the last norm, the head and the loss keep."""
     working: int
@@ -123,7 +127,11 @@ def factors(model: PreTrainedModel) -> dict[str, int]:
 
 
 def flops_per_token(
-    model: PreTrainedModel, sequence_length: int, *, tokens_per_pass: int | None = None, checkpointing: bool = False
+    model: PreTrainedModel,
+    sequence_length: int,
+    *,
+    tokens_per_pass: int | None = None,
+    checkpointing: Checkpointing | None = None,
 ) -> Flops:
     """FLOPs that one token costs in training (top of this file).
 
@@ -131,11 +139,13 @@ def flops_per_token(
         model: the recipe's model, on any device.
         sequence_length: T.
         tokens_per_pass: n, among which what is done once per pass is shared out; None: so many that it does not count.
-        checkpointing: keep only the input of each block and compute the rest again.
+        checkpointing: what each block keeps, while the rest is computed again; None: everything.
     """
     blocks = _blocks(model)
     scores = len(blocks) * model.config.hidden_size * sequence_length
     recomputed = sum(_products(block) - _last_product(block) for block in blocks)
+    if checkpointing == "latents":
+        recomputed -= sum(layer.down.weight.numel() for block in blocks for layer in _with_latents(block))
     sums = sum(layer.rank * layer.in_features * layer.out_features for layer in _sparse(model))
     per_pass = 0 if tokens_per_pass is None else sums // tokens_per_pass
     return Flops(
@@ -145,7 +155,9 @@ def flops_per_token(
     )
 
 
-def training_flops(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, checkpointing: bool = False) -> Flops:
+def training_flops(
+    model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, checkpointing: Checkpointing | None = None
+) -> Flops:
     """FLOPs that one token costs in a run with these settings: `flops_per_token` with the tokens of its forward pass.
 
     Args:
@@ -162,7 +174,12 @@ def training_flops(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1,
 
 
 def memory(
-    model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, sharded: bool = False, checkpointing: bool = False
+    model: PreTrainedModel,
+    train: TrainConfig,
+    *,
+    gpus: int = 1,
+    sharded: bool = False,
+    checkpointing: Checkpointing | None = None,
 ) -> Memory:
     """Bytes on each GPU (top of this file).
 
@@ -175,7 +192,7 @@ def memory(
         train: its training settings.
         gpus: processes, each with one GPU.
         sharded: FSDP, everything sharded, instead of DDP.
-        checkpointing: keep only the input of each block and compute the rest again.
+        checkpointing: as `flops_per_token`.
 
     Raises:
         ValueError: where a step's sequences cannot be shared out among the GPUs.
@@ -207,14 +224,20 @@ def memory(
         working = 2 * 4 * vocabulary * tokens
     # Two gradients of the width of an MLP; with checkpointing the block is computed again. What the head kept is gone.
     in_a_block = 2 * width * model.config.intermediate_size * tokens - head_and_loss
-    working = max(working, in_a_block + (max(kept) if checkpointing else 0))
+    if checkpointing:
+        latents = [0] * len(blocks)
+        if checkpointing == "latents":
+            latents = [tokens * width * sum(layer.rank for layer in _with_latents(block)) for block in blocks]
+        in_a_block += max(whole - latent for whole, latent in zip(kept, latents, strict=True))
+        kept = [4 * d * tokens + latent for latent in latents]
+    working = max(working, in_a_block)
     return Memory(
         weights=_share(4 * count, shards) + sum(layer.rows.nbytes + layer.columns.nbytes for layer in _sparse(model)),
         gradients=_share(4 * count, shards),
         optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
         communication=communication,
         weight_copies=2 * copied if width == 2 and not sharded else 0,
-        blocks=len(blocks) * 4 * d * tokens if checkpointing else sum(kept),
+        blocks=sum(kept),
         head_and_loss=head_and_loss,
         working=working,
     )
@@ -264,8 +287,7 @@ def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
     """Bytes that a block keeps of each token."""
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     inputs = 5 if width == 2 else 2
-    with_latents = [layer for layer in _low_rank(block) if not isinstance(layer, SparseLowRankLinear)]
-    latents = sum(layer.rank * (1 + (layer.activation_name in KEEPS_INPUT)) for layer in with_latents)
+    latents = sum(layer.rank * (1 + (layer.activation_name in KEEPS_INPUT)) for layer in _with_latents(block))
     return 2 * (2 * d + 1) * 4 + (inputs + 4) * d * width + 4 * heads + 4 * f * width + latents * width
 
 
@@ -289,6 +311,10 @@ def _low_rank(module: nn.Module) -> list[LowRankLinear]:
 
 def _sparse(module: nn.Module) -> list[SparseLowRankLinear]:
     return [layer for layer in _low_rank(module) if isinstance(layer, SparseLowRankLinear)]
+
+
+def _with_latents(module: nn.Module) -> list[LowRankLinear]:
+    return [layer for layer in _low_rank(module) if not isinstance(layer, SparseLowRankLinear)]
 
 
 def _share(total: int, shards: int) -> int:

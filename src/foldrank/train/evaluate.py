@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,8 @@ def continue_text(
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.eos_token_id}
     how |= {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature else {"do_sample": False}
-    generated: Any = model.generate(**inputs, **how)  # pyright: ignore[reportCallIssue]
+    with _eval_mode(model):  # in training mode a model with activation checkpointing sees one token alone
+        generated: Any = model.generate(**inputs, **how)  # pyright: ignore[reportCallIssue]
     return str(tokenizer.decode(generated[0], skip_special_tokens=True))
 
 
@@ -153,10 +155,16 @@ def _exp(loss: float) -> float:
 
 def _batches(model: nn.Module, sequences: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:
     device = next(model.parameters()).device
+    with _eval_mode(model):
+        for batch in DataLoader(sequences, batch_size=batch_size):
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        for batch in DataLoader(sequences, batch_size=batch_size):
-            yield {name: tensor.to(device) for name, tensor in batch.items()}
+        yield
     finally:
         model.train(was_training)

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
 from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.recipe import Recipe
+from foldrank.train.recomputation import recompute_
 from foldrank.tree import count_parameters
 
 
@@ -17,13 +18,17 @@ def build_model(
 ) -> PreTrainedModel:
     """The recipe's model with fresh weights, float32; with one seed, layers that are not low-rank start equal.
 
+    What it keeps for the backward pass is as the recipe says (`activation_checkpointing`).
+
     Raises:
-        ValueError: where the low-rank settings do not fit the architecture.
+        ValueError: where the low-rank settings do not fit the architecture, or latents are to be kept and there are
+            none.
     """
     set_seed(recipe.seed)
     model = _build(recipe, vocab_size, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
     if recipe.train.chunked_loss:
         chunk_loss_(model)
+    recompute_(model, recipe.train.activation_checkpointing)
     return model
 
 

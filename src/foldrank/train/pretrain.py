@@ -25,6 +25,7 @@ from foldrank.train.controls import start_as_control_
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
 from foldrank.train.model import build_model, dense_parameters, outline, vocabulary
 from foldrank.train.recipe import Recipe, changes, load_recipe
+from foldrank.train.recomputation import recompute_
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.tree import count_parameters
 
@@ -82,7 +83,9 @@ def pretrain(
     if not resume:
         check_free(out, overwrite=overwrite)
     # Settings that do not fit are refused before anything slow begins; the vocabulary matters to none of them.
-    outline(recipe, recipe.model.vocab_size or recipe.data.vocab_size)
+    recompute_(
+        outline(recipe, recipe.model.vocab_size or recipe.data.vocab_size), recipe.train.activation_checkpointing
+    )
     arguments = training_arguments(recipe, out)
     with processes.main_process_first():
         data = open_data(recipe.data, progress)

@@ -14,6 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from foldrank.config import STRICT, LowRankConfig
 from foldrank.data.config import DataConfig, Layout
 
+Checkpointing = Literal["block", "latents"]
+"""What activation checkpointing keeps of a block: its input, or its input and latents (train/recomputation.py)."""
+
 Control = Literal["folded", "scaled", "random", "orthogonal"]
 """Starts that stand in for the residual, see train/controls.py."""
 
@@ -80,8 +83,9 @@ class TrainConfig:
     micro_batch_size: int | None = None
     """Sequences per forward pass and process, at most; None: as many as a step needs."""
 
-    activation_checkpointing: bool = False
-    """Keep only the input of each block for the backward pass and compute the rest again: less memory, more time."""
+    activation_checkpointing: Checkpointing | None = None
+    """What each block keeps for the backward pass, which computes the rest again: block, its input alone: least memory,
+    most time; latents, its input and the latents of its low-rank layers (train/recomputation.py); None: everything."""
 
     chunked_loss: bool = False
     """Compute head and loss by chunks of tokens (fused linear cross-entropy): the same loss, without the logits of a

@@ -141,7 +141,7 @@ class PretrainTrainer(Trainer):
 
 
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
-    """The recipe in `Trainer`'s terms."""
+    """The recipe in `Trainer`'s terms. Activation checkpointing is not among them: the model has it (`build_model`)."""
     train = recipe.train
     known = get_available_reporting_integrations()
     if missing := [name for name in train.report_to if name not in known]:
@@ -159,7 +159,6 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         adam_beta1=train.betas[0],
         adam_beta2=train.betas[1],
         max_grad_norm=train.max_grad_norm,
-        activation_checkpointing=train.activation_checkpointing,
         eval_strategy="steps",
         eval_steps=train.eval_every,
         logging_steps=train.log_every,
