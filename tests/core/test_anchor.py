@@ -27,13 +27,13 @@ def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(8, 12, **draw), torch.randn(8, 7, **draw)) for _ in range(steps)]
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
-    """Warm-up, cosine, clipping: losses of each step."""
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, share: slice = slice(None)) -> list[float]:
+    """Warm-up, cosine, clipping: losses of each step, on a share of each batch."""
     cycled = "betas" in optimizer.defaults  # a cycled momentum would be given to plain SGD too
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps, cycle_momentum=cycled)
     losses = []
     for x, y in batches(steps):
-        loss = (model(x) - y).square().mean()
+        loss = (model(x[share]) - y[share]).square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.3)
         optimizer.step()
