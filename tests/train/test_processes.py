@@ -1,4 +1,4 @@
-"""The same command under torchrun: the same run, shared by two processes."""
+"""The same command under torchrun: the same run, shared by two processes, folded at its end or at its start."""
 
 import json
 import random
@@ -30,6 +30,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
             "eval_every": 4,
             "save_every": 4,
             "device": "cpu",
+            "weight_decay": 3.0,  # strong, so that one without its anchor would show in these few steps
         },
     }
     recipe = tmp_path / "tiny.yaml"
@@ -37,15 +38,21 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
     command = ["-m", "foldrank.cli", "pretrain", str(recipe), "--json", "--out"]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
     results = []
-    for name, launcher in (("one", []), ("two", launch)):
+    at_start = ["--train.fold_at_start", "true"]
+    for name, launcher, options in (("one", [], []), ("two", launch, []), ("two at start", launch, at_start)):
         done = subprocess.run(
-            [sys.executable, *launcher, *command, str(tmp_path / name)], capture_output=True, text=True, check=False
+            [sys.executable, *launcher, *command, str(tmp_path / name), *options],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))  # one object, although two processes ran
-    one, two = results
-    assert two["val_tokens"] == one["val_tokens"]
-    for key in ("val_loss", "val_loss_folded"):
-        assert two[key] == pytest.approx(one[key], rel=1e-5)
+    one, *others = results
     losses = [[row["train_loss"] for row in result["history"]] for result in results]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for other, its_losses in zip(others, losses[1:], strict=True):
+        assert other["val_tokens"] == one["val_tokens"]
+        for key in ("val_loss", "val_loss_folded"):
+            assert other[key] == pytest.approx(one[key], rel=1e-5)
+        assert its_losses == pytest.approx(losses[0], rel=1e-4)
+    assert [result["folded_layers"] for result in results] == [14, 14, 0]
