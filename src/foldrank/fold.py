@@ -117,8 +117,7 @@ def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: for a weight or alpha that is not finite, a spec that is damaged, or a residual that is not whole.
     """
     plan = fold_plan(state_dict)
-    if orphans := plan.keys() - state_dict.keys():
-        raise ValueError(f"this state dict has a residual or a scale but no {min(orphans)}: it is not whole")
+    check_whole(plan, state_dict)
     dropped = unfolded_keys(state_dict)
     return {
         folded_key(key) if key in plan else key: plan[key](value) if key in plan else value
@@ -156,6 +155,16 @@ def fold_plan(unfolded_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
             found = read(unfolded_tensors, key.removesuffix(SPEC))
             how.setdefault(match["layer"] + "up.weight", {"alpha": 0.0}).update(found)
     return {weight: partial(_fold_named, weight, **settings) for weight, settings in how.items()}
+
+
+def check_whole(plan: Iterable[str], keys: Iterable[str]) -> None:
+    """Refuses a state dict with these keys that lacks a weight of its `fold_plan`.
+
+    Raises:
+        ValueError: naming the weight.
+    """
+    if orphans := set(plan) - set(keys):
+        raise ValueError(f"this state dict has a residual or a scale but no {min(orphans)}: it is not whole")
 
 
 def _residual_settings(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:

@@ -53,6 +53,9 @@ OPTIMIZERS = {
     "NAdamW": lambda model: torch.optim.NAdam(
         model.parameters(), lr=0.02, weight_decay=0.5, decoupled_weight_decay=True
     ),
+    "RAdamW": lambda model: torch.optim.RAdam(
+        model.parameters(), lr=0.02, weight_decay=0.5, decoupled_weight_decay=True
+    ),
     "Muon": lambda model: torch.optim.Muon(matrices(model), lr=0.02, weight_decay=0.5, momentum=0.9),
     "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.02, weight_decay=0.5),
     "no decay": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0),

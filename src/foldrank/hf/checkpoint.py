@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from foldrank.config import LowRankConfig
-from foldrank.fold import fold_plan, folded_key, unfolded_keys
+from foldrank.fold import check_whole, fold_plan, folded_key, unfolded_keys
 from foldrank.hf.base import check_loaded
 from foldrank.hf.rewrite import rewrite
 from foldrank.hf.travel import auto_map, travels, write_modeling
@@ -160,6 +160,7 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
             dropped = unfolded_keys(homes)
             # Copies, because a tensor keeps the whole file mapped that it was read from.
             plan = fold_plan({name: homes[name].get_tensor(name).clone() for name in dropped})
+        check_whole(plan, homes)
         kept = {
             file: {name: folded_key(name) if name in plan else name for name in names if name not in dropped}
             for file, names in held.items()
