@@ -51,7 +51,7 @@ class AnchoredDecay:
 
     Works through the optimizer's own step hook: right under learning-rate schedules, gradient clipping, skipped steps
     of mixed precision, `Trainer`, DDP, FSDP2 and resuming. The optimizer must decay as AdamW does, by
-    lr * weight_decay.
+    lr * weight_decay; plain SGD does so too, as long as it has no momentum.
     """
 
     def __init__(self, anchors: list[_Anchor]) -> None:
@@ -65,21 +65,25 @@ class AnchoredDecay:
                 a later step.
         """
         self._rates(optimizer)
-        if _decays_gradients(optimizer):
-            raise ValueError(
-                f"this {type(optimizer).__name__} adds its weight decay to the gradient: fold after training, or take "
-                "an optimizer with decoupled decay, such as AdamW"
-            )
         return optimizer.register_step_post_hook(self._pull)
 
     @torch.no_grad()
     def _pull(self, optimizer: Optimizer, *_: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer skips by itself what GradScaler tells it to
+        if skipped is not None and skipped.any():
+            return
         for anchor, rate in zip(self._anchors, self._rates(optimizer), strict=True):
             if rate and anchor.layer.up.weight.grad is not None:
                 anchor.pull(rate)
 
     def _rates(self, optimizer: Optimizer) -> list[float]:
         """Of each anchored weight, lr * weight_decay."""
+        # At each step, since a schedule may turn on a decay or a momentum.
+        if _averages_decay(optimizer):
+            raise ValueError(
+                f"this {type(optimizer).__name__} adds its weight decay to the gradient: fold after training, or take "
+                "an optimizer with decoupled decay, such as AdamW"
+            )
         rates = {
             id(parameter): float(group["lr"]) * float(group.get("weight_decay", 0.0))
             for group in optimizer.param_groups
@@ -94,10 +98,16 @@ class AnchoredDecay:
         return [rates[id(weight)] for weight in weights]
 
 
-def _decays_gradients(optimizer: Optimizer) -> bool:
-    coupled = (optim.SGD, optim.ASGD, optim.RMSprop, optim.Rprop, optim.Adagrad, optim.Adadelta, optim.Adamax)
-    decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
-    return any(isinstance(optimizer, coupled) or not group.get("decoupled_weight_decay", True) for group in decaying)
+def _averages_decay(optimizer: Optimizer) -> bool:
+    """Whether it decays through a gradient that it averages or scales. Plain SGD does neither and decays by lr wd."""
+    coupled = (optim.ASGD, optim.RMSprop, optim.Rprop, optim.Adagrad, optim.Adadelta, optim.Adamax)
+    return any(
+        isinstance(optimizer, coupled)
+        or (isinstance(optimizer, optim.SGD) and bool(group["momentum"]))
+        or not group.get("decoupled_weight_decay", True)
+        for group in optimizer.param_groups
+        if group.get("weight_decay")
+    )
 
 
 def fold_at_start_(model: nn.Module) -> AnchoredDecay:

@@ -1,7 +1,8 @@
 """Fold at step 0 with anchored decay equals training with the residual."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,12 +27,13 @@ def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(8, 12, **draw), torch.randn(8, 7, **draw)) for _ in range(steps)]
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
-    """Warm-up, cosine, clipping: losses of each step."""
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps)
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, share: slice = slice(None)) -> list[float]:
+    """Warm-up, cosine, clipping: losses of each step, on a share of each batch."""
+    cycled = "betas" in optimizer.defaults  # a cycled momentum would be given to plain SGD too
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps, cycle_momentum=cycled)
     losses = []
     for x, y in batches(steps):
-        loss = (model(x) - y).square().mean()
+        loss = (model(x[share]) - y[share]).square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.3)
         optimizer.step()
@@ -41,12 +43,21 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> lis
     return losses
 
 
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.dim() == 2]
+
+
 OPTIMIZERS = {
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.5),
     "fused AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.5, fused=True),
     "NAdamW": lambda model: torch.optim.NAdam(
         model.parameters(), lr=0.02, weight_decay=0.5, decoupled_weight_decay=True
     ),
+    "RAdamW": lambda model: torch.optim.RAdam(
+        model.parameters(), lr=0.02, weight_decay=0.5, decoupled_weight_decay=True
+    ),
+    "Muon": lambda model: torch.optim.Muon(matrices(model), lr=0.02, weight_decay=0.5, momentum=0.9),
+    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.02, weight_decay=0.5),
     "no decay": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0),
 }
 
@@ -100,10 +111,44 @@ def test_refuses_what_it_cannot_do() -> None:
         fold_at_start_(model).attach(torch.optim.AdamW(build(ResidualConfig()).parameters()))
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam, torch.optim.SGD])
+def momentum(parameters: Iterator[nn.Parameter], **how: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, momentum=0.9, **how)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam, momentum])
 def test_refuses_decay_through_the_gradient(kind: Callable[..., torch.optim.Optimizer]) -> None:
     model = build(ResidualConfig())
     decay = fold_at_start_(model)
     with pytest.raises(ValueError, match="adds its weight decay to the gradient"):
         decay.attach(kind(model.parameters(), lr=0.02, weight_decay=0.5))
     decay.attach(kind(model.parameters(), lr=0.02, weight_decay=0.0))
+
+
+def test_refuses_a_momentum_that_a_schedule_turns_on() -> None:
+    model = build(ResidualConfig())
+    decay = fold_at_start_(model)
+    optimizer = OPTIMIZERS["SGD"](model)
+    decay.attach(optimizer)
+    train(model, optimizer, 2)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    with pytest.raises(ValueError, match="adds its weight decay to the gradient"):
+        train(model, optimizer, 1)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "fused AdamW"])
+def test_a_step_that_mixed_precision_skips_pulls_at_nothing(optimizer: str) -> None:
+    model = build(ResidualConfig(alpha=0.7))
+    decay = fold_at_start_(model)
+    anchored_optimizer = OPTIMIZERS[optimizer](model)
+    decay.attach(anchored_optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    moved = []
+    for entry in (1.0, float("inf"), 1.0):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        x, y = batches(1)[0]
+        scaler.scale((model(x) - y).square().mean() * entry).backward()
+        scaler.step(anchored_optimizer)
+        scaler.update()
+        anchored_optimizer.zero_grad()
+        moved.append(not all(map(torch.equal, before, model.parameters())))
+    assert moved == [True, False, True]

@@ -278,3 +278,17 @@ def test_fold_weight_takes_alpha_as_a_tensor() -> None:
 def test_fold_weight_refuses(weight: Tensor, kwargs: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         fold_weight(weight, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found_wherever_it_stands(bad: float, dtype: torch.dtype) -> None:
+    weight = torch.full(
+        (5, 29), torch.finfo(dtype).max, dtype=dtype
+    )  # the largest numbers, whose sum would be infinite
+    fold_weight(weight, alpha=0.0)
+    for place in range(weight.numel()):
+        damaged = weight.clone()
+        damaged.view(-1)[place] = bad
+        with pytest.raises(ValueError, match="weight holds NaN or infinity"):
+            fold_weight(damaged)

@@ -1,4 +1,4 @@
-"""Under FSDP2 with real shards, in two processes: residual, anchored decay and fold are those of one process."""
+"""In two processes, under DDP and under FSDP2 with real shards: residual, anchored decay and fold are those of one."""
 
 import json
 import subprocess
@@ -30,6 +30,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("case", [*(f"anchored {expansion}" for expansion in EXPANSIONS), "anchored after", "late"])
 def test_anchored_decay_equals_the_residual_unsharded(found: dict[str, Any], case: str) -> None:
     assert found[case] < ROUNDING
+
+
+@pytest.mark.parametrize("case", EXPANSIONS)
+def test_under_ddp_both_forms_equal_the_residual_in_one_process(found: dict[str, Any], case: str) -> None:
+    anchored, residual = found[f"parallel {case}"]
+    assert anchored < ROUNDING
+    assert residual < ROUNDING
 
 
 @pytest.mark.parametrize("case", [*EXPANSIONS, "trainable"])

@@ -152,6 +152,17 @@ def test_weights_that_are_not_finite_leave_nothing_behind(bad: float, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["unfolded"]
 
 
+def test_a_residual_without_its_weight_is_refused(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path / "unfolded")
+    file = tmp_path / "unfolded" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.up.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"no model\.layers\.1\.mlp\.up_proj\.up\.weight: it is not whole"):
+        fold_checkpoint(tmp_path / "unfolded", tmp_path / "folded")
+    assert [path.name for path in tmp_path.iterdir()] == ["unfolded"]
+
+
 def test_other_files_of_the_checkpoint_come_along(tmp_path: Path) -> None:
     trained().save_pretrained(tmp_path / "unfolded")
     (tmp_path / "unfolded" / "tokenizer.json").write_text("{}")

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -24,8 +22,9 @@ from transformers import (
 )
 
 from foldrank.config import LowRankConfig
-from foldrank.fold import fold_plan, unfolded_keys
+from foldrank.fold import check_whole, fold_plan, folded_key, unfolded_keys
 from foldrank.hf.base import check_loaded
+from foldrank.hf.rewrite import rewrite
 from foldrank.hf.travel import auto_map, travels, write_modeling
 from foldrank.linear import MAPS
 
@@ -137,7 +136,7 @@ def check(folder: Path) -> None:
 
 
 def fold_checkpoint(folder: Path, out: Path) -> int:
-    """Folds a checkpoint into the new folder `out`, file by file, so that one file's tensors are in memory at a time.
+    """Folds a checkpoint into the new folder `out`, with one tensor in memory at a time.
 
     Returns:
         The number of layers folded.
@@ -156,20 +155,19 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
     work.mkdir(parents=True)
     try:
         with _weights(folder) as files:
-            homes = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+            held = {file: list(weights.keys()) for file, weights in files.items()}
+            homes = {name: files[file] for file, names in held.items() for name in names}
             dropped = unfolded_keys(homes)
             # Copies, because a tensor keeps the whole file mapped that it was read from.
             plan = fold_plan({name: homes[name].get_tensor(name).clone() for name in dropped})
-        weight_map, total = {}, 0
-        for file in weight_files(folder):
-            with _opened(file) as weights:
-                kept = [name for name in weights.keys() if name not in dropped]  # noqa: SIM118
-                tensors = {name: plan.get(name, _unchanged)(weights.get_tensor(name)) for name in kept}
-                _save(tensors, work / file.name)
-                total += sum(tensor.nbytes for tensor in tensors.values())
-                weight_map |= dict.fromkeys(kept, file.name)
-                del tensors
+        check_whole(plan, homes)
+        kept = {
+            file: {name: folded_key(name) if name in plan else name for name in names if name not in dropped}
+            for file, names in held.items()
+        }
+        total = sum(rewrite(folder / file, work / file, names=names, changes=plan) for file, names in kept.items())
         if (folder / INDEX).exists():
+            weight_map = {name: file for file, names in kept.items() for name in names.values()}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         written = {file.name for file in work.iterdir()}
@@ -187,17 +185,6 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return len(plan)
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    try:
-        save_file(tensors, file, metadata={"format": "pt"})
-    except SafetensorError as error:  # of a full disk
-        raise OSError(f"{file} cannot be written: {_line(error)}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

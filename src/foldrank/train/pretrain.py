@@ -122,6 +122,7 @@ def pretrain(
         eval_dataset=validation,
         keep_checkpoints=train.keep_checkpoints,
         decay=decay,
+        tokenizer=tokenizer,
         callbacks=[
             stop,
             *(() if quiet else (GradientSpikes(), ProgressReport(tokens_per_step))),

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from foldrank.anchor import AnchoredDecay
@@ -37,6 +37,7 @@ class PretrainTrainer(Trainer):
         eval_dataset: Dataset,
         keep_checkpoints: int,
         decay: AnchoredDecay | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
@@ -44,6 +45,7 @@ class PretrainTrainer(Trainer):
         self.validation = eval_dataset
         self.keep_checkpoints = keep_checkpoints
         self.decay = decay
+        self.tokenizer = tokenizer  # not as Trainer's processing_class, which would pad, and set tokens of the model
         self.evaluation_seconds = 0.0
         self.began = 0.0
         self.resumed = False
@@ -114,6 +116,20 @@ class PretrainTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(super()._get_output_dir(trial)) / PARTIAL)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in `Trainer`, with what deployment needs besides: the tokenizer, and the cache that training turns off."""
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        config.use_cache, training = True, config.use_cache
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = training
+        if self.tokenizer is not None and self.args.should_save:
+            try:
+                self.tokenizer.save_pretrained(output_dir or str(self.args.output_dir))
+            except Exception as error:  # the tokenizers library raises nothing more special for a full disk
+                raise OSError(*error.args) from error
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_losses()
