@@ -1,4 +1,4 @@
-"""The same command under torchrun: the same run, shared by two processes, folded at its end or at its start and keeping latents."""
+"""The same command under torchrun: the same run, shared by two processes, folded at its end or at its start."""
 
 import json
 import random
