@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from foldrank.residual import WIDE
+from foldrank.residual import WIDE, add_entries
 
 
 class UpMap(NamedTuple):
@@ -28,7 +28,7 @@ def map_weight(weight_OR: Tensor, up_map: UpMap) -> Tensor:
     latents_O1, added_O1, s = up_map
     mapped_OR = weight_OR if weight_OR.dtype in WIDE else weight_OR.float()
     if latents_O1 is not None and added_O1 is not None:
-        mapped_OR = mapped_OR.scatter_add(1, latents_O1, added_O1)
+        mapped_OR = add_entries(mapped_OR, latents_O1, added_O1)
     if s is not None:
         mapped_OR = mapped_OR * s
     return mapped_OR.to(weight_OR.dtype)

@@ -33,12 +33,18 @@ def expansion_index(
     Raises:
         ValueError: for `random`, whose index is drawn once and kept (`random_index`).
     """
-    output_O = torch.arange(out_features, device=device)
     if expansion == "contiguous":
-        return output_O // math.ceil(out_features / rank)
-    if expansion == "balanced":
-        return output_O * rank // out_features
-    raise ValueError(f"the index of the {expansion!r} expansion does not follow from the shape")
+        numerator, divisor = 1, math.ceil(out_features / rank)
+    elif expansion == "balanced":
+        numerator, divisor = rank, out_features
+    else:
+        raise ValueError(f"the index of the {expansion!r} expansion does not follow from the shape")
+    output_O = torch.arange(out_features, device=device) * numerator
+    if torch.compiler.is_compiling():
+        # PyTorch 2.13's compiler leaves the end of a divided range unwritten on a CPU (2736 // 11, more than one
+        # thread). Of whole numbers as small as these the quotient in float64 has the right floor.
+        return (output_O.double() / divisor).floor().long()
+    return output_O // divisor
 
 
 def random_index(out_features: int, rank: int, *, seed: int, name: str) -> Tensor:
@@ -65,6 +71,20 @@ WIDE = (torch.float32, torch.float64)
 """The dtypes in which the residual is added."""
 
 
+def add_entries(weight: Tensor, index: Tensor, added: Tensor, latent_dim: int = 1) -> Tensor:
+    """`weight` with `added` to the entry of each output that `index` names. Another tensor, or what a compiler fuses.
+
+    Shape:
+        weight (out_features, rank), or (rank, out_features) with `latent_dim=0`; index and added of its shape, but 1 at
+        `latent_dim`.
+    """
+    if not torch.compiler.is_compiling():
+        return weight.scatter_add(latent_dim, index, added)
+    # No compiler needs a scatter here, which some compute one by one, or call as it is.
+    latents = torch.arange(weight.shape[latent_dim], device=weight.device).unsqueeze(1 - latent_dim)
+    return weight + (index == latents) * added
+
+
 def add_duplicates(weight: Tensor, index_O: Tensor, c: float | Tensor, latent_dim: int = 1) -> Tensor:
     """`weight + c R`, summed in at least float32 and rounded once to the dtype of `weight`.
 
@@ -77,7 +97,7 @@ def add_duplicates(weight: Tensor, index_O: Tensor, c: float | Tensor, latent_di
     wide = weight if weight.dtype in WIDE else weight.float()
     index = index_O.unsqueeze(latent_dim)
     added = torch.as_tensor(c, dtype=wide.dtype, device=wide.device).expand_as(index)
-    return wide.scatter_add(latent_dim, index, added).to(weight.dtype)
+    return add_entries(wide, index, added, latent_dim).to(weight.dtype)
 
 
 def literal_residual(z: Tensor, index_O: Tensor, c: float | Tensor) -> Tensor:

@@ -19,6 +19,9 @@ from foldrank.train.pretrain import commit, versions
 SCHEMA = 1
 """Version of a record."""
 
+ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_ALLOC_CONF", "THP_MEM_ALLOC_ENABLE")
+"""Beginnings of the environment variables that choose or tune how memory is allocated."""
+
 Cases = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """From a case (a shape, a layout; most benchmarks have one) to its subjects, the baseline first, to their figures."""
 
@@ -94,7 +97,7 @@ def make_record(settings: Settings, findings: Findings) -> Record:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Processor, threads, and the GPU where one is measured."""
+    """Processor, threads, what the environment says of memory, and the GPU where one is measured."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -103,6 +106,7 @@ def machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": "cpu",
+        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(ALLOCATOR)},
     }
     return found | ({"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if device == "cuda" else {})
 

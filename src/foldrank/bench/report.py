@@ -87,6 +87,7 @@ def describe(name: str, record: Record) -> str:
     """One paragraph: what was measured, on what, and the gates."""
     settings, machine = record.settings, record.machine
     threads = f", {machine['threads']} threads" if settings["device"] == "cpu" else ""
+    allocator = "".join(f", {name}={value}" for name, value in machine.get("allocator", {}).items())
     device = machine["cpu"] if settings["device"] == "cpu" else machine["device"]
     # Of one method the table does not say which, and bytes are measured once.
     method = f" ({settings['methods'][0]})" if len(settings["methods"]) == 1 else ""
@@ -95,7 +96,7 @@ def describe(name: str, record: Record) -> str:
     return (
         f"`{name}`: {settings['recipe']}{method}, {settings['layers']} blocks, vocabulary {settings['vocabulary']:,}, "
         f"{settings['batch_size']} x {settings['sequence_length']} tokens, {settings['dtype']}"
-        f"{rounds} on {device}{threads}; "
+        f"{rounds} on {device}{threads}{allocator}; "
         f"PyTorch {record.versions['torch']}, {record.date}, commit {(record.commit or 'unknown')[:10]}."
         + (f" Numerics gate: {gates}." if gates else "")
     )
