@@ -1,10 +1,13 @@
 """Where a turn's time goes: PyTorch's operators, by their own time and the shapes they were given."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch.profiler import ProfilerActivity, profile
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or PyTorch's profiler says on standard error when it begins and ends
+
+import torch  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 MOST = 10
 """Operators that a record keeps of a turn."""
