@@ -1,13 +1,10 @@
 """Where a turn's time goes: PyTorch's operators, by their own time and the shapes they were given."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or PyTorch's profiler says on standard error when it begins and ends
-
-import torch  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 MOST = 10
 """Operators that a record keeps of a turn."""
