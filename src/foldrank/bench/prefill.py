@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from foldrank.bench.deployed import bytes_read, deployed, prompt
+from foldrank.bench.deployed import deployed, prompt
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import COMPILED, Settings, split
 from foldrank.bench.turns import in_turns, timed
@@ -33,7 +33,6 @@ def run(settings: Settings) -> Findings:
     for method, model in models.items():
         figures[method] |= {
             "parameters": count_parameters(model),
-            "bytes_read": bytes_read(model),
             "tokens_per_second": ids.numel() / figures[method]["seconds"],
         }
     return Findings(cases={f"{ids.shape[0]} x {ids.shape[1]} tokens": figures}, gates=tuple(gates))
