@@ -1,4 +1,4 @@
-"""How residual and scale map the up-projection: B to s (B + c R), on the weight, keeping B alone for the backward pass.
+"""How residual and scale map the up-projection: B to s (B + c R), on the weight, for the time and memory of B alone.
 
 Shape suffixes: O = d_out output features, R = r latents, any batch shape before them.
 """
@@ -10,6 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foldrank.residual import WIDE, add_entries
+
+TOKENS_PER_LATENT = 64
+"""From so many tokens a latent on, a pass keeps the mapped weight: it is then less than a sixty-fourth of the layer's
+output, below 1 % of what a model keeps, and by PyTorch's own backward pass, without Python, a small model saves 1 % of
+its time."""
 
 
 class UpMap(NamedTuple):
@@ -70,27 +75,33 @@ class _MappedLinear(torch.autograd.Function):
         z, weight, bias = ctx.saved_tensors
         grad_z = grad_weight = grad_bias = grad_added = grad_s = None
         grad_TO = grad.reshape(-1, grad.shape[-1])
-        if ctx.needs_input_grad[0]:
-            grad_z = (grad_TO @ map_weight(weight, ctx.up_map).to(grad.dtype)).view_as(z)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_TO.sum(0).to(bias.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
             grad_effective = grad_TO.T @ z.reshape(-1, z.shape[-1])
             grad_weight, grad_added, grad_s = map_gradients(grad_effective, weight, ctx.up_map)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_TO.sum(0).to(bias.dtype)
+        if ctx.needs_input_grad[0]:  # last, so that it is in the cache for what comes next
+            grad_z = (grad_TO @ map_weight(weight, ctx.up_map).to(grad.dtype)).view_as(z)
         return grad_z, grad_weight, grad_bias, None, grad_added, grad_s
 
 
 def mapped_linear(z: Tensor, weight: Tensor, bias: Tensor | None, up_map: UpMap) -> Tensor:
-    """`F.linear(z, map_weight(weight, up_map), bias)`, without keeping the mapped weight for the backward pass.
+    """`F.linear(z, map_weight(weight, up_map), bias)`, keeping the mapped weight only where it is small beside z.
 
     Shape:
         z (..., r), result (..., d_out), in the dtype of z or of autocast.
     """
-    if torch.compiler.is_compiling():  # The compiler decides by itself what to keep.
+    # A compiler decides by itself what to keep.
+    if torch.compiler.is_compiling() or keeps_mapped_weight(z.numel() // z.shape[-1], z.shape[-1]):
         return F.linear(z, map_weight(weight, up_map), bias)
     output = _MappedLinear.apply(z.to(compute_dtype(z)), weight, bias, *up_map)
     assert isinstance(output, Tensor)
     return output
+
+
+def keeps_mapped_weight(num_tokens: int, rank: int) -> bool:
+    """Whether a pass of so many tokens keeps the mapped weight for the backward pass."""
+    return num_tokens >= TOKENS_PER_LATENT * rank
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

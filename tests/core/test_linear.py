@@ -24,6 +24,7 @@ CASES = [
     ((5, 3, 7), ()),
     ((6, 6, 1), (4,)),
     ((3, 1, 2), (0, 2)),
+    ((7, 11, 3), (2, 100)),  # so many tokens that the mapped weight is kept
 ]
 
 
@@ -167,6 +168,19 @@ def test_backward_keeps_no_more_than_an_index_beyond_the_plain_layer(trainable: 
 
     index, scalar = 50 * 8, 4
     assert kept(ResidualConfig(trainable=trainable)) - kept(None) <= index + scalar
+
+
+def test_the_mapped_weight_is_kept_where_it_is_small_beside_the_output() -> None:
+    tokens, rank, out_features = 64 * 5, 5, 1000
+    kept: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.update({saved.untyped_storage().data_ptr(): saved.nbytes}) or saved, lambda saved: saved
+    ):
+        layer = LowRankLinear(4, out_features, rank, residual=ResidualConfig())
+        y = layer(torch.randn(tokens, 4))
+    assert 4 * out_features * rank in kept.values()
+    assert 64 * 4 * out_features * rank <= y.nbytes
+    assert type(y.grad_fn).__name__ == "MmBackward0"  # PyTorch's own
 
 
 def test_alpha_zero_is_the_plain_layer() -> None:

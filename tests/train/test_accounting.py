@@ -34,6 +34,8 @@ LOW_RANK: dict[str, LowRankConfig | None] = {
     "cola": LowRankConfig(rank=16, activation="silu"),
     "cola-dlr": LowRankConfig(rank=16, activation="silu", residual=ResidualConfig()),
     # A density with which four ranks share the values evenly.
+    # 64 tokens a latent: B + c R is kept.
+    "thin-dlr": LowRankConfig(rank=4, activation="silu", residual=ResidualConfig()),
     "sltrain-dlr": LowRankConfig(
         rank=16, backbone="sltrain", options={"density": 1 / 32}, scale=0.25, residual=ResidualConfig()
     ),
@@ -149,8 +151,9 @@ def test_parts_of_the_parameters_sum_to_the_model(method: str, tied: bool):
         assert factors(model) == {}
     else:
         sparse = (64 * 64 // 32, 64 * 176 // 32) if method == "sltrain-dlr" else (0, 0)
-        assert parts.attention == 3 * 4 * (16 * 128 + sparse[0])
-        assert parts.mlp == 3 * 3 * (16 * 240 + sparse[1])
+        rank = 4 if method == "thin-dlr" else 16
+        assert parts.attention == 3 * 4 * (rank * 128 + sparse[0])
+        assert parts.mlp == 3 * 3 * (rank * 240 + sparse[1])
         assert sum(factors(model).values()) == parts.attention + parts.mlp
 
 

@@ -28,7 +28,8 @@ with activation checkpointing
     4 d                its input, in float32
     r w                where the latents are kept, A x of each low-rank layer
 and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. In bfloat16
-it also keeps copies of the weights, but of an up-projection with a residual: B + c R is made anew where it is needed.
+it also keeps copies of the weights, but of an up-projection with a residual: B + c R is made anew where it is needed,
+and kept only where a pass has many tokens a latent (mapped.py).
 With `train.chunked_loss` the gradient of the head's weight, 4 V d in all, takes the place of the log-probabilities, and
 the head's weight is not kept as a copy; the FLOPs are the same (train/chunked_loss.py).
 """
@@ -40,6 +41,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foldrank.linear import LowRankLinear
+from foldrank.mapped import keeps_mapped_weight
 from foldrank.sparse import SparseLowRankLinear
 from foldrank.train import chunked_loss
 from foldrank.train.recipe import Checkpointing, TrainConfig
@@ -98,7 +100,7 @@ class Memory(_Parts):
     communication: int
     """DDP: buckets as large as the gradients. FSDP: what is gathered at one moment, see `memory`."""
     weight_copies: int
-    """Weights cast to bfloat16."""
+    """Weights cast to bfloat16, and mapped ones that are kept."""
     blocks: int
     """What the blocks keep for the backward pass; with activation checkpointing their inputs, or these and latents."""
     head_and_loss: int
@@ -143,7 +145,7 @@ def flops_per_token(
     """
     blocks = _blocks(model)
     scores = len(blocks) * model.config.hidden_size * sequence_length
-    recomputed = sum(_products(block) - _last_product(block) for block in blocks)
+    recomputed = sum(_products(block) - _last_product(block, tokens_per_pass) for block in blocks)
     if checkpointing == "latents":
         recomputed -= sum(layer.down.weight.numel() for block in blocks for layer in _with_latents(block))
     sums = sum(layer.rank * layer.in_features * layer.out_features for layer in _sparse(model))
@@ -214,7 +216,7 @@ def memory(
         communication = 4 * count
 
     head_and_loss = tokens * (4 * (2 * d + 1) + width * d)
-    copied = _products(model) - _products_made_anew(model)
+    copied = _products(model) - _products_made_anew(model, tokens)
     if train.chunked_loss:
         head_and_loss += 4 * vocabulary * d
         copied -= vocabulary * d
@@ -236,7 +238,7 @@ def memory(
         gradients=_share(4 * count, shards),
         optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
         communication=communication,
-        weight_copies=2 * copied if width == 2 and not sharded else 0,
+        weight_copies=2 * copied if width == 2 and not sharded else width * _mapped_and_kept(model, tokens),
         blocks=sum(kept),
         head_and_loss=head_and_loss,
         working=working,
@@ -265,22 +267,28 @@ def _products(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in linears) + sum(part.in_features * part.out_features for part in sparse)
 
 
-def _products_made_anew(model: nn.Module) -> int:
+def _products_made_anew(model: nn.Module, tokens: int) -> int:
     """Of N, the matrices that are made for each pass and not kept: up-projections with a map, and SLTrain's sums."""
-    made = 0
-    for layer in _low_rank(model):
-        if isinstance(layer, SparseLowRankLinear):
-            made += layer.in_features * layer.out_features
-        elif layer.maps:
-            made += layer.up.weight.numel()
-    return made
+    mapped = sum(layer.up.weight.numel() for layer in _with_latents(model) if layer.maps)
+    sums = sum(layer.in_features * layer.out_features for layer in _sparse(model))
+    return mapped - _mapped_and_kept(model, tokens) + sums
 
 
-def _last_product(block: Any) -> int:
+def _mapped_and_kept(model: nn.Module, tokens: int | None) -> int:
+    """Weights of the up-projections whose map is kept for the backward pass, as so many tokens make it worth."""
+    return sum(
+        layer.up.weight.numel()
+        for layer in _with_latents(model)
+        if layer.maps and (tokens is None or keeps_mapped_weight(tokens, layer.rank))
+    )
+
+
+def _last_product(block: Any, tokens: int | None) -> int:
     last = block.mlp.down_proj
     if not isinstance(last, LowRankLinear):
         return last.weight.numel()
-    return 0 if last.maps or isinstance(last, SparseLowRankLinear) else last.up.weight.numel()
+    own_pass = isinstance(last, SparseLowRankLinear) or (last.maps and not _mapped_and_kept(last, tokens))
+    return 0 if own_pass else last.up.weight.numel()
 
 
 def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
