@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The records of a CPU, about 25 minutes on two cores with nothing else running: benchmarks/cpu.sh [foldrank's python]
+# The records of a CPU, about an hour on two cores with nothing else running: benchmarks/cpu.sh [foldrank's python]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${1:-.venv/bin/python}
@@ -10,7 +10,10 @@ m1b=(--recipe llama-1b-cola-dlr --layers 2 --vocabulary 2667)
 dlr=(cola cola-dlr cola-dlr-folded cola-dlr-activations)
 
 # What DLR costs in training, and what low rank saves.
-bench step --methods "${dlr[@]}" --rounds 40
+bench step --methods "${dlr[@]}" --rounds 30
+for _ in 1 2; do bench step --methods "${dlr[@]:0:3}" --rounds 24; done
+bench step "${m350[@]}" --batch-size 4 --methods "${dlr[@]:0:3}" --rounds 20
+bench step "${m1b[@]}" --batch-size 2 --methods "${dlr[@]:0:3}" --rounds 16
 bench step "${m350[@]}" --batch-size 4 --methods dense "${dlr[@]}" --rounds 16 --profile
 bench step "${m1b[@]}" --batch-size 2 --methods dense "${dlr[@]}" --rounds 12 --profile
 bench step "${m350[@]}" --batch-size 16 --methods dense "${dlr[@]}" --rounds 8
@@ -47,4 +50,7 @@ for _ in 1 2; do
   bench step --methods cola cola-dlr --rounds 10
   MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 bench step --methods cola cola-dlr --rounds 10
 done
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
+bench step "${m350[@]}" --batch-size 16 --methods dense "${dlr[@]:0:3}" --rounds 6
+bench step "${m1b[@]}" --batch-size 16 --methods dense "${dlr[@]:0:3}" --rounds 4
 "$python" -m foldrank.cli bench --report
