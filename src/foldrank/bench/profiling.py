@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-MOST = 10
+MOST = 24
 """Operators that a record keeps of a turn."""
 
 
