@@ -55,10 +55,8 @@ def store_columnwise_(model: nn.Module) -> LayoutReport:
         if shared[id(module.weight)] > 1:
             skipped[name] = "its weight is shared"
         else:
-            weight: Any = (
-                module.weight
-            )  # the parameter itself, which others may hold, stays; pyright knows no such set_
-            weight.set_(weight.T.contiguous().T)
+            weight: Any = module.weight  # Any: pyright knows no such set_
+            weight.set_(weight.T.contiguous().T)  # the parameter stays itself: others may hold it
             stored.append(name)
     report = LayoutReport(stored=tuple(stored), skipped=skipped)
     logger.info(report.summary())

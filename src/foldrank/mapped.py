@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from foldrank.residual import WIDE, add_entries
 
 TOKENS_PER_LATENT = 64
-"""From so many tokens a latent on, a pass keeps the mapped weight: it is then less than a sixty-fourth of the layer's
-output, below 1 % of what a model keeps, and by PyTorch's own backward pass, without Python, a small model saves 1 % of
-its time."""
+"""From so many tokens a latent on, a pass keeps the mapped weight, for PyTorch's own backward pass, which needs no
+Python: 1 % of a small model's time. The weight is then at most a sixty-fourth of the layer's output."""
 
 
 class UpMap(NamedTuple):
@@ -86,10 +85,10 @@ class _MappedLinear(torch.autograd.Function):
 
 
 def mapped_linear(z: Tensor, weight: Tensor, bias: Tensor | None, up_map: UpMap) -> Tensor:
-    """`F.linear(z, map_weight(weight, up_map), bias)`, keeping the mapped weight only where it is small beside z.
+    """`F.linear(z, map_weight(weight, up_map), bias)`, keeping the mapped weight where it is small beside y.
 
     Shape:
-        z (..., r), result (..., d_out), in the dtype of z or of autocast.
+        z (..., r), result y (..., d_out), in the dtype of z or of autocast.
     """
     # A compiler decides by itself what to keep.
     if torch.compiler.is_compiling() or keeps_mapped_weight(z.numel() // z.shape[-1], z.shape[-1]):

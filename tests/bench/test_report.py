@@ -51,6 +51,28 @@ def test_tables_stand_between_the_marks(foldrank: Foldrank, page: Path) -> None:
     assert page.read_text() == text
 
 
+def test_a_record_tells_promise_profile_and_note(foldrank: Foldrank, recipe_file: Path, tmp_path: Path) -> None:
+    command = ("bench", "step", "--recipe", recipe_file, "--layers", 1, "--rounds", 2, "--methods", "dense", "cola")
+    foldrank(*command, "--profile", "--note", "seen in a test", "--out", tmp_path / "records")
+    page = tmp_path / "README.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    update(page)
+    (record,) = read_records(tmp_path / "records").values()
+    dense, cola = record.cases["step"]["dense"], record.cases["step"]["cola"]
+    speed, promised = 1 / cola["ratio"][1], dense["flops_per_token"] / cola["flops_per_token"]
+    assert promised > 1
+    text = page.read_text()
+    assert f"| {speed:.2f} | {promised:.2f} | {speed / promised:.2f} |" in text
+    assert "\nseen in a test\n" in text
+    for figures in (dense, cola):
+        operators = figures["profile"]["operators"]
+        assert {"aten::mm"} <= {operator["name"] for operator in operators}
+        spent = [operator["seconds"] for operator in operators]
+        assert spent == sorted(spent, reverse=True)
+        assert 0 < sum(spent) <= figures["profile"]["seconds"]
+    assert "| cola | aten::mm | " in text
+
+
 def test_what_is_no_record_or_no_page_is_said(foldrank: Foldrank, page: Path) -> None:
     file = page.parent / "records" / "step-broken.json"
     for content in ("{", "[]", '{"schema": 0}', '{"schema": 1, "cases": {}}'):

@@ -114,7 +114,7 @@ def table(record: Record) -> str:
     for case, subjects in record.cases.items():
         first = next(iter(subjects.values()))
         for subject, figures in subjects.items():
-            rows[subject if len(record.cases) == 1 else f"{case}: {subject}"] = {**figures, **_promise(figures, first)}
+            rows[_row(record, case, subject)] = {**figures, **_promise(figures, first)}
     used = [name for name in COLUMNS if any(figures.get(name) is not None for figures in rows.values())]
     return _markdown(
         ["", *(COLUMNS[name][0] for name in used)],
@@ -123,6 +123,10 @@ def table(record: Record) -> str:
             for row, figures in rows.items()
         ],
     )
+
+
+def _row(record: Record, case: str, subject: str) -> str:
+    return subject if len(record.cases) == 1 else f"{case}: {subject}"
 
 
 def _promise(figures: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, float]:
@@ -138,7 +142,7 @@ def _profiles(record: Record) -> list[str]:
     """Where the time of a turn goes, a table per record."""
     rows = [
         [
-            subject if len(record.cases) == 1 else f"{case}: {subject}",
+            _row(record, case, subject),
             operator["name"],
             operator["shapes"],
             f"{operator['calls']:,}",
