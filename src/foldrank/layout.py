@@ -21,36 +21,38 @@ class LayoutReport:
     stored: tuple[str, ...]
     """Names of the linear layers whose weight now lies column by column."""
     skipped: Mapping[str, str]
-    """From the name of a linear layer that stayed as it was to the reason."""
+    """From the name of a layer with more outputs than inputs that stayed as it was to the reason."""
 
     def summary(self) -> str:
         """One line: how many layers, and which were skipped."""
         skipped = f", skipped {some(self.skipped)}" if self.skipped else ""
-        return f"{len(self.stored)} of {len(self.stored) + len(self.skipped)} weights lie column by column{skipped}"
+        tall = len(self.stored) + len(self.skipped)
+        return f"{len(self.stored)} of {tall} weights with more rows than columns lie column by column{skipped}"
 
 
 @torch.no_grad()
 def store_columnwise_(model: nn.Module) -> LayoutReport:
-    """Lets each `nn.Linear`'s weight lie in memory column by column, all outputs of one input side by side.
+    """Lets the weight of each `nn.Linear` with more outputs than inputs lie in memory column by column.
 
-    Values, shapes, names and the files of a checkpoint stay the same; only strides differ. A CPU that decodes one
-    sequence reads each weight once a token, for one vector: row by row that is a dot product per output, as short as
-    the rank is in an up-projection; column by column one long sum for all outputs, which comes nearer to the memory's
-    bandwidth (benchmarks/README.md). Products with many tokens take the same time either way. Results differ by
-    rounding. While it works, one weight is in memory twice.
+    All outputs of one input are then side by side. Values, shapes, names and the files of a checkpoint stay the same;
+    only strides differ. A CPU that decodes one sequence reads each weight once a token, for one vector. Row by row that
+    is a dot product per output, as short as the rank is in an up-projection; column by column it is one long sum for
+    all outputs, which comes nearer to the memory's bandwidth (benchmarks/README.md). A down-projection has long rows
+    and stays as it is. Products with many tokens take the same time either way. Results differ by rounding. While it
+    works, one weight is in memory twice.
 
     Returns:
         The report. A weight shared with another module, such as an embedding, stays: the other reads it by rows.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(3, 2))
-        >>> store_columnwise_(model).stored, model[0].weight.shape, model[0].weight.stride()
-        (('0',), torch.Size([2, 3]), (1, 2))
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+        >>> store_columnwise_(model).stored, model[1].weight.shape, model[1].weight.stride()
+        (('1',), torch.Size([3, 2]), (1, 3))
     """
     shared = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     stored, skipped = [], {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear) or module.out_features <= module.in_features:
             continue
         if shared[id(module.weight)] > 1:
             skipped[name] = "its weight is shared"

@@ -23,6 +23,7 @@ from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, 
 from foldrank.train.checkpoints import checkpoints, step_of, verify
 from foldrank.train.controls import start_as_control_
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
+from foldrank.train.heap import keep_freed_memory
 from foldrank.train.model import build_model, dense_parameters, outline, vocabulary
 from foldrank.train.recipe import Recipe, changes, load_recipe
 from foldrank.train.recomputation import recompute_
@@ -56,7 +57,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains a recipe's model, folds it, verifies the fold, and saves what is deployed.
 
-    Under `torchrun` or `accelerate launch` every process calls it with the same arguments.
+    Under `torchrun` or `accelerate launch` every process calls it with the same arguments. On a CPU the process keeps
+    what it frees from then on (`keep_freed_memory`).
 
     Args:
         recipe: all settings.
@@ -87,6 +89,8 @@ def pretrain(
         outline(recipe, recipe.model.vocab_size or recipe.data.vocab_size), recipe.train.activation_checkpointing
     )
     arguments = training_arguments(recipe, out)
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
     with processes.main_process_first():
         data = open_data(recipe.data, progress)
     tokenizer = data.tokenizer()
