@@ -16,12 +16,17 @@ import pytest
 import yaml
 
 from foldrank.cli import main
+from foldrank.compare.plan import planned
 from foldrank.compare.records import Record, read_records
+from foldrank.compare.study import load_study
+from foldrank.compare.worker import check_records
 
 from ..called import Foldrank
 from ..conftest import WORDS
 from ..forked import Start
 from ..runs import without_clock
+
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 def write_study(folder: Path, corpus: Path, **changes: Any) -> Path:
@@ -220,3 +225,10 @@ def test_the_shipped_study_is_one(foldrank: Foldrank) -> None:
     plan = foldrank("compare", "tiny", "--plan", "--json").json["plan"]
     assert plan["runs"] == 18
     assert json.dumps(plan)
+
+
+def test_records_from_before_a_setting_existed_are_of_its_default() -> None:
+    study, folder = load_study(STUDIES / "dlr-tiny.yaml"), STUDIES / "dlr-tiny"
+    assert any("chunked_loss" not in record.recipe["train"] for record in read_records(folder).values())
+    check_records(study, folder)
+    assert planned(study, read_records(folder)) == []

@@ -217,7 +217,7 @@ def find_checkpoint(recipe: Recipe, out: Path, resume: bool | Path) -> Path | No
     if (out / "metrics.json").exists():
         raise ValueError(f"the run in {out} is finished: nothing is left to do")
     then = load_recipe(str(out / "config.yaml"))
-    if changed := changes(then.to_dict(), recipe.to_dict()):
+    if changed := changes(then, recipe):
         raise ValueError(f"the run in {out} was started with other settings: {'; '.join(changed[:3])}")
     if isinstance(resume, Path):
         newest: Path | None = resume

@@ -279,9 +279,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, the settings in which two recipes' trees differ."""
-    before, after = flatten(then), flatten(now)
+def changes(then: Recipe, now: Recipe) -> list[str]:
+    """In words, the settings in which two recipes differ."""
+    before, after = flatten(then.to_dict()), flatten(now.to_dict())
     return [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in sorted(before | after)
