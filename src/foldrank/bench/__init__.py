@@ -20,3 +20,6 @@ BENCHMARKS = {
     "loader": "the data loader's share of a training step",
 }
 """What each one measures."""
+
+TRAINING = ("layer", "step", "memory", "trainer", "loader")
+"""Those of training, which on a CPU keep freed memory as `pretrain` does; the others run as glibc is set up."""

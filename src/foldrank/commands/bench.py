@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from foldrank.bench import BENCHMARKS
+from foldrank.bench import BENCHMARKS, TRAINING
 
 PAGE = Path("benchmarks/README.md")
 
@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(**given)
     for method in settings.subjects:
         settings.recipe_of(method)  # refuses what is unknown before anything slow begins
-    if settings.device == "cpu":
-        keep_freed_memory()  # as in pretrain
+    if settings.device == "cpu" and settings.benchmark in TRAINING:
+        keep_freed_memory()
     measured = record.make_record(settings, import_module(f"foldrank.bench.{settings.benchmark}").run(settings))
     file = None if arguments.out is None else record.write_record(arguments.out, measured)
     return {**record.as_json(measured), "file": None if file is None else str(file)}
