@@ -24,6 +24,7 @@ from foldrank.bench.settings import Settings
 from foldrank.bench.subjects import TrainedModel, outcome_gates
 from foldrank.bench.turns import WARM_UP, in_turns, timed
 from foldrank.linear import LowRankLinear
+from foldrank.train.heap import keep_freed_memory
 
 
 class _OneProduct(torch.autograd.Function):
@@ -145,6 +146,7 @@ def main() -> None:
     arguments = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     out = arguments.pop("out", None)
     settings = Settings(benchmark="step", **arguments)
+    keep_freed_memory()  # as `foldrank bench step` does
     record = make_record(replace(settings, methods=list(CANDIDATES)), run(settings))
     file = "step" if out is None else str(write_record(out, record))
     print(f"{describe(file, record)}\n\n{table(record)}", end="")

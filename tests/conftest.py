@@ -7,7 +7,9 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -49,6 +51,15 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)  # the sizes are tiny, and sums in one order are equal to the last bit
+
+
+@pytest.fixture
+def usual_memory() -> Iterator[None]:
+    """An environment that says nothing of memory; what the test, or foldrank in it, sets there is gone afterwards."""
+    with patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+            del os.environ[name]
+        yield
 
 
 @pytest.fixture(scope="session")

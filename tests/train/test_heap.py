@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from foldrank.train.heap import KEEP
-
 PROGRAM = """
 import resource, torch
 from foldrank.train.heap import keep_freed_memory
@@ -24,14 +22,14 @@ print(keep_freed_memory(), min(faults() for _ in range(30)))
 
 def kept_and_fewest_faults(**environment: str) -> tuple[bool, int]:
     """Whether freed memory is kept, and how many pages a tensor of 64 MiB was faulted in with, the best of 30 times."""
-    inherited = {name: value for name, value in os.environ.items() if name not in KEEP}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=inherited | environment, check=True, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM], env=os.environ | environment, check=True, capture_output=True, text=True
     )
     kept, faults = done.stdout.split()
     return kept == "True", int(faults)
 
 
+@pytest.mark.usefixtures("usual_memory")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no mallopt")
 def test_a_freed_tensor_is_faulted_in_again_only_where_the_environment_says_so() -> None:
     kept, faults = kept_and_fewest_faults()
