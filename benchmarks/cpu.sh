@@ -24,6 +24,8 @@ bench layer "${m1b[@]}" --batch-size 2 --rounds 20
 # Decoding and reading.
 folded=(dense dense-columnwise lowrank lowrank-columnwise cola-dlr cola-dlr-columnwise)
 bench decode --recipe llama-350m-cola-dlr --sequence-length 64 --methods "${folded[@]}" --rounds 8 --profile
+bench decode --recipe llama-350m-cola-dlr --sequence-length 64 --rounds 8 --profile --methods \
+  dense-compiled dense-columnwise-compiled cola-dlr-compiled cola-dlr-columnwise-compiled
 bench decode --recipe llama-1b-cola-dlr --layers 4 --vocabulary 5333 --sequence-length 64 --methods "${folded[@]}" --rounds 10 --profile
 bench prefill --recipe llama-350m-cola-dlr --layers 6 --vocabulary 8000 --sequence-length 512 --methods "${folded[@]}" --rounds 12
 
