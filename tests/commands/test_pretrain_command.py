@@ -118,7 +118,11 @@ def test_interrupted_before_training_it_says_so_and_leaves_nothing(
     monkeypatch.setenv("FOLDRANK_CACHE", str(tmp_path / "cache"))
     # The moment is chosen; the signal is the one of Ctrl-C.
     monkeypatch.setattr(Preparation, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
-    done = foldrank("pretrain", finished_run.recipe, "--out", tmp_path / "run")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it
+    try:
+        done = foldrank("pretrain", finished_run.recipe, "--out", tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (done.code, done.stdout, done.stderr) == (130, "", "foldrank pretrain: interrupted\n")
     assert not [path for path in tree(tmp_path).items() if path[1] is not None]
 
