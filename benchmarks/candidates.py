@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foldrank.bench.interleaved import WARM_UP, interleaved_timing, timed
 from foldrank.bench.memory import allocated
 from foldrank.bench.record import Findings, Gate, make_record, write_record
 from foldrank.bench.report import describe, table
 from foldrank.bench.settings import Settings
 from foldrank.bench.subjects import TrainedModel, outcome_gates
-from foldrank.bench.turns import WARM_UP, in_turns, timed
-from foldrank.linear import LowRankLinear
-from foldrank.train.heap import keep_freed_memory
+from foldrank.core.linear import LowRankLinear
+from foldrank.train.malloc import apply_malloc_settings
 
 
 class _OneProduct(torch.autograd.Function):
@@ -128,7 +128,7 @@ def run(settings: Settings) -> Findings:
         for _ in range(WARM_UP):
             subject.step()
     turns = {name: timed(subject.step, settings.device) for name, subject in subjects.items()}
-    figures = in_turns(turns, settings.rounds)
+    figures = interleaved_timing(turns, settings.rounds)
     for name, subject in subjects.items():
         kept: list[object] = []
         figures[name]["activations_bytes"], _ = allocated(lambda: kept.append(subject.loss()), settings.device)  # noqa: B023
@@ -146,7 +146,7 @@ def main() -> None:
     arguments = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     out = arguments.pop("out", None)
     settings = Settings(benchmark="step", **arguments)
-    keep_freed_memory()  # as `foldrank bench step` does
+    apply_malloc_settings()  # as `foldrank bench step` does
     record = make_record(replace(settings, methods=list(CANDIDATES)), run(settings))
     file = "step" if out is None else str(write_record(out, record))
     print(f"{describe(file, record)}\n\n{table(record)}", end="")

@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from foldrank.attach import AttachReport, attach_residual_
-    from foldrank.config import LowRankConfig, ResidualConfig
-    from foldrank.fold import FoldReport, fold_, fold_state_dict, fold_weight
-    from foldrank.linear import LowRankLinear
-    from foldrank.residual import DuplicatedLatentResidual
-    from foldrank.sparse import SparseLowRankLinear
-    from foldrank.surgery import FactorizeReport, factorize_
+    from foldrank.core.attach import AttachReport, attach_residual_
+    from foldrank.core.config import LowRankConfig, ResidualConfig
+    from foldrank.core.fold import FoldReport, fold_, fold_state_dict, fold_weight
+    from foldrank.core.linear import LowRankLinear
+    from foldrank.core.residual import DuplicatedLatentResidual
+    from foldrank.core.sparse import SparseLowRankLinear
+    from foldrank.core.surgery import FactorizeReport, factorize_
 
 __version__ = "0.1.0"
 
@@ -30,28 +30,28 @@ __all__ = [
     "fold_weight",
 ]
 
-_HOMES = {
-    "AttachReport": "attach",
-    "DuplicatedLatentResidual": "residual",
-    "FactorizeReport": "surgery",
-    "FoldReport": "fold",
-    "LowRankConfig": "config",
-    "LowRankLinear": "linear",
-    "ResidualConfig": "config",
-    "SparseLowRankLinear": "sparse",
-    "attach_residual_": "attach",
-    "factorize_": "surgery",
-    "fold_": "fold",
-    "fold_state_dict": "fold",
-    "fold_weight": "fold",
+_MODULES = {
+    "AttachReport": "core.attach",
+    "DuplicatedLatentResidual": "core.residual",
+    "FactorizeReport": "core.surgery",
+    "FoldReport": "core.fold",
+    "LowRankConfig": "core.config",
+    "LowRankLinear": "core.linear",
+    "ResidualConfig": "core.config",
+    "SparseLowRankLinear": "core.sparse",
+    "attach_residual_": "core.attach",
+    "factorize_": "core.surgery",
+    "fold_": "core.fold",
+    "fold_state_dict": "core.fold",
+    "fold_weight": "core.fold",
 }
 
 
 def __getattr__(name: str) -> object:
     # Lazy, so that `foldrank --help` does not wait for torch.
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'foldrank' has no attribute {name!r}")
-    return getattr(import_module(f"foldrank.{_HOMES[name]}"), name)
+    return getattr(import_module(f"foldrank.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from foldrank.bench import BENCHMARKS, TRAINING
 from foldrank.bench.decode import Decoding
-from foldrank.bench.deployed import bytes_read, deployed, prompt
+from foldrank.bench.inference_model import bytes_read, deployed, prompt
 from foldrank.bench.layer import _gates, _passes
 from foldrank.bench.record import Gate
 from foldrank.bench.settings import COMPILED, DEFAULT_METHODS, VARIANTS, Settings
 from foldrank.bench.subjects import TrainedModel, outcome_gates, variant_gates
-from foldrank.residual import DuplicatedLatentResidual
+from foldrank.core.residual import DuplicatedLatentResidual
 from foldrank.train import chunked_loss
 from foldrank.train.accounting import flops_per_token
-from foldrank.train.heap import KEEP
-from foldrank.train.model import outline
+from foldrank.train.malloc import KEEP
+from foldrank.train.model import meta_model
 
 from ..called import Foldrank
 
@@ -157,7 +157,7 @@ def test_mfu_is_the_share_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> 
     options = ("--methods", "cola", "cola-dlr", "--peak-flops", 1e12)
     figures = measured(foldrank, "step", recipe_file, *options)["cases"]["step"]["cola-dlr"]
     recipe = Settings(benchmark="step", recipe=str(recipe_file), layers=1).recipe_of("cola-dlr")
-    flops = flops_per_token(outline(recipe, 300), 32).total
+    flops = flops_per_token(meta_model(recipe, 300), 32).total
     assert figures["flops_per_token"] == flops
     assert figures["mfu"] == pytest.approx(flops * 4 * 32 / figures["seconds"] / 1e12)
 

@@ -31,7 +31,7 @@ def test_the_run(capsys):
     result = plan(capsys, "llama-60m-cola", "--gpus", "4", "--mfu", "0.5", "--peak-flops", "1e15", "--steps", "7200")
     assert result["tokens_per_step"] == 512 * 256
     assert result["tokens"] == 7200 * 512 * 256
-    assert (result["sequences_per_forward"], result["accumulation_steps"]) == (128, 1)
+    assert (result["micro_batch_size"], result["accumulation_steps"]) == (128, 1)
     for way in result["flops"]:
         assert way["per_step"] == way["per_token"]["total"] * 512 * 256
         assert way["hours"] == pytest.approx(way["per_step"] * 2 / (4 * 0.5 * 1e15))

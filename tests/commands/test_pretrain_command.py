@@ -12,7 +12,7 @@ import yaml
 
 from foldrank.commands.progress import Preparation
 from foldrank.recipes import RECIPES
-from foldrank.train.recipe import load_recipe
+from foldrank.recipes.reading import load_recipe
 
 from ..called import Foldrank, tree
 from ..runs import Run, without_clock

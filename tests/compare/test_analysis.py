@@ -46,7 +46,7 @@ def test_a_planted_difference_is_found_and_a_method_against_itself_is_not() -> N
     by_hand = [losses["cola-dlr", seed] - losses["cola", seed] for seed in study.seeds]
     assert pair.difference.estimate is not None
     assert pair.difference.estimate.mean == pytest.approx(sum(by_hand) / 5, rel=1e-12)
-    assert (found.finals_done, found.finals_expected, found.sweeps_done) == (20, 20, 12)
+    assert (found.final_records_done, found.final_records_expected, found.sweeps_done) == (20, 20, 12)
 
 
 def test_failed_and_missing_runs_are_told_and_in_no_mean() -> None:
@@ -65,7 +65,7 @@ def test_failed_and_missing_runs_are_told_and_in_no_mean() -> None:
     assert cola.test.mean == pytest.approx(sum(records[name].metrics["test_loss"] for name in cola.records) / 2)
     assert [failure.id for failure in found.failures] == finals[1:3]
     assert "not finite" in found.failures[0].error
-    assert (found.finals_done, found.finals_expected) == (9, 10)
+    assert (found.final_records_done, found.final_records_expected) == (9, 10)
     json.dumps(found.to_dict(), allow_nan=False)
 
 
@@ -80,7 +80,7 @@ def test_with_one_seed_nothing_is_said() -> None:
 
 def test_nothing_yet_and_a_sweep_alone() -> None:
     study = study_of("dense", "cola")
-    assert analyse(study, {}).finals_done == 0
+    assert analyse(study, {}).final_records_done == 0
     sweep = [record for record in sweep_runs(study) if record.method == "dense"]
     found = analyse(study, by_id(sweep[:-1]))
     assert row(found, "dense").learning_rate is None
@@ -98,8 +98,8 @@ def test_a_rate_at_the_edge_is_flagged() -> None:
     losses = dict(zip(RATES, (3.3, 3.2, 3.1), strict=True))
     sweep = [run(study.methods[0], 1000, losses[rate], stage="sweep", rate=rate) for rate in RATES]
     found = row(analyse(study, by_id(sweep)), "dense")
-    assert (found.learning_rate, found.at_the_edge) == (RATES[-1], "the largest tried")
-    assert row(analyse(study, by_id(whole(study, {}))), "dense").at_the_edge is None
+    assert (found.learning_rate, found.best_at_boundary) == (RATES[-1], "the largest tried")
+    assert row(analyse(study, by_id(whole(study, {}))), "dense").best_at_boundary is None
 
 
 def test_final_runs_at_another_rate_are_left_out_and_counted() -> None:
@@ -237,5 +237,5 @@ def test_records_that_the_study_does_not_name_are_in_no_table() -> None:
     study = study_of("dense")
     stranger = run(Method(name="cola"), 0, 1.0)
     found = analyse(study, by_id([*whole(study, {}), stranger]))
-    assert found.strangers == (stranger.id,)
+    assert found.orphaned_records == (stranger.id,)
     assert "cola" not in json.dumps(found.to_dict()["tables"])

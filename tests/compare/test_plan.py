@@ -64,7 +64,7 @@ def test_the_mean_over_the_seeds_decides(tmp_path: Path) -> None:
     by_seed = {(0.01, 7): 1.0, (0.01, 8): 4.0, (0.02, 7): 2.0, (0.02, 8): 2.0, (0.04, 7): 3.0, (0.04, 8): 3.0}
     records = run_all(study, lambda _, rate, seed: by_seed[rate, seed], {})
     found = choice(study, records, "stdlib", "tiny", study.method("cola"))
-    assert (found.best, found.losses[0.02], found.at_the_edge) == (0.02, 2.0, False)
+    assert (found.best, found.losses[0.02], found.best_at_boundary) == (0.02, 2.0, False)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_best_rate_at_the_end_extends_the_sweep(
 ) -> None:
     study = study_of(tmp_path, methods=["cola"])
     found = choice(study, run_all(study, bowl(best), {}), "stdlib", "tiny", study.method("cola"))
-    assert (list(found.rates), found.best, found.at_the_edge) == (rates, chosen, edge)
+    assert (list(found.rates), found.best, found.best_at_boundary) == (rates, chosen, edge)
 
 
 def test_a_rate_that_fails_is_not_chosen_and_one_that_always_fails_has_no_final_runs(tmp_path: Path) -> None:

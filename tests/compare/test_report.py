@@ -184,7 +184,7 @@ def test_the_command_writes_both(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert main(["report", str(folder), "--out", str(tmp_path / "elsewhere"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["finals_done"] == 14
+    assert result["final_records_done"] == 14
     assert Path(result["markdown"]).read_text() == text
 
 

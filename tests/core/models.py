@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foldrank.residual import DuplicatedLatentResidual
+from foldrank.core.residual import DuplicatedLatentResidual
 
 
 class Attention(nn.Module):

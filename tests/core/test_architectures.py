@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from foldrank import LowRankConfig, ResidualConfig, factorize_, fold_
-from foldrank.residual import DuplicatedLatentResidual
-from foldrank.tree import low_rank_layers
+from foldrank.core.inventory import low_rank_layers
+from foldrank.core.residual import DuplicatedLatentResidual
 
 from .models import TOKENS, assert_unchanged, relative_rms, snapshot, train
 

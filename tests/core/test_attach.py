@@ -22,8 +22,8 @@ from foldrank import (
     fold_,
     fold_state_dict,
 )
-from foldrank.config import EXPANSIONS, Expansion
-from foldrank.residual import DuplicatedLatentResidual, literal_residual
+from foldrank.core.config import EXPANSIONS, Expansion
+from foldrank.core.residual import DuplicatedLatentResidual, literal_residual
 
 from .models import assert_unchanged, relative_rms, snapshot, train
 

@@ -20,12 +20,12 @@ from foldrank import (
     fold_state_dict,
     fold_weight,
 )
-from foldrank.backbones import BACKBONES
-from foldrank.config import Activation, Scale
-from foldrank.fold import unfolded_keys
-from foldrank.residual import literal_residual
-from foldrank.scale import LatentScale
-from foldrank.surgery import describe, low_rank_layers
+from foldrank.core.backbones import BACKBONES
+from foldrank.core.config import Activation, Scale
+from foldrank.core.fold import unfolded_keys
+from foldrank.core.residual import literal_residual
+from foldrank.core.scale import LowRankScale
+from foldrank.core.surgery import describe, low_rank_layers
 
 from .models import TOKENS, TinyLM, assert_unchanged, relative_rms, snapshot, train
 
@@ -137,7 +137,7 @@ def test_folds_exactly(
     plain = model_of(method, None, None)
     assert repr(model) == repr(plain)
     assert model.state_dict().keys() == plain.state_dict().keys()
-    assert not any(isinstance(module, LatentScale) for module in model.modules())
+    assert not any(isinstance(module, LowRankScale) for module in model.modules())
     folded = fold_state_dict(state)
     assert list(folded) == list(model.state_dict())
     assert all(torch.equal(folded[key], value) for key, value in model.state_dict().items())

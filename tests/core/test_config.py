@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from foldrank.config import SCOPES, LowRankConfig, ResidualConfig, lookup, matches
+from foldrank.core.config import SCOPES, LowRankConfig, ResidualConfig, lookup, matches
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from torch.autograd import gradgradcheck
 from torch.nn import functional as F
 
 from foldrank import LowRankLinear, ResidualConfig
-from foldrank.config import EXPANSIONS, Activation, Expansion
-from foldrank.residual import literal_residual
+from foldrank.core.config import EXPANSIONS, Activation, Expansion
+from foldrank.core.residual import literal_residual
 
 from .models import relative_rms, residual_of, train
 

@@ -47,7 +47,7 @@ warnings.simplefilter("ignore")  # torch tells that there is no numpy
 USE = """
 import torch
 from foldrank import *
-from foldrank.surgery import describe
+from foldrank.core.surgery import describe
 try:
     import transformers
 except ModuleNotFoundError as error:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from foldrank.config import EXPANSIONS, Expansion, ResidualConfig
-from foldrank.residual import (
+from foldrank.core.config import EXPANSIONS, Expansion, ResidualConfig
+from foldrank.core.residual import (
     DuplicatedLatentResidual,
     add_duplicates,
     expansion_index,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_, fold_state_dict
-from foldrank.config import EXPANSIONS, Expansion
-from foldrank.residual import DuplicatedLatentResidual, literal_residual
-from foldrank.surgery import describe
-from foldrank.tree import low_rank_layers
+from foldrank.core.config import EXPANSIONS, Expansion
+from foldrank.core.inventory import low_rank_layers
+from foldrank.core.residual import DuplicatedLatentResidual, literal_residual
+from foldrank.core.surgery import describe
 
 from .models import TOKENS, TinyLM, assert_unchanged, relative_rms, residual_of, snapshot, train
 

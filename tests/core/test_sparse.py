@@ -13,8 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, SparseLowRankLinear, factorize_, fold_
-from foldrank.mapped import map_weight
-from foldrank.sparse import flat_support, random_support
+from foldrank.core.functional import map_weight
+from foldrank.core.sparse import flat_support, random_support
 
 from .models import TOKENS, TinyLM, relative_rms, train
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_, fold_state_dict
-from foldrank.config import EXPANSIONS, Expansion
+from foldrank.core.config import EXPANSIONS, Expansion
 
 from .models import TOKENS, TinyLM, train
 

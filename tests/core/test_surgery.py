@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
-from foldrank.config import Activation
-from foldrank.surgery import describe
-from foldrank.tree import count_parameters, low_rank_layers, walk
+from foldrank.core.config import Activation
+from foldrank.core.inventory import count_parameters, low_rank_layers, walk
+from foldrank.core.surgery import describe
 
 from .models import MLP, TOKENS, TinyLM, assert_unchanged, residual_of, snapshot
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foldrank import LowRankLinear, ResidualConfig, fold_
-from foldrank.config import EXPANSIONS, Expansion
+from foldrank.core.config import EXPANSIONS, Expansion
 
 from .models import residual_of
 

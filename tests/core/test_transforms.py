@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
-from foldrank.config import EXPANSIONS, Expansion
+from foldrank.core.config import EXPANSIONS, Expansion
 
 from .models import TOKENS, TinyLM, assert_unchanged, relative_rms, residual_of, snapshot, train
 

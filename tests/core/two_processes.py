@@ -18,11 +18,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from foldrank import LowRankConfig, ResidualConfig, attach_residual_, factorize_, fold_, fold_state_dict
-from foldrank.anchor import fold_at_start_
-from foldrank.config import EXPANSIONS
-from foldrank.sharded import is_sharded, local, whole
+from foldrank.core.anchored_decay import fold_at_start_
+from foldrank.core.config import EXPANSIONS
+from foldrank.core.dtensor import full_tensor, is_dtensor, to_local
 
-from .test_anchor import OPTIMIZERS, batches, build, train
+from .test_anchored_decay import OPTIMIZERS, batches, build, train
 
 STEPS = 4
 
@@ -32,7 +32,7 @@ def shard(model: nn.Module, *units: str) -> nn.Module:
     for unit in units:
         fully_shard(model.get_submodule(unit), mesh=mesh)
     fully_shard(model, mesh=mesh)
-    assert all(map(is_sharded, model.parameters()))
+    assert all(map(is_dtensor, model.parameters()))
     return model
 
 
@@ -50,7 +50,7 @@ def distance(sharded: nn.Module, other: nn.Module) -> float:
     apart = [outputs(sharded) - outputs(other)]
     for (name, one), (same, two) in zip(sharded.named_parameters(), other.named_parameters(), strict=True):
         assert name == same
-        apart.append(whole(one.detach()) - two.detach())
+        apart.append(full_tensor(one.detach()) - two.detach())
     return max(float(difference.abs().max()) for difference in apart)
 
 
@@ -123,8 +123,8 @@ def residual(config: LowRankConfig) -> list[float]:
     state = fold_state_dict(model.state_dict())
     fold_(expected)
     fold_(model)
-    assert all(map(is_sharded, model.parameters()))
-    by_state = max(float((whole(state[key]) - value).abs().max()) for key, value in expected.state_dict().items())
+    assert all(map(is_dtensor, model.parameters()))
+    by_state = max(float((full_tensor(state[key]) - value).abs().max()) for key, value in expected.state_dict().items())
     return [before, distance(model, expected), by_state]
 
 
@@ -148,7 +148,7 @@ def not_finite() -> str:
     model = shard(build(ResidualConfig()))
     with torch.no_grad():
         if dist.get_rank() == 1:
-            local(model.get_parameter("0.up.weight"))[0, 0] = float("nan")
+            to_local(model.get_parameter("0.up.weight"))[0, 0] = float("nan")
     return message(lambda: fold_(model))
 
 

@@ -14,11 +14,11 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from foldrank.data import shards
-from foldrank.data.blocks import IGNORED, Sequences, TrainingOrder
 from foldrank.data.config import DataConfig, Layout
 from foldrank.data.corpus import documents
 from foldrank.data.prepare import prepare
 from foldrank.data.prepared import PreparedData
+from foldrank.data.sequences import IGNORED, SequenceDataset, ShuffledDataset
 from foldrank.data.tokenizer import Encoder, end_token
 from foldrank.train.evaluate import evaluate_loss
 from tests.data.texts import some_texts, write_folder
@@ -139,13 +139,13 @@ def test_loss_of_padded_documents_is_that_of_each_document_alone(data: PreparedD
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_pass_meets_each_sequence_once(data: PreparedData, layout: Layout) -> None:
     blocks = data.blocks("train", LENGTH, layout)
-    order = TrainingOrder(blocks, seed=3, num_sequences=2 * len(blocks) + 5)
+    order = ShuffledDataset(blocks, seed=3, num_sequences=2 * len(blocks) + 5)
     ids = ids_of(order)
     passes = [ids[: len(blocks)], ids[len(blocks) : 2 * len(blocks)]]
     assert sorted(passes[0]) == sorted(passes[1]) == sorted(ids_of(blocks))
     assert passes[0] != passes[1]
-    assert ids_of(TrainingOrder(blocks, seed=3, num_sequences=9)) == ids[:9]
-    assert ids_of(TrainingOrder(blocks, seed=4, num_sequences=9)) != ids[:9]
+    assert ids_of(ShuffledDataset(blocks, seed=3, num_sequences=9)) == ids[:9]
+    assert ids_of(ShuffledDataset(blocks, seed=4, num_sequences=9)) != ids[:9]
     labels = (order[index]["labels"] for index in range(len(order)))
     assert order.num_tokens() == sum(int((label != IGNORED).sum()) for label in labels)
 
@@ -153,7 +153,7 @@ def test_each_pass_meets_each_sequence_once(data: PreparedData, layout: Layout) 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_order_is_the_same_for_any_number_of_workers(data: PreparedData, layout: Layout, workers: int) -> None:
-    order = TrainingOrder(data.blocks("train", LENGTH, layout), seed=0, num_sequences=150)
+    order = ShuffledDataset(data.blocks("train", LENGTH, layout), seed=0, num_sequences=150)
     loader = DataLoader(order, batch_size=4, num_workers=workers)
     assert torch.cat([batch["input_ids"] for batch in loader]).tolist() == ids_of(order)
 
@@ -175,7 +175,7 @@ def test_worker_processes_get_names_of_files_not_their_content(data: PreparedDat
     blocks = data.blocks("train", LENGTH, layout)
     pickled = pickle.dumps(blocks)
     assert len(pickled) < 2000 < sum(shard.nbytes for shard in blocks.shards)
-    again: Sequences = pickle.loads(pickled)
+    again: SequenceDataset = pickle.loads(pickled)
     assert ids_of(again) == ids_of(blocks)
     assert all(isinstance(shard, np.memmap) for shard in again.shards)
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from foldrank import LowRankConfig, ResidualConfig, fold_
+from foldrank.core.inventory import count_parameters
+from foldrank.core.memory_format import to_column_major_
 from foldrank.hf.checkpoint import INDEX, fold_checkpoint, inspect, weight_files
-from foldrank.layout import store_columnwise_
-from foldrank.tree import count_parameters
 
 from .models import COLA_DLR, SHAPE, logits, trained
 
@@ -175,7 +175,7 @@ def test_the_order_in_memory_is_not_saved(tmp_path: Path) -> None:
     model = trained()
     fold_(model)
     model.save_pretrained(tmp_path / "rows")
-    store_columnwise_(model)
+    to_column_major_(model)
     model.save_pretrained(tmp_path / "columns")
     rows, columns = (
         {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("rows", "columns")

@@ -35,13 +35,13 @@ from transformers import (
 
 import foldrank.hf
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
-from foldrank.backbones import BACKBONES
 from foldrank.commands import info
+from foldrank.core.backbones import BACKBONES
+from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.hf import LowRankGPT2ForCausalLM, LowRankLlamaForCausalLM, convert_, low_rank_classes
 from foldrank.hf.checkpoint import fold_checkpoint, inspect
 from foldrank.hf.families import LOW_RANK_CLASSES
-from foldrank.hf.travel import FAMILIES, modeling_source
-from foldrank.tree import count_parameters, low_rank_layers
+from foldrank.hf.remote_code import FAMILIES, modeling_source
 
 from .models import SHAPE, TOKENS, hidden, logits
 
@@ -123,7 +123,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         facts: dict[str, Any] = {"model": copy.deepcopy(model), "unfolded": unfolded, "folded": folded, "root": root}
         facts["logits"] = logits(model)
         report = fold_(model)
-        facts["drift"] = report.max_drift
+        facts["drift"] = report.max_abs_error
         facts["folded logits"] = logits(model)
         model.save_pretrained(folded)
         expected = {"tokens": TOKENS, "logits": facts["folded logits"], "hidden": hidden(model.base_model)}  # pyright: ignore[reportArgumentType]
@@ -150,7 +150,7 @@ found = {folder.name: facts(folder, load_file(folder.with_suffix(".expected"))) 
 def elsewhere(run: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What one process without foldrank makes of all folded checkpoints."""
     root = next(iter(run.values()))["root"]
-    program = [sys.executable, "-c", ELSEWHERE, str(Path(__file__).with_name("travel.py")), str(root)]
+    program = [sys.executable, "-c", ELSEWHERE, str(Path(__file__).with_name("remote_code.py")), str(root)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads((root / "facts.json").read_text())

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from foldrank import LowRankConfig, ResidualConfig, fold_
+from foldrank.core.inventory import low_rank_layers
+from foldrank.core.surgery import describe
 from foldrank.hf import LowRankLlamaForCausalLM, LowRankLlamaModel
-from foldrank.surgery import describe
-from foldrank.tree import low_rank_layers
 
 from .models import COLA_DLR, hidden, logits, trained
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from foldrank import LowRankConfig, ResidualConfig
+from foldrank.core.inventory import low_rank_layers
 from foldrank.hf import LowRankLlamaForCausalLM, LowRankLlamaModel
-from foldrank.tree import low_rank_layers
 
 from .models import SHAPE, config
 

@@ -16,15 +16,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from foldrank.config import Activation, LowRankConfig, ResidualConfig
-from foldrank.surgery import factorize_
+from foldrank.core.config import Activation, LowRankConfig, ResidualConfig
+from foldrank.core.inventory import count_parameters, low_rank_layers
+from foldrank.core.surgery import factorize_
+from foldrank.recipes.schema import Checkpointing, ModelConfig, Recipe, TrainConfig
 from foldrank.train import chunked_loss
 from foldrank.train.accounting import factors, flops_per_token, memory, parameters
+from foldrank.train.activation_checkpointing import checkpoint_activations_
 from foldrank.train.chunked_loss import chunk_loss_
-from foldrank.train.model import build_model, outline
-from foldrank.train.recipe import Checkpointing, ModelConfig, Recipe, TrainConfig
-from foldrank.train.recomputation import recompute_
-from foldrank.tree import count_parameters, low_rank_layers
+from foldrank.train.model import build_model, meta_model
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
 TRAIN = TrainConfig(batch_size=8, sequence_length=32, device="cpu")
@@ -74,13 +74,13 @@ def recipe_of(
 def real_model(recipe: Recipe, *, checkpointing: Way = None, attention: str = "sdpa") -> Any:
     """The model of `recipe` with memory and numbers."""
     torch.manual_seed(0)
-    model: Any = outline(recipe).to_empty(device="cpu")
+    model: Any = meta_model(recipe).to_empty(device="cpu")
     for layer in low_rank_layers(model).values():
         layer.reset_parameters()  # the indices of a sparse part
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.02)
     model.set_attn_implementation(attention)
-    recompute_(model, checkpointing)
+    checkpoint_activations_(model, checkpointing)
     if recipe.train.chunked_loss:
         chunk_loss_(model)
     return model.train()
@@ -140,7 +140,7 @@ def kept_for_backward(model: Any, recipe: Recipe) -> int:
 @EVERY
 @pytest.mark.parametrize("tied", [False, True])
 def test_parts_of_the_parameters_sum_to_the_model(method: str, tied: bool):
-    model = outline(recipe_of(method, tied=tied))
+    model = meta_model(recipe_of(method, tied=tied))
     parts = parameters(model)
     assert sum(parts.parts().values()) == parts.total == count_parameters(model)
     assert parts.embedding == 512 * 64
@@ -159,8 +159,8 @@ def test_parts_of_the_parameters_sum_to_the_model(method: str, tied: bool):
 
 def test_a_trainable_alpha_is_counted():
     recipe = recipe_of("cola-dlr").override({"low_rank.residual.trainable": True})
-    assert factors(outline(recipe))["residual"] == 3 * 7
-    assert parameters(outline(recipe)).total == parameters(outline(recipe_of("cola-dlr"))).total + 3 * 7
+    assert factors(meta_model(recipe))["residual"] == 3 * 7
+    assert parameters(meta_model(recipe)).total == parameters(meta_model(recipe_of("cola-dlr"))).total + 3 * 7
 
 
 @EVERY_EACH_WAY
@@ -172,7 +172,7 @@ def test_flops_are_those_that_run(method: str, checkpointing: Way, tied: bool, c
     model = real_model(recipe, checkpointing=checkpointing, attention="eager")
     with FlopCounterMode(display=False) as counter:
         loss_of(model, batch_of(recipe), recipe).backward()
-    flops = flops_per_token(outline(recipe), 32, tokens_per_pass=8 * 32, checkpointing=checkpointing)
+    flops = flops_per_token(meta_model(recipe), 32, tokens_per_pass=8 * 32, checkpointing=checkpointing)
     assert flops.total * 8 * 32 == counter.get_total_flops()
     assert (flops.recomputed > 0) == (checkpointing is not None)
 
@@ -184,7 +184,9 @@ def test_flops_of_a_model_that_is_low_rank_in_part(targets: tuple[str, ...], che
     model = real_model(recipe, checkpointing=checkpointing, attention="eager")
     with FlopCounterMode(display=False) as counter:
         loss_of(model, batch_of(recipe), recipe).backward()
-    assert flops_per_token(outline(recipe), 32, checkpointing=checkpointing).total * 8 * 32 == counter.get_total_flops()
+    assert (
+        flops_per_token(meta_model(recipe), 32, checkpointing=checkpointing).total * 8 * 32 == counter.get_total_flops()
+    )
 
 
 @EVERY
@@ -194,7 +196,7 @@ def test_weights_gradients_and_optimizer_state_are_those_allocated(method: str):
     optimizer = torch.optim.AdamW(model.parameters())
     loss_of(model, batch_of(recipe), recipe).backward()
     optimizer.step()
-    used = memory(outline(recipe), recipe.train)
+    used = memory(meta_model(recipe), recipe.train)
     assert used.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *indices_of(model)))
     assert used.gradients == sum(parameter.grad.nbytes for parameter in model.parameters())
     assert used.optimizer == sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values())
@@ -209,7 +211,7 @@ def test_kept_activations_are_those_that_a_forward_pass_leaves(
 ):
     recipe = recipe_of(method, dtype=dtype, chunked=chunked)
     model = real_model(recipe, checkpointing=checkpointing)
-    used = memory(outline(recipe), recipe.train, checkpointing=checkpointing)
+    used = memory(meta_model(recipe), recipe.train, checkpointing=checkpointing)
     # With checkpointing autograd saves at most one cast weight, the head's; the others wait in autocast's cache.
     head = 2 * 512 * 64 if dtype == "bfloat16" and not chunked else 0
     copies = head if checkpointing else used.weight_copies
@@ -220,7 +222,7 @@ def test_kept_activations_are_those_that_a_forward_pass_leaves(
 @pytest.mark.parametrize("activation", [None, "silu", "gelu", "relu", "tanh"])
 def test_latents_kept_depend_on_the_activation(activation: Activation | None):
     recipe = replace(recipe_of("dense"), low_rank=LowRankConfig(rank=48, activation=activation))
-    used = memory(outline(recipe), recipe.train)
+    used = memory(meta_model(recipe), recipe.train)
     assert used.blocks + used.head_and_loss == pytest.approx(kept_for_backward(real_model(recipe), recipe), rel=0.01)
 
 
@@ -237,7 +239,7 @@ def test_the_peak_of_a_pass_is_the_one_planned(
     gradients = [parameter.grad for parameter in model.parameters()]
     with Alive([*model.parameters(), *gradients, *model.buffers(), ids]) as real:
         loss_of(model, ids, recipe).backward()
-    used = memory(outline(recipe), recipe.train, checkpointing=checkpointing)
+    used = memory(meta_model(recipe), recipe.train, checkpointing=checkpointing)
     planned = used.total - used.weights - used.gradients - used.optimizer
     # An upper bound but for token ids and the like; close, except that checkpointing in bfloat16 counts casts of
     # weights that are gone when the backward pass takes the most.
@@ -248,7 +250,7 @@ def test_a_block_of_another_rank_is_counted_as_it_is():
     by_block = {r".*layers\.0\..*": 4, r".*layers\.[12]\..*": 32}
     recipe = replace(recipe_of("dense"), low_rank=LowRankConfig(rank=by_block, activation="silu"))
     model = real_model(recipe)
-    used = memory(outline(recipe), recipe.train)
+    used = memory(meta_model(recipe), recipe.train)
     assert used.blocks + used.head_and_loss == pytest.approx(kept_for_backward(model, recipe), rel=0.01)
 
 
@@ -275,7 +277,7 @@ def test_shares_under_fsdp_are_those_allocated(method: str, checkpointing: Way):
     def local_bytes(tensors: Any) -> int:
         return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
 
-    used = memory(outline(recipe), recipe.train, gpus=4, sharded=True, checkpointing=checkpointing)
+    used = memory(meta_model(recipe), recipe.train, gpus=4, sharded=True, checkpointing=checkpointing)
     assert used.weights == local_bytes((*model.parameters(), *indices_of(model)))
     assert used.gradients == local_bytes(parameter.grad for parameter in model.parameters())
     assert used.optimizer == local_bytes(t for state in optimizer.state.values() for t in state.values())
@@ -286,7 +288,7 @@ def test_shares_under_fsdp_are_those_allocated(method: str, checkpointing: Way):
 def test_chunks_save_the_logits(dtype: str, chunk: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(chunked_loss, "CHUNK", chunk)  # 1,000 is more than there are tokens
     plain, chunked = (
-        memory(outline(recipe), recipe.train)
+        memory(meta_model(recipe), recipe.train)
         for recipe in (recipe_of("cola", dtype=dtype, vocab_size=8192, chunked=chunked) for chunked in (False, True))
     )
     assert chunked.total < plain.total
@@ -298,7 +300,7 @@ def test_chunks_save_the_logits(dtype: str, chunk: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("gpus", [1, 8])
 def test_parts_of_the_memory_sum_to_its_total(method: str, checkpointing: Way, sharded: bool, gpus: int):
     recipe = recipe_of(method)
-    used = memory(outline(recipe), recipe.train, gpus=gpus, sharded=sharded, checkpointing=checkpointing)
+    used = memory(meta_model(recipe), recipe.train, gpus=gpus, sharded=sharded, checkpointing=checkpointing)
     assert sum(used.parts().values()) == used.total
     assert all(amount >= 0 for amount in used.parts().values())
 
@@ -306,18 +308,18 @@ def test_parts_of_the_memory_sum_to_its_total(method: str, checkpointing: Way, s
 @EACH_WAY
 def test_the_residual_takes_no_memory(checkpointing: Way):
     with_dlr, without = (
-        memory(outline(recipe_of(method)), TRAIN, checkpointing=checkpointing) for method in ("cola-dlr", "cola")
+        memory(meta_model(recipe_of(method)), TRAIN, checkpointing=checkpointing) for method in ("cola-dlr", "cola")
     )
     assert with_dlr == without
 
 
 def test_a_model_made_low_rank_elsewhere_counts_the_same():
-    model = outline(recipe_of("dense"))
+    model = meta_model(recipe_of("dense"))
     config = LOW_RANK["cola-dlr"]
     assert config is not None
     factorize_(model, config)
-    assert memory(model, TRAIN) == memory(outline(recipe_of("cola-dlr")), TRAIN)
-    assert flops_per_token(model, 32) == flops_per_token(outline(recipe_of("cola-dlr")), 32)
+    assert memory(model, TRAIN) == memory(meta_model(recipe_of("cola-dlr")), TRAIN)
+    assert flops_per_token(model, 32) == flops_per_token(meta_model(recipe_of("cola-dlr")), 32)
 
 
 @pytest.mark.parametrize("residual", [None, ResidualConfig()])
@@ -329,6 +331,6 @@ def test_sltrain_multiplies_by_whole_matrices_and_keeps_their_inputs(dtype: str,
     used, attention = memory(model, recipe.train), parameters(model).attention
     kept = used.blocks + used.head_and_loss + used.weight_copies
     assert kept == pytest.approx(kept_for_backward(model, recipe), rel=0.02)
-    dense = outline(recipe_of("dense", dtype=dtype))
+    dense = meta_model(recipe_of("dense", dtype=dtype))
     assert flops_per_token(model, 32).matrices == flops_per_token(dense, 32).matrices
     assert sum(factors(model).values()) == attention + parameters(model).mlp

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
+from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig
 from foldrank.train import chunked_loss
 from foldrank.train.chunked_loss import chunk_loss_, linear_cross_entropy
 from foldrank.train.evaluate import evaluate_loss
 from foldrank.train.model import build_model
-from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig
 
 from .test_trainer import SMALL, trainer_of
 

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from foldrank.hf.checkpoint import inspect, load
+from foldrank.recipes.reading import load_recipe
+from foldrank.recipes.schema import Recipe
 from foldrank.train.pretrain import pretrain
-from foldrank.train.recipe import Recipe, load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from foldrank.data.prepare import prepared
 from foldrank.hf.checkpoint import inspect
+from foldrank.recipes.reading import load_recipe
 from foldrank.train.evaluate import evaluate_loss, first
 from foldrank.train.pretrain import pretrain
-from foldrank.train.recipe import load_recipe
 
 from ..runs import Run, without_clock
 

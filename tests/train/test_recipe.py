@@ -10,7 +10,8 @@ import yaml
 from foldrank import LowRankConfig, ResidualConfig
 from foldrank.data.config import DataConfig
 from foldrank.recipes import RECIPES
-from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig, field_help, flatten, load_recipe
+from foldrank.recipes.reading import flatten, load_recipe
+from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig, field_help
 
 TABLES = Recipe(
     model=ModelConfig(hidden_size=32, num_layers=2),

@@ -6,13 +6,14 @@ from functools import cache
 import pytest
 import yaml
 
+from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.data.tokenizer import train_tokenizer
 from foldrank.recipes import RECIPES
+from foldrank.recipes.reading import load_recipe
+from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig
 from foldrank.train.accounting import memory
-from foldrank.train.model import dense_parameters, outline, vocabulary
-from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig, load_recipe
+from foldrank.train.model import dense_parameters, meta_model, resolve_vocab_size
 from foldrank.train.trainer import training_arguments
-from foldrank.tree import count_parameters, low_rank_layers
 
 METHODS = ("dense", "lowrank", "lowrank-dlr", "cola", "cola-dlr")
 
@@ -27,7 +28,7 @@ PARAMETERS = {
 }
 
 
-outline_of = cache(lambda name: outline(RECIPES[name]))
+meta_model_of = cache(lambda name: meta_model(RECIPES[name]))
 
 
 def test_names():
@@ -38,7 +39,7 @@ def test_names():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_on_the_meta_device(name: str):
     recipe = RECIPES[name]
-    model = outline_of(name)
+    model = meta_model_of(name)
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     layers = low_rank_layers(model)
     assert len(layers) == (0 if recipe.low_rank is None else 7 * recipe.model.num_layers)
@@ -49,7 +50,7 @@ def test_every_recipe_builds_on_the_meta_device(name: str):
 @pytest.mark.parametrize("method", METHODS)
 def test_parameter_counts(family: str, method: str):
     dense, low_rank, dense_published, low_rank_published = PARAMETERS[family]
-    count = count_parameters(outline_of(f"{family}-{method}"))
+    count = count_parameters(meta_model_of(f"{family}-{method}"))
     assert count == (dense if method == "dense" else low_rank)
     published = dense_published if method == "dense" else low_rank_published
     assert published is None or round(count / 1e6) == published
@@ -87,7 +88,7 @@ def test_published_protocol_reaches_the_trainer(tmp_path, size, steps, warmup, r
     assert recipe.low_rank is not None
     assert recipe.low_rank.rank == rank
     assert recipe.train.batch_size * recipe.train.sequence_length == 131_072
-    assert vocabulary(recipe) == 32_000
+    assert resolve_vocab_size(recipe) == 32_000
     # bfloat16 needs an accelerator to be accepted.
     arguments = training_arguments(recipe.override({"train.dtype": "float32", "train.device": "cpu"}), tmp_path)
     assert (arguments.max_steps, arguments.warmup_steps) == (steps, warmup)
@@ -106,7 +107,7 @@ def test_micro_batch_is_the_largest_that_leaves_a_tenth_of_80_gb(size: str):
             assert train.micro_batch_size is not None
             # Steps of more sequences, so that there are enough for each GPU.
             train = replace(train, batch_size=4096, micro_batch_size=factor * train.micro_batch_size)
-            needs.append(memory(outline_of(name), train, gpus=8, sharded=size == "7b").total)
+            needs.append(memory(meta_model_of(name), train, gpus=8, sharded=size == "7b").total)
         return max(needs)
 
     assert largest(1) <= 0.9 * 80e9 < largest(2)
@@ -125,13 +126,13 @@ def test_a_recipe_survives_its_file(tmp_path, name: str):
 )
 def test_sequences_per_forward_fill_a_step_evenly(micro_batch, processes, expected):
     train = TrainConfig(batch_size=12, micro_batch_size=micro_batch)
-    assert train.sequences_per_forward(processes) == expected
+    assert train.resolve_micro_batch_size(processes) == expected
 
 
 @pytest.mark.parametrize("processes", [0, 5, 24])
 def test_sequences_that_cannot_be_shared_out(processes):
     with pytest.raises(ValueError, match=f"batch_size 12 cannot be shared out evenly among {processes} processes"):
-        TrainConfig(batch_size=12).sequences_per_forward(processes)
+        TrainConfig(batch_size=12).resolve_micro_batch_size(processes)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +152,14 @@ def test_vocabulary_is_the_recipes_where_it_names_one():
     tokenizer = train_tokenizer(["a text to train on, a text to train on"], 260)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<never in a text>"]})
     for named, expected in ((None, 261), (300, 300), (260, 260)):
-        assert vocabulary(Recipe(model=ModelConfig(vocab_size=named)), tokenizer) == expected
+        assert resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=named)), tokenizer) == expected
     with pytest.raises(ValueError, match="vocab_size 259 is too small for this tokenizer, whose tokens count 260"):
-        vocabulary(Recipe(model=ModelConfig(vocab_size=259)), tokenizer)
+        resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=259)), tokenizer)
 
 
 def test_vocabulary_of_a_tokenizer_that_is_only_named():
     with pytest.raises(ValueError, match="the vocabulary of the tokenizer gpt2 is unknown before it is read"):
-        vocabulary(Recipe().override({"data.tokenizer": "gpt2"}))
+        resolve_vocab_size(Recipe().override({"data.tokenizer": "gpt2"}))
 
 
 @pytest.mark.parametrize(

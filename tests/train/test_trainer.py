@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foldrank.data.blocks import PackedBlocks, TrainingOrder
+from foldrank.data.sequences import PackedBlocks, ShuffledDataset
 from foldrank.recipes import RECIPES
+from foldrank.recipes.schema import Recipe
 from foldrank.train.model import build_model
-from foldrank.train.recipe import Recipe
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 
 SMALL = RECIPES["demo"].override(
@@ -34,7 +34,7 @@ VOCABULARY = 61
 def trainer_of(recipe: Recipe, out: Path) -> PretrainTrainer:
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, size=1000).astype("<u2")
     blocks = PackedBlocks([tokens], recipe.train.sequence_length)
-    order = TrainingOrder(blocks, recipe.seed, num_sequences=recipe.train.steps * recipe.train.batch_size)
+    order = ShuffledDataset(blocks, recipe.seed, num_sequences=recipe.train.steps * recipe.train.batch_size)
     return PretrainTrainer(
         model=build_model(recipe, VOCABULARY),
         args=training_arguments(recipe, out),

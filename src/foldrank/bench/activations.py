@@ -5,9 +5,9 @@ y = B z + c Expand(z) + b        (arXiv 2606.28932)
 
 from torch import Tensor, nn
 
-from foldrank.linear import LowRankLinear
-from foldrank.residual import literal_residual
-from foldrank.tree import walk
+from foldrank.core.inventory import walk
+from foldrank.core.linear import LowRankLinear
+from foldrank.core.residual import literal_residual
 
 
 class OnActivations(nn.Module):

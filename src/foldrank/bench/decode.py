@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from foldrank.bench.deployed import bytes_read, deployed, prompt
+from foldrank.bench.inference_model import bytes_read, deployed, prompt
+from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import COMPILED, Settings, split
-from foldrank.bench.turns import in_turns, timed
-from foldrank.tree import count_parameters
+from foldrank.core.inventory import count_parameters
 
 
 class Decoding:
@@ -63,7 +63,7 @@ def run(settings: Settings) -> Findings:
         gates += passed
         decodings[method] = Decoding(model, ids, settings, compiled=COMPILED in split(method)[1])
     turns = {method: timed(one.decode, settings.device, one.prefill) for method, one in decodings.items()}
-    figures = in_turns(turns, settings.rounds, profile=settings.profile)
+    figures = interleaved_timing(turns, settings.rounds, profile=settings.profile)
     for method, one in decodings.items():
         figures[method] |= {
             "parameters": count_parameters(one.model),

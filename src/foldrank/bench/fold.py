@@ -10,12 +10,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings, Gate
 from foldrank.bench.settings import Settings
-from foldrank.bench.turns import in_turns, timed
+from foldrank.core.inventory import low_rank_layers
 from foldrank.hf.checkpoint import fold_checkpoint, inspect, weight_files
 from foldrank.train.model import build_model
-from foldrank.tree import low_rank_layers
 
 
 def run(settings: Settings) -> Findings:
@@ -44,7 +44,7 @@ def run(settings: Settings) -> Findings:
         turns["fold"]()
         difference = float((_tensor(folded, name) - expected).abs().max())
         gate = Gate(what=f"the folded {name} and B + c R", difference=difference, bound=0.0).check()
-        figures = in_turns(turns, settings.rounds, warm_up=1, profile=settings.profile)
+        figures = interleaved_timing(turns, settings.rounds, warm_up=1, profile=settings.profile)
         shutil.rmtree(folded)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             idle, peak = pool.apply(_memory, (source, folded))

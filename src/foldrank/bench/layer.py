@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from foldrank.bench.activations import on_activations_
+from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings, Gate
 from foldrank.bench.settings import COMPILED, ON_ACTIVATIONS, Settings, split
 from foldrank.bench.subjects import autocast
-from foldrank.bench.turns import in_turns, timed
-from foldrank.surgery import factorize_
+from foldrank.core.surgery import factorize_
 
 BOUND = {"float32": 1e-4, "bfloat16": 5e-2}
 """How far outputs and gradients of the same layer may be apart, relative to their norm."""
@@ -59,7 +59,7 @@ def run(settings: Settings) -> Findings:
         case = f"{in_features} to {out_features}"
         gates += _gates(settings, case, passes)
         turns = {method: timed(one, settings.device) for method, one in passes.items()}
-        cases[case] = in_turns(turns, settings.rounds, profile=settings.profile)
+        cases[case] = interleaved_timing(turns, settings.rounds, profile=settings.profile)
     return Findings(cases=cases, gates=tuple(gates))
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from foldrank.bench.interleaved import WARM_UP, interleaved_timing, timed
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
 from foldrank.bench.subjects import TrainedModel
-from foldrank.bench.turns import WARM_UP, in_turns, timed
 from foldrank.data.config import Layout
 from foldrank.data.prepare import prepare
 
@@ -38,7 +38,7 @@ def run(settings: Settings) -> Findings:
 
             load()
             turns = {"step": timed(subject.step, settings.device), "load": timed(load, settings.device)}
-            figures = in_turns(turns, settings.rounds, profile=settings.profile)
+            figures = interleaved_timing(turns, settings.rounds, profile=settings.profile)
             seconds = figures["load"]["seconds"]
             figures["load"]["share"] = seconds / (seconds + figures["step"]["seconds"])
             cases[layout] = figures

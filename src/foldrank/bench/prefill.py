@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from foldrank.bench.deployed import deployed, prompt
+from foldrank.bench.inference_model import deployed, prompt
+from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import COMPILED, Settings, split
-from foldrank.bench.turns import in_turns, timed
-from foldrank.tree import count_parameters
+from foldrank.core.inventory import count_parameters
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def run(settings: Settings) -> Findings:
             called(input_ids=ids, use_cache=True, logits_to_keep=1)
 
         turns[method] = timed(read, settings.device)
-    figures = in_turns(turns, settings.rounds, profile=settings.profile)
+    figures = interleaved_timing(turns, settings.rounds, profile=settings.profile)
     for method, model in models.items():
         figures[method] |= {
             "parameters": count_parameters(model),

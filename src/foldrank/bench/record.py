@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from foldrank.atomic import write
 from foldrank.bench import BENCHMARKS
 from foldrank.bench.settings import Settings
-from foldrank.files import write
 from foldrank.train.pretrain import commit, versions
 
 SCHEMA = 1

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from foldrank.atomic import write
 from foldrank.bench import BENCHMARKS
 from foldrank.bench.record import Record, read_records
-from foldrank.files import write
 
 BEGIN = "<!-- tables: foldrank bench --report -->"
 END = "<!-- end of the tables -->"

@@ -8,9 +8,10 @@ import torch
 
 from foldrank.bench import BENCHMARKS
 from foldrank.recipes.methods import DENSE, DLR, KINDS, METHODS, derived
-from foldrank.train.model import outline, vocabulary
-from foldrank.train.recipe import Recipe, load_recipe
-from foldrank.train.recomputation import recompute_
+from foldrank.recipes.reading import load_recipe
+from foldrank.recipes.schema import Recipe
+from foldrank.train.activation_checkpointing import checkpoint_activations_
+from foldrank.train.model import meta_model, resolve_vocab_size
 
 AT_START, ON_ACTIVATIONS, COMPILED, COLUMNWISE = "-folded", "-activations", "-compiled", "-columnwise"
 LATENTS, WHOLE_BLOCKS, CHUNKED, BFLOAT16 = "-latents", "-checkpointed", "-chunked-loss", "-bfloat16"
@@ -158,7 +159,7 @@ class Settings:
         if recipe.low_rank is None or not isinstance(recipe.low_rank.rank, int):
             raise ValueError(f"{self.recipe} does not have low-rank layers of one rank: name a recipe such as demo")
         train = recipe.train
-        batch_size = 1 if self.benchmark in ("prefill", "decode") else train.sequences_per_forward()
+        batch_size = 1 if self.benchmark in ("prefill", "decode") else train.resolve_micro_batch_size()
         return replace(
             recipe,
             model=replace(
@@ -204,14 +205,14 @@ class Settings:
             settings |= own[name].settings
         recipe = derived(kind, replace(recipe, low_rank=None), recipe.low_rank.rank).override(settings)
         if LATENTS in variants:
-            recompute_(outline(recipe, self.vocabulary_size()), recipe.train.activation_checkpointing)
+            checkpoint_activations_(meta_model(recipe, self.vocabulary_size()), recipe.train.activation_checkpointing)
             if COMPILED in variants:
                 raise ValueError(f"{method}: blocks that keep their latents are not compiled")
         return recipe
 
     def vocabulary_size(self) -> int:
         """Entries of embedding and head."""
-        return vocabulary(self.sizes())
+        return resolve_vocab_size(self.sizes())
 
 
 def split(method: str) -> tuple[str, tuple[str, ...]]:

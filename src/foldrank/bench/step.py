@@ -1,12 +1,12 @@
 """A training step of the whole model: forward, backward, AdamW."""
 
+from foldrank.bench.interleaved import WARM_UP, interleaved_timing, timed
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
 from foldrank.bench.subjects import TrainedModel, gates, start_gates
-from foldrank.bench.turns import WARM_UP, in_turns, timed
+from foldrank.core.inventory import count_parameters
 from foldrank.train.accounting import training_flops
-from foldrank.train.model import outline
-from foldrank.tree import count_parameters
+from foldrank.train.model import meta_model
 
 
 def run(settings: Settings) -> Findings:
@@ -22,10 +22,10 @@ def run(settings: Settings) -> Findings:
             subject.step()
     passed += start_gates(settings, subjects)
     turns = {method: timed(subject.step, settings.device) for method, subject in subjects.items()}
-    figures = in_turns(turns, settings.rounds, profile=settings.profile)
+    figures = interleaved_timing(turns, settings.rounds, profile=settings.profile)
     for method, subject in subjects.items():
         train = subject.recipe.train
-        shape = outline(subject.recipe, settings.vocabulary_size())
+        shape = meta_model(subject.recipe, settings.vocabulary_size())
         flops = training_flops(shape, train, checkpointing=train.activation_checkpointing)
         speed = subject.tokens / figures[method]["seconds"]
         figures[method] |= {

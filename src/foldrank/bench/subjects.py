@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foldrank.anchor import fold_at_start_
 from foldrank.bench.activations import on_activations_
 from foldrank.bench.record import Gate
 from foldrank.bench.settings import AT_START, COMPILED, ON_ACTIVATIONS, Settings, split
-from foldrank.fold import fold_
+from foldrank.core.anchored_decay import fold_at_start_
+from foldrank.core.fold import fold_
+from foldrank.core.inventory import low_rank_layers
 from foldrank.train.model import build_model
-from foldrank.tree import low_rank_layers
 
 LOSS_BOUND = {"float32": 1e-5, "bfloat16": 1e-2}
 """How far losses of the same model may be apart, in nats. Compilers round otherwise in bfloat16."""

@@ -11,15 +11,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, get_scheduler
 
+from foldrank.bench.interleaved import interleaved_timing, synchronize
 from foldrank.bench.record import Findings, Gate
 from foldrank.bench.settings import Settings
 from foldrank.bench.subjects import autocast
-from foldrank.bench.turns import in_turns, synchronize
-from foldrank.data.blocks import TrainingOrder
 from foldrank.data.prepare import prepare
+from foldrank.data.sequences import ShuffledDataset
+from foldrank.recipes.schema import Recipe
 from foldrank.train.callbacks import GradientSpikes, JsonLines
 from foldrank.train.model import build_model
-from foldrank.train.recipe import Recipe
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 
 BOUND = 1e-6
@@ -70,7 +70,7 @@ def run(settings: Settings) -> Findings:
             trained["Trainer"] = model = build_model(recipe, vocabulary)
             return _trainer(model, order, recipe, settings, Path(place)) / (train.steps - 1)
 
-        figures = in_turns(
+        figures = interleaved_timing(
             {"bare loop": bare, "Trainer": with_trainer}, settings.rounds, warm_up=1, profile=settings.profile
         )
     pairs = zip(*(model.parameters() for model in trained.values()), strict=True)
@@ -79,7 +79,7 @@ def run(settings: Settings) -> Findings:
     return Findings(cases={"step": figures}, gates=(gate,))
 
 
-def _trainer(model: PreTrainedModel, order: TrainingOrder, recipe: Recipe, settings: Settings, place: Path) -> float:
+def _trainer(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, settings: Settings, place: Path) -> float:
     clock = Clock(settings.device)
     trainer = PretrainTrainer(
         model=model,
@@ -94,7 +94,7 @@ def _trainer(model: PreTrainedModel, order: TrainingOrder, recipe: Recipe, setti
     return clock.seconds
 
 
-def _bare_loop(model: PreTrainedModel, order: TrainingOrder, recipe: Recipe, settings: Settings) -> float:
+def _bare_loop(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, settings: Settings) -> float:
     train = recipe.train
     model.to(settings.device)  # pyright: ignore[reportArgumentType]
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -124,6 +124,6 @@ def _bare_loop(model: PreTrainedModel, order: TrainingOrder, recipe: Recipe, set
     return time.perf_counter() - began
 
 
-def _batches(order: TrainingOrder, batch_size: int, device: str) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(order: ShuffledDataset, batch_size: int, device: str) -> Iterator[dict[str, torch.Tensor]]:
     for batch in DataLoader(order, batch_size=batch_size, pin_memory=device == "cuda"):
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from foldrank.bench import record, report
     from foldrank.bench.settings import Settings
-    from foldrank.train.heap import keep_freed_memory
+    from foldrank.train.malloc import apply_malloc_settings
 
     if arguments.report is not None:
         if arguments.benchmark is not None:
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for method in settings.subjects:
         settings.recipe_of(method)  # refuses what is unknown before anything slow begins
     if settings.device == "cpu" and settings.benchmark in TRAINING:
-        keep_freed_memory()
+        apply_malloc_settings()
     measured = record.make_record(settings, import_module(f"foldrank.bench.{settings.benchmark}").run(settings))
     file = None if arguments.out is None else record.write_record(arguments.out, measured)
     return {**record.as_json(measured), "file": None if file is None else str(file)}

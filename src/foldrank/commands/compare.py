@@ -36,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the study; returns where it lies and how its runs ended."""
+    from foldrank.atomic import write
     from foldrank.compare.plan import planned
     from foldrank.compare.records import read_records
     from foldrank.compare.study import find_study, load_study
     from foldrank.compare.worker import check_records, work
     from foldrank.data.prepare import prepared
-    from foldrank.files import write
     from foldrank.train.pretrain import InterruptedRunError
 
     if arguments.workers < 1:

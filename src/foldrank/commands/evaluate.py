@@ -27,8 +27,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode, open_data
     from foldrank.hf.checkpoint import check, load
+    from foldrank.recipes.reading import load_recipe
     from foldrank.train.evaluate import evaluate_loss
-    from foldrank.train.recipe import load_recipe
 
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")

@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Generates."""
+    from foldrank.core.memory_format import to_column_major_
     from foldrank.hf.checkpoint import load
-    from foldrank.layout import store_columnwise_
     from foldrank.train.evaluate import continue_text
 
     if not arguments.prompt:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= arguments.temperature < math.inf:
         raise ValueError(f"--temperature must be a number of at least 0, got {arguments.temperature}")
     model, tokenizer = load(arguments.checkpoint)
-    store_columnwise_(model)  # it runs on the CPU, one token after the other
+    to_column_major_(model)  # it runs on the CPU, one token after the other
     text = continue_text(
         model,
         tokenizer,

@@ -18,7 +18,7 @@ NOTES = (
     "FLOPs: 6 N + 12 L d T per token (PaLM, appendix B, arXiv 2204.02311), N the weights of the matrices that "
     "multiply, of a low-rank layer its two factors; where blocks are computed again they count 8 N "
     "(arXiv 2104.04473), their down-projections 6 N where the latents are kept (CoLA-M, arXiv 2502.10940).",
-    "Hours: FLOPs over GPUs x peak x MFU, the recomputation included; evaluation and saving not.",
+    "Hours: FLOPs over GPUs x peak x MFU, the activation_checkpointing included; evaluation and saving not.",
     "Memory: an upper bound without the allocator's fragmentation and the CUDA context, so leave room. float32 "
     "weights, gradients and AdamW averages (arXiv 1910.02054); activations as autograd keeps them with a flash "
     "attention kernel and no mask. FSDP shards everything, each block a unit (arXiv 2304.11277).",
@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the plan."""
+    from foldrank.recipes.schema import Checkpointing
     from foldrank.train.accounting import factors, memory, parameters, training_flops
-    from foldrank.train.model import dense_parameters, outline
-    from foldrank.train.recipe import Checkpointing
-    from foldrank.train.recomputation import recompute_, without_latents
+    from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents
+    from foldrank.train.model import dense_parameters, meta_model
 
     gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, arguments.mfu, arguments.gpu_memory
     if gpus < 1:
@@ -67,12 +67,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--peak-flops and --gpu-memory must be above 0")
     recipe = recipe_from(arguments)
     train = recipe.train
-    model = outline(recipe)
-    recompute_(model, train.activation_checkpointing)  # refuses what cannot be trained
+    model = meta_model(recipe)
+    checkpoint_activations_(model, train.activation_checkpointing)  # refuses what cannot be trained
     ways: list[Checkpointing | None] = [None, "block"] if without_latents(model) else [None, "latents", "block"]
     trained = parameters(model)
     tokens_per_step = train.batch_size * train.sequence_length
-    micro_batch = train.sequences_per_forward(gpus)
+    micro_batch = train.resolve_micro_batch_size(gpus)
 
     flops, uses = [], []
     for checkpointing in ways:
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_step": tokens_per_step,
         "tokens": tokens_per_step * train.steps,
         "gpus": gpus,
-        "sequences_per_forward": micro_batch,
+        "resolve_micro_batch_size": micro_batch,
         "accumulation_steps": train.batch_size // (gpus * micro_batch),
         "dtype": train.dtype,
         "gpu_memory_gib": limit,
@@ -137,7 +137,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(
         f"{result['steps']:,} steps of {result['sequences_per_step']:,} sequences of {result['sequence_length']:,}: "
         f"{result['tokens_per_step']:,} tokens a step, {result['tokens']:,} in all, padding included.\n"
-        f"GPUs: {result['gpus']}. Sequences per forward pass on each: {result['sequences_per_forward']}. "
+        f"GPUs: {result['gpus']}. Sequences per forward pass on each: {result['micro_batch_size']}. "
         f"Passes a step: {result['accumulation_steps']}. Products in {result['dtype']}.\n"
     )
     flops, uses = result["flops"], result["memory"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from foldrank.commands.progress import Preparation
 from foldrank.commands.recipe_arguments import yaml_value
-from foldrank.train.recipe import Recipe, field_help
+from foldrank.recipes.schema import Recipe, field_help
 
 NOT_HERE = ("source", "stream")
 """Settings of the data that are no options of this command."""

@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 
 from foldrank.recipes import RECIPES
-from foldrank.train.recipe import Recipe, field_help, load_recipe
+from foldrank.recipes.reading import load_recipe
+from foldrank.recipes.schema import Recipe, field_help
 
 GROUPS = ("low_rank", "low_rank.residual")
 """Parts of a recipe that can be switched off as a whole with `null`."""

@@ -21,12 +21,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         from foldrank.compare.report import report_html, report_markdown
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'foldrank[report]'") from error
+    from foldrank.atomic import write
     from foldrank.compare.analysis import analyse
     from foldrank.compare.progress import unfinished_runs
     from foldrank.compare.records import read_records
     from foldrank.compare.study import load_study
     from foldrank.compare.summary import summary
-    from foldrank.files import write
 
     folder: Path = arguments.study
     if not (folder / "study.yaml").is_file():
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Says what the verdicts say, and where the reports are."""
-    print(f"{result['title']}: {result['finals_done']} of {result['finals_expected']} final runs done")
+    print(f"{result['title']}: {result['final_records_done']} of {result['final_records_expected']} final runs done")
     for title, sentences in result["summary"].items():
         print(f"\n{title}")
         for sentence in sentences:

@@ -8,9 +8,9 @@ from typing import Any
 
 from foldrank.compare.curves import AXES, Against, Budget, Point, curve_of, equal_budget
 from foldrank.compare.effective_rank import Spectrum, spectrum
+from foldrank.compare.learning_rate_sweep import Rate, best_at_boundary, rates_tried, usable
 from foldrank.compare.plan import choice, settings
 from foldrank.compare.progress import Unfinished
-from foldrank.compare.rates import Rate, at_the_edge, rates_tried, usable
 from foldrank.compare.records import Record
 from foldrank.compare.statistics import Estimate, difference, estimate
 from foldrank.compare.study import Method, Study
@@ -63,7 +63,7 @@ class Row:
     learning_rate: float | None
     """Of the final runs; None while the sweep is not done."""
     learning_rate_of: str | None
-    at_the_edge: str | None
+    best_at_boundary: str | None
     """Why a better rate may lie outside those tried."""
     finished: int
     failed: int
@@ -117,8 +117,8 @@ class Analysis:
 
     title: str
     question: str
-    finals_expected: int
-    finals_done: int
+    final_records_expected: int
+    final_records_done: int
     """Final runs with a record, failed ones included."""
     sweeps_done: int
     comparisons: int
@@ -127,7 +127,7 @@ class Analysis:
     sweep_seeds: tuple[int, ...]
     tables: tuple[Table, ...]
     failures: tuple[Failure, ...]
-    strangers: tuple[str, ...]
+    orphaned_records: tuple[str, ...]
     """Records of what the study does not name (any more); in no table."""
     unfinished: tuple[Unfinished, ...]
     made_with: Mapping[str, tuple[str, ...]]
@@ -152,15 +152,15 @@ def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Un
     return Analysis(
         title=study.title,
         question=study.question,
-        finals_expected=expected,
-        finals_done=expected - missing,
+        final_records_expected=expected,
+        final_records_done=expected - missing,
         sweeps_done=sum(run.stage == "sweep" for run in known.values()),
         comparisons=sum(pair.difference.verdict != "too few seeds" for table in tables for pair in _pairs_of(table)),
         seeds=tuple(study.seeds),
         sweep_seeds=tuple(study.sweep.seeds),
         tables=tables,
         failures=tuple(_failure(run) for run in known.values() if not usable(run)),
-        strangers=tuple(name for name in records if name not in known),
+        orphaned_records=tuple(name for name in records if name not in known),
         unfinished=tuple(unfinished),
         made_with=_made_with(known.values()),
     )
@@ -188,7 +188,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
                 reference=method.name not in against,
                 learning_rate=choice(*place).best,
                 learning_rate_of=method.learning_rate_of,
-                at_the_edge=at_the_edge(*place),
+                best_at_boundary=best_at_boundary(*place),
                 finished=len(runs),
                 failed=len(begun) - len(runs),
                 missing=tuple(seed for seed in study.seeds_of(method) if seed not in {run.seed for run in begun}),

@@ -7,10 +7,10 @@ import torch
 
 from foldrank.compare.plan import settings, total
 from foldrank.compare.study import Study
+from foldrank.core.inventory import count_parameters
+from foldrank.recipes.schema import Recipe
 from foldrank.train.accounting import training_flops
-from foldrank.train.model import build_model, vocabulary
-from foldrank.train.recipe import Recipe
-from foldrank.tree import count_parameters
+from foldrank.train.model import build_model, resolve_vocab_size
 
 TIMED_STEPS = 3
 
@@ -32,7 +32,7 @@ def cost(study: Study, workers: int = 1) -> dict[str, Any]:
         steps = sweeps * (sweep.steps or train.steps) + finals * train.steps
         row = rows.get((size, method.name))
         if row is None:
-            model = build_model(recipe, vocabulary(recipe))
+            model = build_model(recipe, resolve_vocab_size(recipe))
             row = rows[size, method.name] = {
                 "size": size,
                 "method": method.name,
@@ -66,7 +66,7 @@ def _seconds_per_step(model: Any, recipe: Recipe) -> float:
     device = "cpu" if train.device == "cpu" else (torch.accelerator.current_accelerator() or "cpu")
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters())
-    shape = (train.sequences_per_forward(), train.sequence_length)
+    shape = (train.resolve_micro_batch_size(), train.sequence_length)
     ids = torch.randint(model.config.vocab_size, shape, device=device)
     passes = train.batch_size // shape[0]
     seconds = []

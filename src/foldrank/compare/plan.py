@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from foldrank.compare.records import Record, Stage
 from foldrank.compare.study import Method, Study
-from foldrank.train.recipe import Recipe
+from foldrank.recipes.schema import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Choice:
     best: float | None
     """The rate with the lowest loss; None while the sweep goes on, and where every rate failed."""
 
-    at_the_edge: bool
+    best_at_boundary: bool
     """Whether the best one is the smallest or largest tried, so that a better one may lie beyond."""
 
 
@@ -98,10 +98,10 @@ def choice(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
         known = {rate: _loss(study, records, corpus, size, method, rate) for rate in rates}
         losses = {rate: loss for rate, loss in known.items() if loss is not None}
         if len(losses) < len(rates):
-            return Choice(rates=rates, losses=losses, best=None, at_the_edge=False)
+            return Choice(rates=rates, losses=losses, best=None, best_at_boundary=False)
         best = min(rates, key=lambda rate: losses[rate])
         if losses[best] == math.inf:
-            return Choice(rates=rates, losses=losses, best=None, at_the_edge=False)
+            return Choice(rates=rates, losses=losses, best=None, best_at_boundary=False)
         if best == rates[-1] and more["high"]:
             more["high"] -= 1
             rates.append(_rounded(best * sweep.factor))
@@ -109,7 +109,7 @@ def choice(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
             more["low"] -= 1
             rates.insert(0, _rounded(best / sweep.factor))
         else:
-            return Choice(rates=rates, losses=losses, best=best, at_the_edge=best in (rates[0], rates[-1]))
+            return Choice(rates=rates, losses=losses, best=best, best_at_boundary=best in (rates[0], rates[-1]))
 
 
 def sweep_runs(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> list[Run]:

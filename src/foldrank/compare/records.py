@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from foldrank.files import write
+from foldrank.atomic import write
 
 SCHEMA = 1
 """Version of a record."""

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foldrank.linear import LowRankLinear
-from foldrank.sparse import SparseLowRankLinear, flat_support
+from foldrank.core.linear import LowRankLinear
+from foldrank.core.sparse import SparseLowRankLinear, flat_support
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from foldrank.config import STRICT
+from foldrank.core.config import STRICT
 from foldrank.recipes.methods import DENSE, DLR, KINDS, derived
-from foldrank.train.recipe import Recipe, load_recipe
+from foldrank.recipes.reading import load_recipe
+from foldrank.recipes.schema import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,7 +275,7 @@ def load_study(file: Path) -> Study:
 
 def _flops(recipe: Recipe) -> int:
     from foldrank.train.accounting import training_flops
-    from foldrank.train.model import outline
+    from foldrank.train.model import meta_model
 
     train = recipe.train
-    return training_flops(outline(recipe), train).total * train.batch_size * train.sequence_length
+    return training_flops(meta_model(recipe), train).total * train.batch_size * train.sequence_length

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from foldrank.compare import words
+from foldrank.compare import formatting as words
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.statistics import Verdict
 from foldrank.recipes.methods import DLR

@@ -20,8 +20,9 @@ from foldrank.compare.records import Record, read_records, write_record
 from foldrank.compare.spectra import spectra
 from foldrank.compare.study import Study
 from foldrank.hf.checkpoint import load
+from foldrank.recipes.reading import diff
+from foldrank.recipes.schema import Recipe
 from foldrank.train.pretrain import find_checkpoint, pretrain
-from foldrank.train.recipe import Recipe, changes
 
 SECONDS_TO_WAIT = 1.0
 """For the runs that other processes hold and that decide what comes next."""
@@ -55,7 +56,7 @@ def check_records(study: Study, folder: Path) -> None:
     for run in expected(study, records):
         if run.id not in records:
             continue
-        if changed := changes(Recipe.from_dict(records[run.id].recipe), recipe_of(study, run)):
+        if changed := diff(Recipe.from_dict(records[run.id].recipe), recipe_of(study, run)):
             raise ValueError(
                 f"{folder / 'records' / run.id}.json is of other settings than the study now: {changed[0]}. Choose "
                 "another folder, or delete the record"

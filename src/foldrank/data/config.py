@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from foldrank.config import STRICT
+from foldrank.core.config import STRICT
 
 Layout = Literal["packed", "padded"]
 """How documents become sequences of one length: joined by end tokens and cut into blocks, or each cut or padded."""

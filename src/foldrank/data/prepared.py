@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from foldrank.data.blocks import Sequences, TrainingOrder, layout_of
 from foldrank.data.config import Layout, Split
+from foldrank.data.sequences import SequenceDataset, ShuffledDataset, layout_of
 from foldrank.data.shards import ENDS, Shard
 
 FORMAT = 2
@@ -56,7 +56,7 @@ class PreparedData:
         """A hash of all text that was read, in its order."""
         return self.manifest["text_sha256"]
 
-    def blocks(self, split: Split, sequence_length: int, layout: Layout = "packed") -> Sequences:
+    def blocks(self, split: Split, sequence_length: int, layout: Layout = "packed") -> SequenceDataset:
         """The split as sequences.
 
         Raises:
@@ -72,9 +72,9 @@ class PreparedData:
             pad_token=self.manifest["pad_token"],
         )
 
-    def training(self, sequence_length: int, layout: Layout, *, seed: int, num_sequences: int) -> TrainingOrder:
+    def training(self, sequence_length: int, layout: Layout, *, seed: int, num_sequences: int) -> ShuffledDataset:
         """The sequences of a training run, in their order."""
-        return TrainingOrder(self.blocks("train", sequence_length, layout), seed, num_sequences)
+        return ShuffledDataset(self.blocks("train", sequence_length, layout), seed, num_sequences)
 
     def validation(self, sequence_length: int, layout: Layout, tokens: int | None = None) -> Dataset[dict[str, Tensor]]:
         """The first sequences of the validation split, as many as hold `tokens`; None: all."""

@@ -7,17 +7,17 @@ from torch import Tensor, from_numpy
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from foldrank.data.blocks import Sequences, layout_of
 from foldrank.data.config import DataConfig, Layout, Split
 from foldrank.data.corpus import Document, documents
 from foldrank.data.prepare import Progress, prepared
 from foldrank.data.prepared import PreparedData
+from foldrank.data.sequences import SequenceDataset, layout_of
 from foldrank.data.tokenizer import Encoder, encoded, pad_token
 
 
 def encode(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int, layout: Layout = "packed"
-) -> Sequences:
+) -> SequenceDataset:
     """All of a source's text as sequences in memory, for an evaluation.
 
     Raises:
@@ -141,7 +141,7 @@ def _in_memory(
     sequence_length: int,
     layout: Layout,
     tokens: int | None = None,
-) -> Sequences:
+) -> SequenceDataset:
     encoder = Encoder(tokenizer)
     parts: list[np.ndarray] = []
     held = 0

@@ -11,12 +11,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from foldrank.config import LowRankConfig
-from foldrank.fold import unfolded_keys
-from foldrank.foldable import SPEC
-from foldrank.hf.travel import auto_map, travels, write_modeling
-from foldrank.surgery import describe, factorize_
-from foldrank.tree import low_rank_layers
+from foldrank.core.config import LowRankConfig
+from foldrank.core.fold import unfolded_keys
+from foldrank.core.inventory import low_rank_layers
+from foldrank.core.parametrization import SPEC
+from foldrank.core.surgery import describe, factorize_
+from foldrank.hf.remote_code import auto_map, travels, write_modeling
 
 
 class LowRankConfigMixin(PreTrainedConfig):

@@ -21,12 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from foldrank.config import LowRankConfig
-from foldrank.fold import check_whole, fold_plan, folded_key, unfolded_keys
+from foldrank.core.config import LowRankConfig
+from foldrank.core.fold import check_whole, fold_plan, folded_key, unfolded_keys
+from foldrank.core.linear import MAPS
 from foldrank.hf.base import check_loaded
+from foldrank.hf.remote_code import auto_map, travels, write_modeling
 from foldrank.hf.rewrite import rewrite
-from foldrank.hf.travel import auto_map, travels, write_modeling
-from foldrank.linear import MAPS
 
 INDEX = "model.safetensors.index.json"
 

@@ -16,11 +16,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from foldrank.config import LowRankConfig
+from foldrank.core.config import LowRankConfig
+from foldrank.core.inventory import low_rank_layers
+from foldrank.core.surgery import FactorizeReport, factorize_
 from foldrank.hf.base import LowRankConfigMixin, LowRankModelMixin, refresh_config
-from foldrank.hf.travel import FAMILIES, Family
-from foldrank.surgery import FactorizeReport, factorize_
-from foldrank.tree import low_rank_layers
+from foldrank.hf.remote_code import FAMILIES, Family
 
 LOW_RANK_CLASSES: dict[type[PreTrainedModel], type[LowRankModelMixin]] = {}
 """From a class of transformers to its low-rank variant."""

@@ -1,8 +1,7 @@
-"""The shipped recipes by name. Each is a few lines derived from another."""
+"""What is asked: a recipe's settings (schema), the shipped recipes, methods by name, and how recipes are read."""
 
-from foldrank.recipes.demo import DEMO
-from foldrank.recipes.llama import LLAMA
-from foldrank.recipes.tiny import TINY
-from foldrank.train.recipe import Recipe
+from foldrank.recipes.reading import load_recipe
+from foldrank.recipes.schema import Recipe
+from foldrank.recipes.shipped import RECIPES
 
-RECIPES: dict[str, Recipe] = {"demo": DEMO, **TINY, **LLAMA}
+__all__ = ["RECIPES", "Recipe", "load_recipe"]

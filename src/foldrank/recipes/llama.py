@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from foldrank.data.config import DataConfig
 from foldrank.recipes.methods import family
-from foldrank.train.recipe import ModelConfig, Recipe, TrainConfig
+from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig
 
 PROTOCOL = Recipe(
     model=ModelConfig(vocab_size=32_000),

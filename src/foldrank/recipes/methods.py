@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from foldrank.config import LowRankConfig, ResidualConfig
-from foldrank.train.recipe import Recipe
+from foldrank.core.config import LowRankConfig, ResidualConfig
+from foldrank.recipes.schema import Recipe
 
 
 def lowrank(dense: Recipe, rank: int) -> Recipe:

@@ -40,12 +40,12 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from foldrank.linear import LowRankLinear
-from foldrank.mapped import keeps_mapped_weight
-from foldrank.sparse import SparseLowRankLinear
+from foldrank.core.functional import keeps_mapped_weight
+from foldrank.core.inventory import count_parameters, low_rank_layers
+from foldrank.core.linear import LowRankLinear
+from foldrank.core.sparse import SparseLowRankLinear
+from foldrank.recipes.schema import Checkpointing, TrainConfig
 from foldrank.train import chunked_loss
-from foldrank.train.recipe import Checkpointing, TrainConfig
-from foldrank.tree import count_parameters, low_rank_layers
 
 KEEPS_INPUT = ("silu", "gelu")
 """Activations whose backward pass needs their input; that of the others needs their output, which the product keeps."""
@@ -171,7 +171,7 @@ def training_flops(
     Raises:
         ValueError: where a step's sequences cannot be shared out among the GPUs.
     """
-    tokens = train.sequences_per_forward(gpus) * train.sequence_length
+    tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
     return flops_per_token(model, train.sequence_length, tokens_per_pass=tokens, checkpointing=checkpointing)
 
 
@@ -200,7 +200,7 @@ def memory(
         ValueError: where a step's sequences cannot be shared out among the GPUs.
     """
     width = 2 if train.dtype == "bfloat16" else 4
-    tokens = train.sequences_per_forward(gpus) * train.sequence_length
+    tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
     d, vocabulary = model.config.hidden_size, model.config.vocab_size
     count = count_parameters(model)
     blocks = _blocks(model)

@@ -16,7 +16,7 @@ PLAIN_LINES = 10
 """Progress lines of a run whose output is no terminal."""
 
 
-class ProgressReport(TrainerCallback):
+class TrainingProgressBar(TrainerCallback):
     """A live bar on standard error; where that is no terminal, a line now and then."""
 
     def __init__(self, tokens_per_step: float) -> None:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from foldrank.data.blocks import IGNORED
+from foldrank.data.sequences import IGNORED
 
 CHUNK = 256
 """Tokens per chunk: fewer hold less, and write dW more often."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from foldrank.data.blocks import IGNORED
+from foldrank.data.sequences import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from foldrank.core.inventory import count_parameters
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
+from foldrank.recipes.schema import Recipe
+from foldrank.train.activation_checkpointing import checkpoint_activations_
 from foldrank.train.chunked_loss import chunk_loss_
-from foldrank.train.recipe import Recipe
-from foldrank.train.recomputation import recompute_
-from foldrank.tree import count_parameters
 
 
 def build_model(
@@ -28,11 +28,11 @@ def build_model(
     model = _build(recipe, vocab_size, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
     if recipe.train.chunked_loss:
         chunk_loss_(model)
-    recompute_(model, recipe.train.activation_checkpointing)
+    checkpoint_activations_(model, recipe.train.activation_checkpointing)
     return model
 
 
-def vocabulary(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+def resolve_vocab_size(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
     """Entries of the recipe's embedding; before any data is read, without a tokenizer.
 
     Raises:
@@ -55,23 +55,23 @@ def vocabulary(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None)
     return named or len(tokenizer)
 
 
-def outline(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:
+def meta_model(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:
     """The recipe's model on the meta device: its shapes, nothing allocated.
 
     Args:
         recipe: all settings.
-        vocab_size: entries of the embedding; None: `vocabulary(recipe)`.
+        vocab_size: entries of the embedding; None: `resolve_vocab_size(recipe)`.
 
     Raises:
         ValueError: as `build_model` and `vocabulary`.
     """
     with torch.device("meta"):
-        return _build(recipe, vocab_size or vocabulary(recipe))
+        return _build(recipe, vocab_size or resolve_vocab_size(recipe))
 
 
 def dense_parameters(recipe: Recipe, vocab_size: int | None = None) -> int:
     """Parameters of the dense model of the same shape; nothing is allocated."""
-    return count_parameters(outline(replace(recipe, low_rank=None), vocab_size))
+    return count_parameters(meta_model(replace(recipe, low_rank=None), vocab_size))
 
 
 def _build(recipe: Recipe, vocab_size: int, **special_tokens: Any) -> PreTrainedModel:

@@ -13,27 +13,28 @@ import yaml
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from foldrank.anchor import fold_at_start_
+from foldrank.atomic import write
+from foldrank.core.anchored_decay import fold_at_start_
+from foldrank.core.fold import fold_
+from foldrank.core.inventory import count_parameters
 from foldrank.data.prepare import Progress
 from foldrank.data.stream import open_data
-from foldrank.files import write
-from foldrank.fold import fold_
+from foldrank.recipes.reading import diff, load_recipe
+from foldrank.recipes.schema import Recipe
+from foldrank.train.ablations import start_as_ablation_
 from foldrank.train.accounting import memory, training_flops
-from foldrank.train.callbacks import GradientSpikes, JsonLines, ProgressReport, StopOnSignal
+from foldrank.train.activation_checkpointing import checkpoint_activations_
+from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import checkpoints, step_of, verify
-from foldrank.train.controls import start_as_control_
 from foldrank.train.evaluate import continue_text, drift, evaluate_loss, first, logits_of
-from foldrank.train.heap import keep_freed_memory
-from foldrank.train.model import build_model, dense_parameters, outline, vocabulary
-from foldrank.train.recipe import Recipe, changes, load_recipe
-from foldrank.train.recomputation import recompute_
+from foldrank.train.malloc import apply_malloc_settings
+from foldrank.train.model import build_model, dense_parameters, meta_model, resolve_vocab_size
 from foldrank.train.trainer import PretrainTrainer, training_arguments
-from foldrank.tree import count_parameters
 
 SCHEMA = 1
 """Version of config.yaml and metrics.json."""
 
-DRIFT_SEQUENCES = 32
+FOLD_CHECK_SEQUENCES = 32
 """Validation sequences on which the fold is verified."""
 
 
@@ -58,7 +59,7 @@ def pretrain(
     """Trains a recipe's model, folds it, verifies the fold, and saves what is deployed.
 
     Under `torchrun` or `accelerate launch` every process calls it with the same arguments. On a CPU the process keeps
-    what it frees from then on (`keep_freed_memory`).
+    what it frees from then on (`apply_malloc_settings`).
 
     Args:
         recipe: all settings.
@@ -83,14 +84,14 @@ def pretrain(
     processes = PartialState(cpu=recipe.train.device == "cpu")
     checkpoint = find_checkpoint(recipe, out, resume) if resume else None
     if not resume:
-        check_free(out, overwrite=overwrite)
+        check_output_dir(out, overwrite=overwrite)
     # Settings that do not fit are refused before anything slow begins; the vocabulary matters to none of them.
-    recompute_(
-        outline(recipe, recipe.model.vocab_size or recipe.data.vocab_size), recipe.train.activation_checkpointing
+    checkpoint_activations_(
+        meta_model(recipe, recipe.model.vocab_size or recipe.data.vocab_size), recipe.train.activation_checkpointing
     )
     arguments = training_arguments(recipe, out)
     if arguments.device.type == "cpu":
-        keep_freed_memory()
+        apply_malloc_settings()
     with processes.main_process_first():
         data = open_data(recipe.data, progress)
     tokenizer = data.tokenizer()
@@ -107,10 +108,10 @@ def pretrain(
             train.sequence_length, train.layout, validation_tokens=train.eval_tokens, tokens=train.test_tokens
         )
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = build_model(recipe, vocabulary(recipe, tokenizer), **special)
+    model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), **special)
     decay = fold_at_start_(model) if train.fold_at_start else None
     if train.control is not None:
-        start_as_control_(model, train.control)
+        start_as_ablation_(model, train.control)
 
     if processes.is_main_process and not resume:
         if out.exists():
@@ -129,7 +130,7 @@ def pretrain(
         tokenizer=tokenizer,
         callbacks=[
             stop,
-            *(() if quiet else (GradientSpikes(), ProgressReport(tokens_per_step))),
+            *(() if quiet else (GradientSpikes(), TrainingProgressBar(tokens_per_step))),
             JsonLines(out / "log.jsonl"),
         ],
     )
@@ -146,7 +147,7 @@ def pretrain(
 
     model.config.use_cache = True
     unfolded = evaluate_loss(model, validation)
-    verified_on = first(validation, DRIFT_SEQUENCES)
+    verified_on = first(validation, FOLD_CHECK_SEQUENCES)
     logits_before = logits_of(model, verified_on)
     if processes.is_main_process:
         save(model, tokenizer, out / "unfolded")
@@ -157,7 +158,7 @@ def pretrain(
     if processes.is_main_process:
         save(model, tokenizer, out / "folded")
 
-    shape = outline(recipe, model.config.vocab_size)
+    shape = meta_model(recipe, model.config.vocab_size)
     per_token = training_flops(
         shape,
         train,
@@ -190,7 +191,7 @@ def pretrain(
         "test_loss": None if tested is None else tested.loss,
         "test_perplexity": None if tested is None else tested.perplexity,
         "folded_layers": len(fold_report.drift),
-        "fold_max_abs_weight_rounding": fold_report.max_drift,
+        "fold_max_abs_weight_rounding": fold_report.max_abs_error,
         "fold_weight_rounding": dict(fold_report.drift),
         "fold_max_abs_logit_drift": changed.max_abs_logit,
         "fold_argmax_agreement": changed.argmax_agreement,
@@ -217,7 +218,7 @@ def find_checkpoint(recipe: Recipe, out: Path, resume: bool | Path) -> Path | No
     if (out / "metrics.json").exists():
         raise ValueError(f"the run in {out} is finished: nothing is left to do")
     then = load_recipe(str(out / "config.yaml"))
-    if changed := changes(then, recipe):
+    if changed := diff(then, recipe):
         raise ValueError(f"the run in {out} was started with other settings: {'; '.join(changed[:3])}")
     if isinstance(resume, Path):
         newest: Path | None = resume
@@ -228,7 +229,7 @@ def find_checkpoint(recipe: Recipe, out: Path, resume: bool | Path) -> Path | No
     return newest
 
 
-def check_free(out: Path, *, overwrite: bool) -> None:
+def check_output_dir(out: Path, *, overwrite: bool) -> None:
     """Refuses a folder that holds something, saying what. Nothing but a run is ever overwritten.
 
     Raises:

@@ -14,16 +14,16 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from foldrank.anchor import AnchoredDecay
-from foldrank.data.blocks import TrainingOrder
+from foldrank.core.anchored_decay import AnchoredDecay
+from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream
+from foldrank.recipes.schema import Recipe
 from foldrank.train.checkpoints import PARTIAL, checkpoints, finish
 from foldrank.train.evaluate import evaluate_loss
-from foldrank.train.recipe import Recipe
 
 
 class PretrainTrainer(Trainer):
-    """Trains on the sequences of a `TrainingOrder` or a stream as they come, and evaluates by tokens.
+    """Trains on the sequences of a `ShuffledDataset` or a stream as they come, and evaluates by tokens.
 
     Raises:
         ValueError: from `train`, where a loss is not finite; no checkpoint is written after that step.
@@ -33,7 +33,7 @@ class PretrainTrainer(Trainer):
     def __init__(
         self,
         *,
-        train_dataset: TrainingOrder | PackedStream,
+        train_dataset: ShuffledDataset | PackedStream,
         eval_dataset: Dataset,
         keep_checkpoints: int,
         decay: AnchoredDecay | None = None,
@@ -62,7 +62,7 @@ class PretrainTrainer(Trainer):
         return time.perf_counter() - self.began - self.evaluation_seconds
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
-        assert isinstance(self.sequences, TrainingOrder)  # a stream is asked for no sampler
+        assert isinstance(self.sequences, ShuffledDataset)  # a stream is asked for no sampler
         return SequentialSampler(self.sequences)
 
     def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
@@ -191,7 +191,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
     devices = arguments.world_size * max(1, arguments.n_gpu)
-    micro_batch = train.sequences_per_forward(devices)
+    micro_batch = train.resolve_micro_batch_size(devices)
     arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = micro_batch
     arguments.gradient_accumulation_steps = train.batch_size // (devices * micro_batch)
     return arguments

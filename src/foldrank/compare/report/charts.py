@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foldrank.compare import words
+from foldrank.compare import formatting as words
 from foldrank.compare.analysis import Row, Table
 from foldrank.compare.curves import Point
 from foldrank.compare.report.blocks import Chart

@@ -1,13 +1,13 @@
 """From an analysis to the blocks of its report."""
 
-from foldrank.compare import words
+from foldrank.compare import formatting as words
 from foldrank.compare.analysis import Analysis, Table
+from foldrank.compare.formatting import NONE
 from foldrank.compare.report import prose
 from foldrank.compare.report.blocks import Block, Document, Points, Section, Terms, Text, grid
 from foldrank.compare.report.tables import table_section
 from foldrank.compare.statistics import LEVEL
 from foldrank.compare.summary import heading, summary
-from foldrank.compare.words import NONE
 
 
 def document(analysis: Analysis) -> Document:
@@ -30,13 +30,14 @@ def _begun(table: Table) -> bool:
 
 
 def _banner(analysis: Analysis) -> str | None:
-    missing = analysis.finals_expected - analysis.finals_done
+    missing = analysis.final_records_expected - analysis.final_records_done
     if not missing:
         return None
     running = f" Begun and not done: {len(analysis.unfinished)}." if analysis.unfinished else ""
     return (
-        f"This study is not complete. Final runs: {analysis.finals_done} of {analysis.finals_expected} done, {missing} "
-        f"missing. Runs of the sweep: {analysis.sweeps_done} done.{running} All below is made from what is there."
+        f"This study is not complete. Final runs: {analysis.final_records_done} of {analysis.final_records_expected} "
+        f"done, {missing} missing. Runs of the sweep: {analysis.sweeps_done} done.{running} All below is made from what "
+        "is there."
     )
 
 
@@ -102,8 +103,8 @@ def _left_out(analysis: Analysis) -> list[Block]:
                 ],
             )
         )
-    if analysis.strangers:
-        text = f"Records of what the study does not name any more, in no table: {', '.join(analysis.strangers)}."
+    if analysis.orphaned_records:
+        text = f"Records of what the study does not name any more, in no table: {', '.join(analysis.orphaned_records)}."
         blocks.append(Text(text=text))
     return blocks
 

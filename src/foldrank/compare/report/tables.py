@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from foldrank.compare import words
+from foldrank.compare import formatting as words
 from foldrank.compare.analysis import Row, Table
 from foldrank.compare.curves import Against, Budget
+from foldrank.compare.formatting import NONE
 from foldrank.compare.report import charts, prose
 from foldrank.compare.report.blocks import Block, Chart, Points, Sample, Section, Text, grid
 from foldrank.compare.statistics import Estimate
 from foldrank.compare.summary import heading
-from foldrank.compare.words import NONE
 
 AXES = {
     "tokens": ("Equal tokens", "training tokens", words.short),
@@ -58,9 +58,10 @@ def _quality(table: Table, where: str) -> list[Block]:
         for row in table.rows
     ]
     notes = [
-        f"{row.method}: the rate {words.rate(row.learning_rate)} is {row.at_the_edge}; a better one may lie beyond."
+        f"{row.method}: the rate {words.rate(row.learning_rate)} is {row.best_at_boundary}; a better one may lie "
+        "beyond."
         for row in table.rows
-        if row.at_the_edge is not None and row.learning_rate is not None
+        if row.best_at_boundary is not None and row.learning_rate is not None
     ]
     notes += [
         f"{row.method}: {row.other_rate} final runs had another learning rate or seed than now chosen and are left out."
@@ -316,7 +317,7 @@ def _rate(row: Row) -> str:
     said = words.rate(row.learning_rate)
     if row.learning_rate_of is not None:
         return f"{said} (of {row.learning_rate_of})"
-    return f"{said} ({row.at_the_edge})" if row.at_the_edge is not None else said
+    return f"{said} ({row.best_at_boundary})" if row.best_at_boundary is not None else said
 
 
 def _seeds(row: Row) -> str:

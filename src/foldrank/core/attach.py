@@ -1,0 +1,229 @@
+"""The residual on low-rank layers that someone else wrote: on a weight, by its name, whatever module holds it.
+
+`torch.nn.utils.parametrize` computes the weight anew at each use. The layer's own code and class need no change.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
+
+from foldrank.core.config import ResidualConfig, matches
+from foldrank.core.formatting import abbreviate, table
+from foldrank.core.inventory import check_patterns, walk
+from foldrank.core.linear import LowRankLinear
+from foldrank.core.parametrization import SPEC
+from foldrank.core.residual import DuplicatedLatentResidual
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttachedWeight:
+    """One weight that `attach_residual_` gave a residual."""
+
+    name: str
+    out_features: int
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttachReport:
+    """What `attach_residual_` did: weights that have a residual now, and those it left with the reason."""
+
+    attached: tuple[AttachedWeight, ...]
+    skipped: Mapping[str, str]
+    """From the name of a parameter that `names` matches and that got no residual to the reason."""
+
+    def __str__(self) -> str:
+        rows = [(row.name, f"{row.rank} -> {row.out_features}", f"{row.alpha:g}") for row in self.attached]
+        rows += [(name, "skipped", reason) for name, reason in self.skipped.items()]
+        return table(("weight", "shape", "alpha"), rows) + "\n" + self.summary()
+
+    def summary(self) -> str:
+        """One line: how many weights, and which were skipped."""
+        total = len(self.attached) + len(self.skipped)
+        skipped = f", skipped {abbreviate(self.skipped)}" if self.skipped else ""
+        return f"gave {len(self.attached)} of {total} weights a residual{skipped}"
+
+
+def attach_residual_(
+    model: nn.Module, names: str | Sequence[str], config: ResidualConfig, latent_dim: int = 1
+) -> AttachReport:
+    """Adds the residual to up-projections that `model` already has, in place.
+
+    A weight B then reads as B + c R wherever the model's code uses it; the parameter stays the same object and keeps
+    its value, under `<module>.parametrizations.<weight>.original`. Initialise and load plain weights first: an
+    initialiser that is given an attached weight by its own name would write to a copy; give it that `original`.
+    `fold_` makes it a plain parameter again. Until then the model can be copied and compiled, and saved by its state
+    dict, but not pickled.
+
+    Args:
+        model: any module.
+        names: names of parameters, or patterns for them (`foldrank.core.config`), such as "cola_b" or
+            ".*lora_B.weight".
+        config: the residual; its scope and a table of alphas are matched with the names of the parameters as well.
+        latent_dim: the dimension of the weights that counts the latents: 1 for (d_out, r), 0 for (r, d_out).
+
+    Returns:
+        The report; `print(report)` is a table.
+
+    Raises:
+        ValueError: for a pattern that matches no weight which can have a residual (a matrix, not parametrized, not
+            shared, not in a `LowRankLinear`), or a matrix whose rank would be above d_out. The model is then unchanged.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 4, bias=False), nn.SiLU(), nn.Linear(4, 16))
+        >>> attach_residual_(model, "2.weight", ResidualConfig(alpha=1.0)).summary()
+        'gave 1 of 1 weights a residual'
+    """
+    plan, skipped = _plan(model, [names] if isinstance(names, str) else names, config, latent_dim)
+    for owner, own, residual in plan.values():
+        register_parametrization(owner, own, residual)
+        owner.register_load_state_dict_pre_hook(partial(_refuse_other_kind, own))
+    report = AttachReport(
+        attached=tuple(
+            AttachedWeight(name=name, out_features=residual.out_features, rank=residual.rank, alpha=residual.start)
+            for name, (_, _, residual) in plan.items()
+        ),
+        skipped=skipped,
+    )
+    logger.info(report.summary())
+    return report
+
+
+def attached_residuals(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, DuplicatedLatentResidual]]:
+    """Each attached weight: its name, the module that holds it, its name there, and its residual.
+
+    Raises:
+        ValueError: where the weight has further parametrizations, or its module is of a class made since.
+    """
+    for name, owner, _ in walk(model):
+        for own, steps in _parametrizations(owner).items():
+            residuals = [step for step in steps if isinstance(step, DuplicatedLatentResidual)]
+            if not residuals:
+                continue
+            full = f"{name}.{own}".removeprefix(".")
+            if len(steps) > 1:
+                raise ValueError(f"{full} has parametrizations beside the residual, which hide it: remove them first")
+            if own not in vars(type(owner)):
+                raise ValueError(
+                    f"{full} belongs to a {type(owner).__name__}, a class made after the residual was attached (FSDP2 "
+                    "does that): fold the full state dict (foldrank.fold_state_dict)"
+                )
+            yield full, owner, own, residuals[0]
+
+
+def detach(owner: nn.Module, own: str) -> None:
+    """Makes an attached weight the plain parameter again that it was, holding what `original` holds."""
+    # torch's remove_parametrizations deletes the property from the class, which copies of this module share.
+    original = owner.get_parameter(f"parametrizations.{own}.original")
+    kind = type(owner)
+    if len(_parametrizations(owner)) > 1:
+        del _parametrizations(owner)[own]
+        kept = {name: value for name, value in vars(kind).items() if name not in (own, "__dict__", "__weakref__")}
+        plain = type(kind.__name__, kind.__bases__, kept)
+    else:
+        del owner.parametrizations
+        plain = kind.__bases__[0]
+    owner.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
+    owner.register_parameter(own, original)
+
+
+def _plan(
+    model: nn.Module, patterns: Sequence[str], config: ResidualConfig, latent_dim: int
+) -> tuple[dict[str, tuple[nn.Module, str, DuplicatedLatentResidual]], dict[str, str]]:
+    """The residuals to attach and what to skip for which reason; raises before anything is touched."""
+    if latent_dim not in (0, 1):
+        raise ValueError(f"latent_dim must be 1 for weights (d_out, r) or 0 for (r, d_out), got {latent_dim!r}")
+    if not patterns:
+        raise ValueError("names is empty: name the parameters that get a residual")
+    matrices, others = _matrices(model)
+    check_patterns("names", patterns, matrices, what="weight that can have a residual", others=others)
+
+    def named(name: str) -> bool:
+        return any(matches(pattern, name) for pattern in patterns)
+
+    skipped = {name: reason for name, reason in others.items() if named(name)}
+    chosen = {name: place for name, place in matrices.items() if named(name)}
+    check_patterns("config.scope", config.scope_patterns, chosen, what="named weight")
+    if isinstance(config.alpha, Mapping):
+        check_patterns("config.alpha", config.alpha, chosen, what="named weight")
+    plan = {}
+    for name, (owner, own, weight) in chosen.items():
+        rank, out_features = weight.shape[latent_dim], weight.shape[1 - latent_dim]
+        if rank > out_features:
+            raise ValueError(
+                f"{name} {tuple(weight.shape)} would have rank {rank} above d_out {out_features} with latent_dim="
+                f"{latent_dim}: is it stored the other way round (latent_dim={1 - latent_dim}), or no up-projection?"
+            )
+        mine = config.for_layer(name)
+        if mine is None:
+            skipped[name] = "outside of the residual's scope, or not in its table of alphas"
+            continue
+        residual = DuplicatedLatentResidual(
+            out_features, rank, mine, name=name, latent_dim=latent_dim, device=weight.device, dtype=weight.dtype
+        )
+        plan[name] = owner, own, residual
+    if not plan:
+        raise ValueError("config: scope and alpha together name none of these weights")
+    return plan, skipped
+
+
+def _matrices(model: nn.Module) -> tuple[dict[str, tuple[nn.Module, str, nn.Parameter]], dict[str, str]]:
+    """The parameters that can have a residual, and the others with the reason."""
+    shared = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    matrices, others = {}, {}
+    for name, owner, _ in walk(model):
+        prefix = f"{name}." if name else ""
+        if isinstance(owner, LowRankLinear):
+            for own, _parameter in owner.named_parameters():
+                others[prefix + own] = "it is in a LowRankLinear: give factorize_ a config with this residual"
+            continue
+        if isinstance(owner, ParametrizationList):
+            continue
+        others |= {prefix + own: "it is already parametrized" for own in _parametrizations(owner)}
+        for own, parameter in owner.named_parameters(recurse=False):
+            if parameter.dim() != 2 or not parameter.is_floating_point():
+                others[prefix + own] = f"{parameter.dtype} {tuple(parameter.shape)} is no matrix of real numbers"
+            elif shared[id(parameter)] > 1:
+                others[prefix + own] = "it is shared with another module, which would go without the residual"
+            else:
+                matrices[prefix + own] = owner, own, parameter
+    return matrices, others
+
+
+def _parametrizations(owner: nn.Module) -> Any:
+    return owner.parametrizations if is_parametrized(owner) else {}
+
+
+def _refuse_other_kind(
+    own: str,
+    owner: nn.Module,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],  # noqa: ARG001 - the signature is torch's
+    strict: bool,  # noqa: ARG001
+    missing_keys: list[str],  # noqa: ARG001
+    unexpected_keys: list[str],  # noqa: ARG001
+    error_msgs: list[str],
+) -> None:
+    """Goes through error_msgs, which load_state_dict raises with strict=False too. Stays on after the fold."""
+    here = is_parametrized(owner, own)
+    there = f"{prefix}parametrizations.{own}.0.{SPEC}" in state_dict
+    if there and not here:
+        error_msgs.append(
+            f"{prefix}{own} is folded and the state dict is not: fold the state dict first (foldrank.fold_state_dict), "
+            "or load it into a model with the residual"
+        )
+    if here and not there and prefix + own in state_dict:
+        error_msgs.append(
+            f"{prefix}{own} has a residual and the state dict is folded, or from before it was attached: load it into "
+            "the model without residual (before attach_residual_, or after fold_)"
+        )

@@ -1,0 +1,81 @@
+"""The backbones by name: which layer a config's `backbone` means. A further one is a subclass and an entry here."""
+
+from typing import Any
+
+import torch
+
+from foldrank.core.config import LowRankConfig, ResidualConfig
+from foldrank.core.linear import LowRankLinear
+from foldrank.core.sparse import SparseLowRankLinear
+
+BACKBONES: dict[str, type[LowRankLinear]] = {"lowrank": LowRankLinear, "sltrain": SparseLowRankLinear}
+"""From the name of a backbone to its class. An application adds its own: `BACKBONES["gated"] = GatedLinear`."""
+
+
+def class_of(config: LowRankConfig) -> type[LowRankLinear]:
+    """The class of a config's layers.
+
+    Raises:
+        ValueError: for an unknown backbone.
+    """
+    if config.backbone not in BACKBONES:
+        raise ValueError(
+            f"backbone must be one of {', '.join(BACKBONES)}, got {config.backbone!r} (one of your own joins "
+            "foldrank.core.backbones.BACKBONES when its module is imported)"
+        )
+    return BACKBONES[config.backbone]
+
+
+def build(
+    config: LowRankConfig,
+    in_features: int,
+    out_features: int,
+    rank: int,
+    *,
+    bias: bool,
+    residual: ResidualConfig | None,
+    name: str,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> LowRankLinear:
+    """The layer that `config` means at one place, with fresh weights.
+
+    Raises:
+        ValueError: for an unknown backbone, options that it does not take, or what its class refuses.
+    """
+    try:
+        return class_of(config)(
+            in_features,
+            out_features,
+            rank,
+            activation=config.activation,
+            scale=config.scale,
+            bias=bias,
+            residual=residual,
+            name=name,
+            device=device,
+            dtype=dtype,
+            **config.options,
+        )
+    except TypeError as error:
+        raise ValueError(f"options of the backbone {config.backbone}: {error}") from error
+
+
+def settings_of(layer: LowRankLinear) -> dict[str, Any]:
+    """The fields of the `LowRankConfig` that `build` made `layer` from, besides its rank and residual.
+
+    Raises:
+        ValueError: where its class is no backbone with a name.
+    """
+    names = [name for name, backbone in BACKBONES.items() if type(layer) is backbone]
+    if not names:
+        raise ValueError(
+            f"{type(layer).__name__} is no backbone with a name: enter it in foldrank.core.BACKBONES before the "
+            "model is described or saved"
+        )
+    return {
+        "backbone": names[0],
+        "options": layer.options,
+        "activation": layer.activation_name,
+        "scale": layer.scale.start if layer.scale is not None else None,
+    }

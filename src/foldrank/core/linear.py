@@ -1,0 +1,176 @@
+"""`LowRankLinear`: the two factors, the function between them, and what is folded away: residual and scale."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldrank.core.config import Activation, ResidualConfig, Scale
+from foldrank.core.dtensor import is_dtensor
+from foldrank.core.functional import UpMap, mapped_linear
+from foldrank.core.parametrization import SPEC, WeightParametrization
+from foldrank.core.residual import DuplicatedLatentResidual
+from foldrank.core.scale import LowRankScale
+
+ACTIVATION_MODULES: dict[Activation, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+}
+
+
+MAPS = ("residual", "scale")
+"""The attributes of a low-rank layer that map B while it trains, in the order in which they apply: s (B + c R)."""
+
+
+class LowRankLinear(nn.Module):
+    r"""A low-rank linear layer :math:`y = B\,\mathrm{act}(A x) + b`, with the foldable DLR residual while training.
+
+    With a residual and a scale the output is :math:`y = s (B + c R)\,\mathrm{act}(A x) + b`, which equals the paper's
+    :math:`B z + c\,\mathrm{Expand}(z) + b` with :math:`z = s\,\mathrm{act}(A x)` (arXiv 2606.28932). Without either it
+    calls `up`, a plain `nn.Linear`, so that quantizers, servers and exporters that swap `nn.Linear` work on the folded
+    layer. Other backbones are subclasses (docs/backbones.md).
+
+    Args:
+        in_features: d_in.
+        out_features: d_out.
+        rank: r, at least 1.
+        activation: function between the factors; `silu` is CoLA, None plain low rank.
+        scale: s, a number, or "trainable" (through tanh), or None for 1.
+        bias: whether to learn b.
+        residual: the residual to train with, or None.
+        name: the layer's name in its model; only the random expansion depends on it.
+
+    Shape:
+        (..., in_features) to (..., out_features).
+
+    Raises:
+        ValueError: for a rank below 1 or an unknown activation.
+
+    Example:
+        >>> layer = LowRankLinear(8, 6, 2, activation="silu", residual=ResidualConfig(alpha=1.0))
+        >>> layer(torch.zeros(3, 8)).shape
+        torch.Size([3, 6])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        activation: Activation | None = None,
+        scale: Scale | None = None,
+        bias: bool = False,
+        residual: ResidualConfig | None = None,
+        name: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        if activation is not None and activation not in ACTIVATION_MODULES:
+            raise ValueError(f"activation must be None or one of {', '.join(ACTIVATION_MODULES)}, got {activation!r}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.activation_name: Activation | None = activation
+        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.activation = ACTIVATION_MODULES[activation]() if activation is not None else None
+        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.residual = (
+            DuplicatedLatentResidual(out_features, rank, residual, name=name, device=device, dtype=dtype)
+            if residual is not None
+            else None
+        )
+        self.scale = LowRankScale(scale, device=device, dtype=dtype) if scale is not None else None
+        LowRankLinear.reset_parameters(self)  # not a subclass's: its own parameters are not there yet
+
+    @property
+    def options(self) -> dict[str, bool | int | float | str]:
+        """The arguments that a backbone of this class takes besides those of every low-rank layer."""
+        return {}
+
+    @classmethod
+    def num_extra_params(cls, in_features: int, out_features: int, **options: Any) -> int:  # noqa: ARG003
+        """Parameters that a layer of this class has besides its factors and bias, which a budget must know."""
+        return 0
+
+    @property
+    def maps(self) -> tuple[WeightParametrization, ...]:
+        """What maps B while training, in order; nothing once folded."""
+        return tuple(part for part in (self.residual, self.scale) if part is not None)
+
+    def reset_parameters(self) -> None:
+        """Draws the factors normal with deviation r^(-1/4) (d_in + d_out)^(-1/4) (CoLA), the bias uniform in
+        +-1/sqrt(d_out), and sets residual and scale to their start.
+        """
+        std = self.rank**-0.25 * (self.in_features + self.out_features) ** -0.25
+        nn.init.normal_(self.down.weight, std=std)
+        nn.init.normal_(self.up.weight, std=std)
+        if self.up.bias is not None:
+            bound = self.out_features**-0.5
+            nn.init.uniform_(self.up.bias, -bound, bound)
+        for part in self.maps:
+            part.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.latents(x)
+        return self.up(z) if self.residual is self.scale is None else self._mapped_up(z)
+
+    def latents(self, x: Tensor) -> Tensor:
+        """act(A x)."""
+        z = self.down(x)
+        return z if self.activation is None else self.activation(z)
+
+    def _mapped_up(self, z: Tensor) -> Tensor:
+        up = self.up
+        if is_dtensor(up.weight):
+            raise ValueError(
+                f"the factors of a {type(self).__name__} are sharded apart from it, so that none is gathered when it "
+                "computes with them: apply fully_shard to the layer or to a module that holds it, or fold it first"
+            )
+        return mapped_linear(z, up.weight, up.bias, self.up_map(up.weight))
+
+    def up_map(self, weight: Tensor) -> UpMap:
+        """What residual and scale make of `weight`, which is B in any dtype; nothing once folded."""
+        residual, scale = self.residual, self.scale
+        latents, added = (None, None) if residual is None else residual.entries(weight)
+        return UpMap(latents, added, None if scale is None else scale.s())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Goes through error_msgs, which load_state_dict raises with strict=False too.
+        layer = prefix.rstrip(".")
+        for kind in MAPS:
+            mapped, unfolded = getattr(self, kind) is not None, f"{prefix}{kind}.{SPEC}" in state_dict
+            if unfolded and not mapped:
+                error_msgs.append(
+                    f"{layer} is folded and the state dict is not: load it into a model with the {kind}, "
+                    "or fold the state dict first (foldrank.fold_state_dict)"
+                )
+            if mapped and not unfolded and prefix + "up.weight" in state_dict:
+                error_msgs.append(
+                    f"{layer} has a {kind} and the state dict is folded: it would be applied a second time. "
+                    f"Load it into a model without ({kind}=None, or fold_ the model first)"
+                )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def extra_repr(self) -> str:
+        state = (
+            "with " + " and ".join(part.kind for part in self.maps) if self.maps else "folded or never with a residual"
+        )
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, {state}"

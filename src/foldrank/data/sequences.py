@@ -1,0 +1,236 @@
+"""Prepared tokens as sequences: the two layouts of a split, and the order in which training meets them."""
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from foldrank.data.config import Layout
+
+IGNORED = -100
+"""Label of a position that does not count."""
+
+
+class SequenceDataset(Dataset[dict[str, Tensor]]):
+    """A split as sequences of one length.
+
+    Args:
+        shards: arrays of token ids, in order, each made of whole documents that end in the end token.
+        sequence_length: positions a sequence.
+
+    Shape:
+        an item is `input_ids` and `labels`, int64 (sequence_length,).
+    """
+
+    def __init__(self, shards: list[np.ndarray], sequence_length: int) -> None:
+        self.shards = shards
+        self.sequence_length = sequence_length
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def num_tokens(self, indices: np.ndarray) -> int:
+        """Tokens in these sequences, padding left out.
+
+        Shape:
+            indices: integers, (any number,).
+        """
+
+    @abstractmethod
+    def first(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+        """The first sequences, as many as hold `tokens` and one at least; all where that is None or too many."""
+
+    def behind(self, skipped: int, tokens: int) -> Dataset[dict[str, Tensor]]:
+        """The sequences behind `first(skipped)`, as many as hold `tokens`, or all that there are.
+
+        Raises:
+            ValueError: where there are none.
+        """
+        start, stop = (len(self.first(count)) for count in (skipped, skipped + tokens))  # pyright: ignore[reportArgumentType]
+        if start == stop:
+            raise ValueError(
+                f"nothing is held out behind the {skipped} tokens of the validation: lower train.eval_tokens, or hold "
+                "out more (data.validation_fraction)"
+            )
+        return Subset(self, range(start, stop))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map would be pickled as the array: give worker processes the name of the file instead.
+        return {name: _by_name(value) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {name: _opened(value) for name, value in state.items()}
+
+
+class PackedBlocks(SequenceDataset):
+    """Documents joined by end tokens, cut into blocks; a rest shorter than a block is left out.
+
+    Raises:
+        ValueError: for a split shorter than one block.
+    """
+
+    def __init__(self, shards: list[np.ndarray], sequence_length: int) -> None:
+        super().__init__(shards, sequence_length)
+        self.starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        if len(self) == 0:
+            raise ValueError(f"a split of {self.starts[-1]} tokens holds no sequence of {sequence_length}")
+
+    def __len__(self) -> int:
+        return int(self.starts[-1]) // self.sequence_length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = torch.from_numpy(self._read(index * self.sequence_length, self.sequence_length))
+        return {"input_ids": ids, "labels": ids}
+
+    def num_tokens(self, indices: np.ndarray) -> int:
+        return len(indices) * self.sequence_length
+
+    def first(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+        return self if tokens is None else _subset(self, max(1, tokens // self.sequence_length))
+
+    def _read(self, start: int, count: int) -> np.ndarray:
+        out = np.empty(count, dtype=np.int64)
+        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        filled = 0
+        while filled < count:
+            offset = start + filled - int(self.starts[shard])
+            part = self.shards[shard][offset : offset + count - filled]
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+            shard += 1
+        return out
+
+
+class PaddedDocuments(SequenceDataset):
+    """One document a sequence, as in the published protocol.
+
+    A longer document is cut so that its last token is the end token, as a tokenizer that adds one before it truncates
+    does; a shorter one is filled up, and the filling is out of the loss by its label. There is no attention mask: the
+    filling comes last, so a causal model never looks at it, and without a mask it takes its fast path.
+
+    Args:
+        shards: as for `Sequences`.
+        ends: for each shard the positions after its documents' last tokens.
+        sequence_length: positions a sequence.
+        end_token: id that ends a document.
+        pad_token: id to fill up with.
+    """
+
+    def __init__(
+        self, shards: list[np.ndarray], ends: list[np.ndarray], sequence_length: int, *, end_token: int, pad_token: int
+    ) -> None:
+        super().__init__(shards, sequence_length)
+        self.ends = ends
+        self.end_token, self.pad_token = end_token, pad_token
+        self.firsts = np.cumsum([0, *(len(shard) for shard in ends)])
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self.firsts, index, side="right")) - 1
+        ends, position = self.ends[shard], index - int(self.firsts[shard])
+        start, end = int(ends[position - 1]) if position else 0, int(ends[position])
+        length = min(end - start, self.sequence_length)
+        ids = torch.full((self.sequence_length,), self.pad_token)
+        ids[:length] = torch.from_numpy(self.shards[shard][start : start + length].astype(np.int64))
+        ids[length - 1] = self.end_token
+        labels = ids.clone()
+        labels[length:] = IGNORED
+        return {"input_ids": ids, "labels": labels}
+
+    def num_tokens(self, indices: np.ndarray) -> int:
+        return int(self._lengths()[indices].sum())
+
+    def first(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+        if tokens is None:
+            return self
+        return _subset(self, int(np.searchsorted(np.cumsum(self._lengths()), tokens)) + 1)
+
+    def _lengths(self) -> np.ndarray:
+        whole = np.concatenate([np.diff(ends, prepend=ends.dtype.type(0)) for ends in self.ends])
+        return np.minimum(whole, self.sequence_length).astype(np.int64)
+
+
+class ShuffledDataset(Dataset[dict[str, Tensor]]):
+    """The sequences of a whole training run in the order in which they are used: a function of the seed alone.
+
+    Item i is the same for any number of loader workers, processes and accumulation steps, and whatever the method.
+    Each pass over the sequences has its own permutation.
+    """
+
+    def __init__(self, blocks: SequenceDataset, seed: int, num_sequences: int) -> None:
+        self.blocks = blocks
+        self.seed = seed
+        self.num_sequences = num_sequences
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return self.num_sequences
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        epoch, position = divmod(index, len(self.blocks))
+        if epoch != self._epoch:
+            self._permutation, self._epoch = self._order(epoch), epoch
+        return self.blocks[int(self._permutation[position])]
+
+    def num_tokens(self) -> int:
+        """Tokens in all of them, padding left out."""
+        passes, rest = divmod(self.num_sequences, len(self.blocks))
+        whole = passes * self.blocks.num_tokens(np.arange(len(self.blocks)))
+        return whole + self.blocks.num_tokens(self._order(passes)[:rest].numpy())
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.blocks), generator=generator)
+
+
+def layout_of(
+    layout: Layout,
+    shards: list[np.ndarray],
+    ends: list[np.ndarray],
+    sequence_length: int,
+    *,
+    end_token: int,
+    pad_token: int,
+) -> SequenceDataset:
+    """The sequences of a layout; the arguments are those of `PaddedDocuments`.
+
+    Raises:
+        ValueError: for packed text shorter than one sequence.
+    """
+    if layout == "packed":
+        return PackedBlocks(shards, sequence_length)
+    return PaddedDocuments(shards, ends, sequence_length, end_token=end_token, pad_token=pad_token)
+
+
+def _subset(sequences: SequenceDataset, count: int) -> Dataset[dict[str, Tensor]]:
+    return Subset(sequences, range(min(count, len(sequences))))
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_by_name(item) for item in value]
+    return _File(value) if isinstance(value, np.memmap) else value
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_opened(item) for item in value]
+    return value.open() if isinstance(value, _File) else value
+
+
+class _File:
+    def __init__(self, array: np.memmap) -> None:
+        self.name, self.dtype = array.filename, array.dtype
+
+    def open(self) -> np.memmap:
+        assert self.name is not None
+        return np.memmap(self.name, dtype=self.dtype, mode="r")

@@ -1,0 +1,61 @@
+"""How a recipe is found by name, read from YAML, and compared with another."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foldrank.recipes.schema import Recipe, field_help
+from foldrank.recipes.shipped import RECIPES
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or one from a YAML file, with settings replaced by dotted name.
+
+    A YAML file holds settings as `--print_config` shows them; `base: NAME` takes the rest from another recipe. The
+    `config.yaml` of a run is such a file.
+
+    Raises:
+        ValueError: for an unknown name, a file that is no such file, an unknown or wrong setting.
+    """
+    if name in RECIPES:
+        recipe = RECIPES[name]
+    elif name.endswith((".yaml", ".yml")):
+        try:
+            settings = yaml.safe_load(Path(name).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{name} cannot be read as a recipe: {' '.join(str(error).split())}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{name} is no recipe: it holds {type(settings).__name__}, not settings by name")
+        settings.pop("run", None)
+        base = settings.pop("base", None)
+        start = load_recipe(base) if base is not None else Recipe()
+        recipe = start.override(flatten(settings))
+    else:
+        near = ", ".join(difflib.get_close_matches(name, RECIPES, n=3, cutoff=0))
+        raise ValueError(f"no recipe is called {name!r}; the nearest are {near} (or give a .yaml file)")
+    return recipe.override(overrides or {})
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name; a table by pattern, such as of ranks, is one setting."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value and dotted not in field_help():
+            flat |= flatten(value, f"{dotted}.")
+        else:
+            flat[dotted] = value
+    return flat
+
+
+def diff(then: Recipe, now: Recipe) -> list[str]:
+    """In words, the settings in which two recipes differ."""
+    before, after = flatten(then.to_dict()), flatten(now.to_dict())
+    return [
+        f"{key} was {before.get(key)} and is {after.get(key)}"
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key)
+    ]

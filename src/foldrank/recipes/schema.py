@@ -1,0 +1,301 @@
+"""A recipe: every setting of a pre-training run in one frozen, checked value."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from foldrank.core.config import STRICT, LowRankConfig
+from foldrank.data.config import DataConfig, Layout
+
+Checkpointing = Literal["block", "latents"]
+"""What activation checkpointing keeps of a block: its input, or its input and latents (activation_checkpointing.py)."""
+
+Control = Literal["folded", "scaled", "random", "orthogonal"]
+"""Starts that stand in for the residual, see train/controls.py."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of a Llama.
+
+    Raises:
+        ValueError: naming every field that is out of range.
+    """
+
+    __pydantic_config__ = STRICT
+
+    hidden_size: int = 256
+    """Width d of the residual stream."""
+
+    intermediate_size: int = 688
+    """Width of the MLP."""
+
+    num_layers: int = 6
+    """Number of blocks."""
+
+    num_heads: int = 4
+    """Attention heads per block."""
+
+    vocab_size: int | None = None
+    """Entries of the embedding and of the head; None: as many as the tokenizer has."""
+
+    tie_embeddings: bool = False
+    """Share the embedding with the output head."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {value}"
+            for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_size")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if not problems and self.hidden_size % (2 * self.num_heads):
+            problems.append(
+                f"hidden_size {self.hidden_size} must be a multiple of twice num_heads {self.num_heads}: a head has an "
+                "even width (rotary embedding)"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Optimization: AdamW, linear warm-up, cosine decay.
+
+    Raises:
+        ValueError: naming every field that is out of range.
+    """
+
+    __pydantic_config__ = STRICT
+
+    steps: int = 300
+    """Optimizer steps."""
+
+    batch_size: int = 16
+    """Sequences per optimizer step, over all processes and accumulation steps."""
+
+    micro_batch_size: int | None = None
+    """Sequences per forward pass and process, at most; None: as many as a step needs."""
+
+    activation_checkpointing: Checkpointing | None = None
+    """What each block keeps for the backward pass, which computes the rest again: block, its input alone: least memory,
+    most time; latents, its input and the latents of its low-rank layers; None: everything."""
+
+    chunked_loss: bool = False
+    """Compute head and loss by chunks of tokens (fused linear cross-entropy): the same loss, without the logits of a
+    whole batch in memory, the largest thing there where the vocabulary is large and the model small."""
+
+    sequence_length: int = 256
+    """Tokens per sequence."""
+
+    layout: Layout = "packed"
+    """packed: documents joined and cut into sequences; padded: each document cut or padded to one, as in the published
+    protocol."""
+
+    learning_rate: float = 0.006
+    """Peak learning rate."""
+
+    min_learning_rate_ratio: float = 0.1
+    """Last learning rate over the peak."""
+
+    warmup_ratio: float = 0.1
+    """Share of the steps that is linear warm-up."""
+
+    weight_decay: float = 0.01
+    """AdamW's decoupled decay, on matrices alone."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's running averages."""
+
+    max_grad_norm: float = 0.5
+    """Gradients are clipped to this norm."""
+
+    fold_at_start: bool = False
+    """Fold before the first step and let the weight decay pull towards the residual instead of 0: the same training by
+    the graph of plain low rank, each checkpoint of which can be deployed as it is."""
+
+    control: Control | None = None
+    """A control experiment, for studies: take the residual away and start each up-projection with the norm that it
+    would give: folded, scaled, random or orthogonal (train/controls.py)."""
+
+    eval_every: int = 75
+    """Steps between evaluations."""
+
+    save_every: int = 100
+    """Steps between checkpoints from which an interrupted run goes on."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+
+    log_every: int = 1
+    """Steps between log entries."""
+
+    report_to: Sequence[str] = ()
+    """Further logs, through Trainer's own integrations: tensorboard, trackio, wandb."""
+
+    loader_workers: int = 0
+    """Processes that read the data; 0: the training process itself."""
+
+    eval_tokens: int | None = None
+    """Validation tokens per evaluation; None: the whole split."""
+
+    test_tokens: int | None = None
+    """Held-out tokens behind those of `eval_tokens`, on which the folded model is measured once, at the end; None: no
+    such test."""
+
+    dtype: str = "float32"
+    """float32, or bfloat16 for autocast over float32 weights."""
+
+    device: str = "auto"
+    """cpu, or auto: an accelerator where there is one."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {value}"
+            for name in (
+                *("steps", "batch_size", "micro_batch_size", "eval_every", "eval_tokens"),
+                *("save_every", "keep_checkpoints", "log_every", "test_tokens"),
+            )
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if self.test_tokens is not None and self.eval_tokens is None:
+            problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
+        if self.control is not None and self.fold_at_start:
+            problems.append("control and fold_at_start both take the residual away: give one of them")
+        if self.sequence_length < 2:
+            problems.append(f"sequence_length must be at least 2, got {self.sequence_length}")
+        if not 0 <= self.warmup_ratio < 1:
+            problems.append(f"warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
+        if self.dtype not in ("float32", "bfloat16"):
+            problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.device not in ("auto", "cpu"):
+            problems.append(f"device must be auto or cpu, got {self.device!r}")
+        problems += [
+            f"{name} must be a number above 0, got {value}"
+            for name in ("learning_rate", "max_grad_norm")
+            if not 0 < (value := getattr(self, name)) < math.inf
+        ]
+        if not 0 <= self.weight_decay < math.inf:
+            problems.append(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.min_learning_rate_ratio <= 1:
+            problems.append(f"min_learning_rate_ratio must lie in [0, 1], got {self.min_learning_rate_ratio}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas must lie in [0, 1), got {self.betas}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def resolve_micro_batch_size(self, processes: int = 1) -> int:
+        """Sequences that each of `processes` takes in one forward pass: the most that `micro_batch_size` allows.
+
+        Raises:
+            ValueError: where a step's sequences cannot be shared out evenly.
+        """
+        if processes < 1 or self.batch_size % processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared out evenly among {processes} processes: take a number "
+                "that divides it, or another batch_size"
+            )
+        share = self.batch_size // processes
+        limit = min(self.micro_batch_size or share, share)
+        return next(count for count in range(limit, 0, -1) if share % count == 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """All settings of a run. `low_rank` None is the dense model.
+
+    Raises:
+        ValueError: for a seed out of range.
+    """
+
+    __pydantic_config__ = STRICT
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    low_rank: LowRankConfig | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    """Seed of the initial weights and of the order of the data."""
+
+    sample_prompt: str = "def "
+    """What the folded model is given to continue in the summary."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values; `Recipe.from_dict` is the way back."""
+        return _ADAPTER.dump_python(self, mode="json")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these settings, types and bounds checked.
+
+        Raises:
+            ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
+        """
+        try:
+            return _ADAPTER.validate_python(_with_tuples(settings))
+        except ValidationError as error:
+            raise ValueError("; ".join(_format_error(problem) for problem in error.errors())) from error
+
+    def override(self, settings: Mapping[str, Any]) -> "Recipe":
+        """This recipe with settings replaced by dotted name, such as `{"train.steps": 100}`.
+
+        Raises:
+            ValueError: for a name that does not exist, and as `from_dict`.
+        """
+        tree = self.to_dict()
+        for dotted, value in settings.items():
+            *path, last = dotted.split(".")
+            place = tree
+            for step in path:
+                if not isinstance(place.get(step), dict):
+                    place[step] = {}
+                place = place[step]
+            place[last] = value
+        return Recipe.from_dict(tree)
+
+
+_ADAPTER = TypeAdapter(Recipe)
+
+
+@cache
+def field_help() -> dict[str, str]:
+    """From each setting's dotted name to what it means."""
+    schema = _ADAPTER.json_schema()
+
+    def described(node: Mapping[str, Any], prefix: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, setting in node["properties"].items():
+            choices = [setting, *setting.get("anyOf", ())]
+            parts = [schema["$defs"][choice["$ref"].rpartition("/")[2]] for choice in choices if "$ref" in choice]
+            if parts:
+                found |= described(parts[0], f"{prefix}{name}.")
+            else:
+                found[prefix + name] = " ".join(setting.get("description", "").split())
+        return found
+
+    return described(schema, "")
+
+
+def _with_tuples(value: Any) -> Any:
+    # JSON and YAML know no tuples: with them back, equal recipes compare equal.
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(entry) for name, entry in value.items()}
+    return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def _format_error(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(where, field_help(), n=3, cutoff=0)
+        return f"the recipe has no setting {where!r}; the nearest are {', '.join(near)}"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
+    return f"{where}: {problem['msg']}, got {problem['input']!r}"
