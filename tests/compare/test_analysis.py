@@ -174,8 +174,8 @@ def test_methods_of_another_group_stand_beside_those_compared_with_them() -> Non
 
 
 def test_a_control_is_not_counted_as_a_method_with_the_residual() -> None:
-    control = Method(name="cola-scaled", kind="cola-dlr", settings={"train.control": "scaled"}, against=("cola",))
-    study = study_of("cola", "cola-dlr", control)
+    ablation = Method(name="cola-scaled", kind="cola-dlr", settings={"train.ablation": "scaled"}, against=("cola",))
+    study = study_of("cola", "cola-dlr", ablation)
     found = analyse(study, by_id(whole(study, {"cola-dlr": -0.1, "cola-scaled": 0.1})))
     assert [row.dlr for row in only(found).rows] == [False, True, False]
     ((_, sentences),) = summary(found)

@@ -36,8 +36,8 @@ RESIDUALS = [None, ResidualConfig(alpha=0.7), ResidualConfig(alpha=0.7, trainabl
 METHODS: dict[str, dict[str, Any]] = {
     "low rank": {},
     "CoLA": {"activation": "silu"},
-    "SLTrain": {"backbone": "sltrain", "options": {"density": 0.2}},
-    "SLTrain, tanh": {"backbone": "sltrain", "options": {"density": 0.2, "seed": 3}, "activation": "tanh"},
+    "SLTrain": {"backbone": "sltrain", "extra_config": {"density": 0.2}},
+    "SLTrain, tanh": {"backbone": "sltrain", "extra_config": {"density": 0.2, "seed": 3}, "activation": "tanh"},
 }
 FUNCTIONS: dict[Activation | None, Any] = {None: lambda z: z, "silu": F.silu, "tanh": torch.tanh}
 
@@ -49,7 +49,7 @@ residual = pytest.mark.parametrize("residual", RESIDUALS, ids=["plain", "dlr", "
 def layer_of(method: str, shape: tuple[int, int, int], **others: Any) -> LowRankLinear:
     fields = dict(METHODS[method])
     layer = BACKBONES[fields.pop("backbone", "lowrank")]
-    return layer(*shape, **fields.pop("options", {}), **fields, **others)
+    return layer(*shape, **fields.pop("extra_config", {}), **fields, **others)
 
 
 def literal(layer: LowRankLinear, x: Tensor, leaves: dict[str, Tensor]) -> Tensor:
@@ -226,10 +226,13 @@ def test_a_trainable_scale_that_is_not_whole_or_not_finite_is_refused() -> None:
     ("fields", "complaint"),
     [
         ({"backbone": "monarch"}, "backbone must be one of lowrank, sltrain.*, got 'monarch'"),
-        ({"options": {"density": 0.1}}, "options of the backbone lowrank: .*'density'"),
-        ({"backbone": "sltrain", "options": {"sparsity": 0.1}}, "options of the backbone sltrain: .*'sparsity'"),
-        ({"backbone": "sltrain", "options": {"density": 0}}, r"density must lie in \(0, 1\], got 0"),
-        ({"backbone": "sltrain", "options": {"density": "x"}}, r"density must lie in \(0, 1\], got 'x'"),
+        ({"extra_config": {"density": 0.1}}, "extra_config of the backbone lowrank: .*'density'"),
+        (
+            {"backbone": "sltrain", "extra_config": {"sparsity": 0.1}},
+            "extra_config of the backbone sltrain: .*'sparsity'",
+        ),
+        ({"backbone": "sltrain", "extra_config": {"density": 0}}, r"density must lie in \(0, 1\], got 0"),
+        ({"backbone": "sltrain", "extra_config": {"density": "x"}}, r"density must lie in \(0, 1\], got 'x'"),
     ],
 )
 def test_what_a_backbone_does_not_take_is_refused_and_nothing_is_changed(
@@ -248,8 +251,8 @@ def test_what_a_backbone_does_not_take_is_refused_and_nothing_is_changed(
         ({"scale": 0}, "scale must be None, 'trainable' or a finite number other than 0, got 0"),
         ({"scale": "learned"}, "got 'learned'"),
         ({"scale": math.inf}, "got inf"),
-        ({"options": {"density": None}}, "options: 'density' must be a number"),
-        ({"options": [0.1]}, r"options must be a table from name to value, got \[0.1\]"),
+        ({"extra_config": {"density": None}}, "extra_config: 'density' must be a number"),
+        ({"extra_config": [0.1]}, r"extra_config must be a table from name to value, got \[0.1\]"),
     ],
 )
 def test_the_config_refuses(fields: dict[str, Any], complaint: str) -> None:
@@ -259,7 +262,7 @@ def test_the_config_refuses(fields: dict[str, Any], complaint: str) -> None:
 
 def test_a_budget_counts_the_values_of_the_sparse_part() -> None:
     model = nn.Sequential(nn.Linear(200, 300), nn.Linear(300, 200))
-    report = factorize_(model, LowRankConfig(budget=0.5, backbone="sltrain", options={"density": 0.1}))
+    report = factorize_(model, LowRankConfig(budget=0.5, backbone="sltrain", extra_config={"density": 0.1}))
     assert 0.49 < report.params_after / report.params_before <= 0.5
 
 
@@ -272,7 +275,7 @@ class SkipLinear(LowRankLinear):
         self.gain = nn.Parameter(self.down.weight.new_full((1,), start))
 
     @property
-    def options(self) -> dict[str, bool | int | float | str]:
+    def extra_config(self) -> dict[str, bool | int | float | str]:
         return {"start": self.start}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,7 +295,7 @@ def _skip_backbone() -> Iterator[None]:
 @scale
 def test_a_further_backbone_is_a_class_and_an_entry(scale: Scale | None, residual: ResidualConfig | None) -> None:
     model = TinyLM()
-    config = LowRankConfig(rank=3, backbone="skip", options={"start": 0.25}, scale=scale, residual=residual)
+    config = LowRankConfig(rank=3, backbone="skip", extra_config={"start": 0.25}, scale=scale, residual=residual)
     factorize_(model, config)
     layers = low_rank_layers(model).values()
     assert {type(layer) for layer in layers} == {SkipLinear}

@@ -230,7 +230,7 @@ def test_a_layer_from_meta_resets_as_one_built_in_place() -> None:
 def test_each_layer_of_a_model_has_its_own_support() -> None:
     def supports(seed: int) -> list[tuple[int, ...]]:
         model = TinyLM(width=32, hidden=32)
-        factorize_(model, LowRankConfig(rank=3, backbone="sltrain", options={"seed": seed}))
+        factorize_(model, LowRankConfig(rank=3, backbone="sltrain", extra_config={"seed": seed}))
         found = [tuple(support_of(m).tolist()) for m in model.modules() if isinstance(m, SparseLowRankLinear)]
         assert len(found) == 10
         return found
@@ -267,7 +267,7 @@ def test_a_model_trains_and_folds() -> None:
     model = TinyLM()
     factorize_(
         model,
-        LowRankConfig(rank=3, backbone="sltrain", options={"density": 0.1}, scale=0.25, residual=ResidualConfig()),
+        LowRankConfig(rank=3, backbone="sltrain", extra_config={"density": 0.1}, scale=0.25, residual=ResidualConfig()),
     )
     losses = []
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)

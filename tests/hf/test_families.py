@@ -66,7 +66,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 METHODS = {
     "lowrank": LowRankConfig(rank=3),
     "cola": LowRankConfig(rank=3, activation="silu"),
-    "sltrain": LowRankConfig(rank=3, backbone="sltrain", options={"density": 0.2}, scale=0.3),
+    "sltrain": LowRankConfig(rank=3, backbone="sltrain", extra_config={"density": 0.2}, scale=0.3),
 }
 DLR = {"": None, "-dlr": ResidualConfig(alpha=0.9)}
 CELLS = {

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_
-from foldrank.recipes.schema import Control, TrainConfig
+from foldrank.recipes.schema import Ablation, TrainConfig
 from foldrank.train.ablations import start_as_ablation_
 
 
@@ -18,25 +18,25 @@ def layer_with(residual: ResidualConfig | None) -> tuple[nn.Module, LowRankLinea
     return model, layer
 
 
-@pytest.mark.parametrize("control", ["folded", "scaled", "random", "orthogonal"])
-def test_each_control_has_the_norm_of_the_fold_and_no_residual(control: Control) -> None:
+@pytest.mark.parametrize("ablation", ["folded", "scaled", "random", "orthogonal"])
+def test_each_control_has_the_norm_of_the_fold_and_no_residual(ablation: Ablation) -> None:
     model, layer = layer_with(ResidualConfig(alpha=2.0))
     assert layer.residual is not None
     start = layer.up.weight.detach().clone()
     folded = layer.residual(start)
-    start_as_ablation_(model, control)
+    start_as_ablation_(model, ablation)
     weight = layer.up.weight.detach()
     assert layer.residual is None
     assert float(weight.norm()) == pytest.approx(float(folded.norm()), rel=1e-5)
-    if control == "folded":
+    if ablation == "folded":
         assert torch.equal(weight, folded)
     else:
         assert not torch.allclose(weight, folded, atol=0.1)
-    if control == "scaled":
+    if ablation == "scaled":
         assert torch.allclose(weight / weight.norm(), start / start.norm(), atol=1e-6)
     gram = weight.T @ weight
     apart = float((gram - torch.diag(torch.diag(gram))).abs().max() / gram.diagonal().mean())
-    assert (apart < 1e-5) == (control == "orthogonal")
+    assert (apart < 1e-5) == (ablation == "orthogonal")
 
 
 def test_a_control_needs_a_fixed_residual_and_leaves_the_model_alone_otherwise() -> None:
@@ -51,4 +51,4 @@ def test_a_control_needs_a_fixed_residual_and_leaves_the_model_alone_otherwise()
 
 def test_a_control_and_a_fold_at_the_start_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="both take the residual away"):
-        TrainConfig(control="folded", fold_at_start=True)
+        TrainConfig(ablation="folded", fold_at_start=True)

@@ -37,7 +37,7 @@ LOW_RANK: dict[str, LowRankConfig | None] = {
     # 64 tokens a latent: B + c R is kept.
     "thin-dlr": LowRankConfig(rank=4, activation="silu", residual=ResidualConfig()),
     "sltrain-dlr": LowRankConfig(
-        rank=16, backbone="sltrain", options={"density": 1 / 32}, scale=0.25, residual=ResidualConfig()
+        rank=16, backbone="sltrain", extra_config={"density": 1 / 32}, scale=0.25, residual=ResidualConfig()
     ),
 }
 Way = Checkpointing | None

@@ -40,7 +40,7 @@ LOW_RANK = {
     ),
     "attention alone": replace(COLA_DLR, targets=("q_proj", "k_proj", "v_proj", "o_proj")),
     "sltrain with an activation": LowRankConfig(
-        rank=7, backbone="sltrain", activation="silu", options={"density": 0.1}, residual=ResidualConfig()
+        rank=7, backbone="sltrain", activation="silu", extra_config={"density": 0.1}, residual=ResidualConfig()
     ),
 }
 KEPT = pytest.mark.parametrize("kept", ["block", "latents"])

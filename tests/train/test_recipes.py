@@ -176,7 +176,7 @@ def test_sltrain_is_as_its_paper_sets_it(size: str, alpha: int, rank: int, densi
     recipe = RECIPES[f"llama-{size}-sltrain"]
     assert recipe.low_rank is not None
     assert (recipe.low_rank.backbone, recipe.low_rank.rank) == ("sltrain", rank)
-    assert (recipe.low_rank.scale, recipe.low_rank.options) == (alpha / rank, {"density": density})
+    assert (recipe.low_rank.scale, recipe.low_rank.extra_config) == (alpha / rank, {"density": density})
     assert (recipe.train.steps, recipe.train.warmup_ratio, recipe.train.learning_rate) == (steps, 0.1, 0.003)
     assert recipe.train.weight_decay == 0.0
     assert recipe.data.max_documents == steps * 512

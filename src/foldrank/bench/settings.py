@@ -175,7 +175,7 @@ class Settings:
                 dtype="bfloat16" if self.bfloat16 else "float32",
                 device="cpu" if self.device == "cpu" else "auto",
                 fold_at_start=False,
-                control=None,
+                ablation=None,
                 activation_checkpointing=None,
                 chunked_loss=False,
             ),

@@ -41,8 +41,8 @@ def show(result: dict[str, Any]) -> None:
     if result["low_rank"] is not None:
         ranks = Counter(result["low_rank"]["rank"].values())
         table.add_row("ranks", ", ".join(f"{rank} ({count} layers)" for rank, count in sorted(ranks.items())))
-        options = ", ".join(f"{name} {value}" for name, value in result["low_rank"]["options"].items())
-        table.add_row("backbone", result["low_rank"]["backbone"] + (f" ({options})" if options else ""))
+        extra = ", ".join(f"{name} {value}" for name, value in result["low_rank"]["extra_config"].items())
+        table.add_row("backbone", result["low_rank"]["backbone"] + (f" ({extra})" if extra else ""))
         table.add_row("activation", str(result["low_rank"]["activation"]))
         if result["low_rank"]["scale"] is not None:
             table.add_row("scale", str(result["low_rank"]["scale"]))

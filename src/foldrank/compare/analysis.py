@@ -57,7 +57,7 @@ class Row:
     method: str
     kind: str
     dlr: bool
-    """Whether it trains with the residual; a control does not."""
+    """Whether it trains with the residual; an ablation does not."""
     reference: bool
     """Of another group: shown because methods of this one are compared with it."""
     learning_rate: float | None
@@ -184,7 +184,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
             Row(
                 method=method.name,
                 kind=method.whole_kind,
-                dlr=method.whole_kind.endswith(DLR) and method.settings.get("train.control") is None,
+                dlr=method.whole_kind.endswith(DLR) and method.settings.get("train.ablation") is None,
                 reference=method.name not in against,
                 learning_rate=choice(*place).best,
                 learning_rate_of=method.learning_rate_of,

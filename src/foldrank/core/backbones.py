@@ -41,7 +41,7 @@ def build(
     """The layer that `config` means at one place, with fresh weights.
 
     Raises:
-        ValueError: for an unknown backbone, options that it does not take, or what its class refuses.
+        ValueError: for an unknown backbone, an extra_config that it does not take, or what its class refuses.
     """
     try:
         return class_of(config)(
@@ -55,10 +55,10 @@ def build(
             name=name,
             device=device,
             dtype=dtype,
-            **config.options,
+            **config.extra_config,
         )
     except TypeError as error:
-        raise ValueError(f"options of the backbone {config.backbone}: {error}") from error
+        raise ValueError(f"extra_config of the backbone {config.backbone}: {error}") from error
 
 
 def settings_of(layer: LowRankLinear) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def settings_of(layer: LowRankLinear) -> dict[str, Any]:
         )
     return {
         "backbone": names[0],
-        "options": layer.options,
+        "extra_config": layer.extra_config,
         "activation": layer.activation_name,
         "scale": layer.scale.start if layer.scale is not None else None,
     }

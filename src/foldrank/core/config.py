@@ -27,6 +27,9 @@ SCOPES: Mapping[str, str] = {
 }
 """What the named scopes mean, as regular expressions on module names."""
 
+FORMER_NAMES = {"options": "extra_config"}
+"""From the name of a field in a config saved by foldrank 0.1 to its name now."""
+
 Value = TypeVar("Value")
 
 
@@ -134,7 +137,7 @@ class LowRankConfig:
     """The kind of layer, by its name in `foldrank.core.backbones`: `lowrank` is y = B z, plain or CoLA; `sltrain` is
     SLTrain's y = B z + S x, S sparse with a fixed random support."""
 
-    options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    extra_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Settings of the backbone's own. `sltrain`: `density` of S (0.03) and `seed` of its support (0)."""
 
     targets: Sequence[str] | None = None
@@ -183,14 +186,14 @@ class LowRankConfig:
             problems.append(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.scale is not None and self.scale != "trainable" and (not _is_real(self.scale) or self.scale == 0):
             problems.append(f"scale must be None, 'trainable' or a finite number other than 0, got {self.scale!r}")
-        if isinstance(self.options, Mapping):
+        if isinstance(self.extra_config, Mapping):
             problems += [
-                f"options: {name!r} must be a number, a truth value or a text, got {value!r}"
-                for name, value in self.options.items()
+                f"extra_config: {name!r} must be a number, a truth value or a text, got {value!r}"
+                for name, value in self.extra_config.items()
                 if not isinstance(value, bool | int | float | str)
             ]
         else:
-            problems.append(f"options must be a table from name to value, got {self.options!r}")
+            problems.append(f"extra_config must be a table from name to value, got {self.extra_config!r}")
         problems += _pattern_problems("targets", self.targets or ()) + _pattern_problems("exclude", self.exclude)
         if self.targets is not None and not self.targets:
             problems.append("targets is empty: name the layers to convert, or None for every linear layer")
@@ -212,7 +215,7 @@ class LowRankConfig:
         Raises:
             ValueError: for a field that does not exist, is missing, or is out of range.
         """
-        fields = dict(_known(cls, fields))
+        fields = dict(_known(cls, {FORMER_NAMES.get(name, name): value for name, value in fields.items()}))
         if isinstance(residual := fields.get("residual"), Mapping):
             fields["residual"] = ResidualConfig(**_known(ResidualConfig, residual))
         return cls(**fields)

@@ -90,12 +90,12 @@ class LowRankLinear(nn.Module):
         LowRankLinear.reset_parameters(self)  # not a subclass's: its own parameters are not there yet
 
     @property
-    def options(self) -> dict[str, bool | int | float | str]:
+    def extra_config(self) -> dict[str, bool | int | float | str]:
         """The arguments that a backbone of this class takes besides those of every low-rank layer."""
         return {}
 
     @classmethod
-    def num_extra_params(cls, in_features: int, out_features: int, **options: Any) -> int:  # noqa: ARG003
+    def num_extra_params(cls, in_features: int, out_features: int, **extra_config: Any) -> int:  # noqa: ARG003
         """Parameters that a layer of this class has besides its factors and bias, which a budget must know."""
         return 0
 

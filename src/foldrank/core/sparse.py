@@ -68,7 +68,7 @@ class SparseLowRankLinear(LowRankLinear):
         self.reset_parameters()
 
     @property
-    def options(self) -> dict[str, bool | int | float | str]:
+    def extra_config(self) -> dict[str, bool | int | float | str]:
         return {"density": self.density, "seed": self.seed}
 
     @classmethod

@@ -249,7 +249,7 @@ def _ranks(model: nn.Module, config: LowRankConfig, chosen: Mapping[str, LinearS
         shapes = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
         backbone = backbones.class_of(config)
         kept = total - sum(linear.weight.numel() for linear in chosen.values())
-        kept += sum(backbone.num_extra_params(*shape, **config.options) for shape in shapes.values())
+        kept += sum(backbone.num_extra_params(*shape, **config.extra_config) for shape in shapes.values())
         return solve_ranks(shapes, budget=config.budget, total=total, kept=kept)
     ranks = {name: _rank(lookup(config.rank, name), name, linear) for name, linear in chosen.items()}
     if isinstance(config.rank, Mapping):

@@ -70,11 +70,11 @@ def _insert_low_rank_layers(model: PreTrainedModel) -> None:
             weight: Any = dense.weight
             out_features, in_features = weight.shape if isinstance(dense, nn.Linear) else weight.T.shape
             shape = in_features, out_features, rank, low_rank["activation"], dense.bias is not None
-            model.set_submodule(name, layer_class(*shape, **low_rank["options"]).to(weight.dtype))
+            model.set_submodule(name, layer_class(*shape, **low_rank["extra_config"]).to(weight.dtype))
 
 
 class LowRankLlamaConfig(DenseConfig):
-    """A Llama config with `low_rank`: the rank of each converted layer by name, activation, backbone and options."""
+    """A Llama config with `low_rank`: the rank of each converted layer by name, activation, backbone and its extra config."""
 
     model_type = "lowrank_llama"
     low_rank: dict | None = None

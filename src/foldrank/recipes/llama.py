@@ -110,7 +110,7 @@ def as_published(recipe: Recipe, size: Size) -> Recipe:
     return replace(
         recipe,
         low_rank=replace(
-            recipe.low_rank, scale=size.sltrain_alpha / size.rank, options={"density": size.sltrain_density}
+            recipe.low_rank, scale=size.sltrain_alpha / size.rank, extra_config={"density": size.sltrain_density}
         ),
         data=one_pass(size.sltrain_steps),
         train=replace(recipe.train, steps=size.sltrain_steps),

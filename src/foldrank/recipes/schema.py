@@ -15,7 +15,7 @@ from foldrank.data.config import DataConfig, Layout
 Checkpointing = Literal["block", "latents"]
 """What activation checkpointing keeps of a block: its input, or its input and latents (activation_checkpointing.py)."""
 
-Control = Literal["folded", "scaled", "random", "orthogonal"]
+Ablation = Literal["folded", "scaled", "random", "orthogonal"]
 """Starts that stand in for the residual, see train/controls.py."""
 
 
@@ -118,8 +118,8 @@ class TrainConfig:
     """Fold before the first step and let the weight decay pull towards the residual instead of 0: the same training by
     the graph of plain low rank, each checkpoint of which can be deployed as it is."""
 
-    control: Control | None = None
-    """A control experiment, for studies: take the residual away and start each up-projection with the norm that it
+    ablation: Ablation | None = None
+    """An ablation, for studies: take the residual away and start each up-projection with the norm that it
     would give: folded, scaled, random or orthogonal (train/controls.py)."""
 
     eval_every: int = 75
@@ -164,8 +164,8 @@ class TrainConfig:
         ]
         if self.test_tokens is not None and self.eval_tokens is None:
             problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
-        if self.control is not None and self.fold_at_start:
-            problems.append("control and fold_at_start both take the residual away: give one of them")
+        if self.ablation is not None and self.fold_at_start:
+            problems.append("ablation and fold_at_start both take the residual away: give one of them")
         if self.sequence_length < 2:
             problems.append(f"sequence_length must be at least 2, got {self.sequence_length}")
         if not 0 <= self.warmup_ratio < 1:

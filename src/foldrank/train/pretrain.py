@@ -110,8 +110,8 @@ def pretrain(
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), **special)
     decay = fold_at_start_(model) if train.fold_at_start else None
-    if train.control is not None:
-        start_as_ablation_(model, train.control)
+    if train.ablation is not None:
+        start_as_ablation_(model, train.ablation)
 
     if processes.is_main_process and not resume:
         if out.exists():
