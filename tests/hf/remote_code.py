@@ -1,4 +1,4 @@
-"""Runs in a process of its own that cannot import foldrank (test_remote_code.py): what a folded checkpoint does anywhere.
+"""Runs in a process that cannot import foldrank (test_remote_code.py): what a folded checkpoint does anywhere.
 
 Arguments: this file, the folder with the checkpoints. Writes `facts.json` there.
 """

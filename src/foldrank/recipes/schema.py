@@ -16,7 +16,10 @@ Checkpointing = Literal["block", "latents"]
 """What activation checkpointing keeps of a block: its input, or its input and latents (activation_checkpointing.py)."""
 
 Ablation = Literal["folded", "scaled", "random", "orthogonal"]
-"""Starts that stand in for the residual, see train/controls.py."""
+"""Starts that stand in for the residual, see train/ablations.py."""
+
+FORMER_NAMES = {"train.control": "ablation", "low_rank.options": "extra_config"}
+"""From a setting's dotted name in foldrank 0.1 to its last part now."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +123,7 @@ class TrainConfig:
 
     ablation: Ablation | None = None
     """An ablation, for studies: take the residual away and start each up-projection with the norm that it
-    would give: folded, scaled, random or orthogonal (train/controls.py)."""
+    would give: folded, scaled, random or orthogonal (train/ablations.py)."""
 
     eval_every: int = 75
     """Steps between evaluations."""
@@ -240,7 +243,7 @@ class Recipe:
             ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
         """
         try:
-            return _ADAPTER.validate_python(_with_tuples(settings))
+            return _ADAPTER.validate_python(_with_tuples(_with_new_names(settings)))
         except ValidationError as error:
             raise ValueError("; ".join(_format_error(problem) for problem in error.errors())) from error
 
@@ -282,6 +285,16 @@ def field_help() -> dict[str, str]:
         return found
 
     return described(schema, "")
+
+
+def _with_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that foldrank 0.1 saved, under their names of today."""
+    renamed = dict(settings)
+    for dotted, name in FORMER_NAMES.items():
+        part, _, former = dotted.partition(".")
+        if isinstance(fields := renamed.get(part), Mapping) and former in fields:
+            renamed[part] = {name if key == former else key: value for key, value in fields.items()}
+    return renamed
 
 
 def _with_tuples(value: Any) -> Any:

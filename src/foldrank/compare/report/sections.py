@@ -36,8 +36,8 @@ def _banner(analysis: Analysis) -> str | None:
     running = f" Begun and not done: {len(analysis.unfinished)}." if analysis.unfinished else ""
     return (
         f"This study is not complete. Final runs: {analysis.final_records_done} of {analysis.final_records_expected} "
-        f"done, {missing} missing. Runs of the sweep: {analysis.sweeps_done} done.{running} All below is made from what "
-        "is there."
+        f"done, {missing} missing. Runs of the sweep: {analysis.sweeps_done} done.{running} All below is made from "
+        "what is there."
     )
 
 
