@@ -74,7 +74,7 @@ def _insert_low_rank_layers(model: PreTrainedModel) -> None:
 
 
 class LowRankLlamaConfig(DenseConfig):
-    """A Llama config with `low_rank`: the rank of each converted layer by name, activation, backbone, its extra config."""
+    """A Llama config with `low_rank`: the rank of each converted layer by name, activation, backbone and more."""
 
     model_type = "lowrank_llama"
     low_rank: dict | None = None
