@@ -67,7 +67,7 @@ OPTIMIZERS = {
 def test_equals_the_residual_form_over_100_steps(optimizer: str, expansion: Expansion) -> None:
     with_residual = build(ResidualConfig(alpha=0.7, expansion=expansion))
     anchored = copy.deepcopy(with_residual)
-    decay = fold_at_start_(anchored)
+    decay = fold_at_start_(anchored).decay
     anchored_optimizer = OPTIMIZERS[optimizer](anchored)
     decay.attach(anchored_optimizer)
     losses = train(with_residual, OPTIMIZERS[optimizer](with_residual), 100)
@@ -88,7 +88,7 @@ def test_without_the_anchor_decay_makes_another_model() -> None:
 
 def test_the_handle_removes_it() -> None:
     model = build(ResidualConfig())
-    decay = fold_at_start_(model)
+    decay = fold_at_start_(model).decay
     twin = copy.deepcopy(model)
     optimizer, plain = OPTIMIZERS["AdamW"](model), OPTIMIZERS["AdamW"](twin)
     decay.attach(optimizer).remove()
@@ -108,7 +108,7 @@ def test_refuses_what_it_cannot_do() -> None:
         fold_at_start_(nn.Sequential(nn.Linear(4, 4)))
     model = build(ResidualConfig())
     with pytest.raises(ValueError, match="build it from this model"):
-        fold_at_start_(model).attach(torch.optim.AdamW(build(ResidualConfig()).parameters()))
+        fold_at_start_(model).decay.attach(torch.optim.AdamW(build(ResidualConfig()).parameters()))
 
 
 def momentum(parameters: Iterator[nn.Parameter], **how: Any) -> torch.optim.Optimizer:
@@ -118,7 +118,7 @@ def momentum(parameters: Iterator[nn.Parameter], **how: Any) -> torch.optim.Opti
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam, momentum])
 def test_refuses_decay_through_the_gradient(kind: Callable[..., torch.optim.Optimizer]) -> None:
     model = build(ResidualConfig())
-    decay = fold_at_start_(model)
+    decay = fold_at_start_(model).decay
     with pytest.raises(ValueError, match="adds its weight decay to the gradient"):
         decay.attach(kind(model.parameters(), lr=0.02, weight_decay=0.5))
     decay.attach(kind(model.parameters(), lr=0.02, weight_decay=0.0))
@@ -126,7 +126,7 @@ def test_refuses_decay_through_the_gradient(kind: Callable[..., torch.optim.Opti
 
 def test_refuses_a_momentum_that_a_schedule_turns_on() -> None:
     model = build(ResidualConfig())
-    decay = fold_at_start_(model)
+    decay = fold_at_start_(model).decay
     optimizer = OPTIMIZERS["SGD"](model)
     decay.attach(optimizer)
     train(model, optimizer, 2)
@@ -138,7 +138,7 @@ def test_refuses_a_momentum_that_a_schedule_turns_on() -> None:
 @pytest.mark.parametrize("optimizer", ["AdamW", "fused AdamW"])
 def test_a_step_that_mixed_precision_skips_pulls_at_nothing(optimizer: str) -> None:
     model = build(ResidualConfig(alpha=0.7))
-    decay = fold_at_start_(model)
+    decay = fold_at_start_(model).decay
     anchored_optimizer = OPTIMIZERS[optimizer](model)
     decay.attach(anchored_optimizer)
     scaler = torch.amp.GradScaler("cpu")

@@ -187,7 +187,7 @@ def test_converts_trains_and_folds(architecture: Architecture) -> None:
     model.eval()
     with torch.no_grad():
         expected = model(architecture.inputs)
-        assert len(fold_(model).drift) == len(names)
+        assert len(fold_(model).errors) == len(names)
         assert relative_rms(model(architecture.inputs), expected) <= 1e-6
     assert not any(isinstance(module, DuplicatedLatentResidual) for module in model.modules())
 

@@ -23,7 +23,8 @@ from foldrank import (
     fold_state_dict,
 )
 from foldrank.core.config import EXPANSIONS, Expansion
-from foldrank.core.residual import DuplicatedLatentResidual, literal_residual
+from foldrank.core.functional import literal_residual
+from foldrank.core.residual import DuplicatedLatentResidual
 
 from .models import assert_unchanged, relative_rms, snapshot, train
 
@@ -171,7 +172,7 @@ def test_fold_gives_back_the_plain_model(kind: type[Layer], dtype: torch.dtype, 
     expected = model(x)
     report = fold_(model)
     assert relative_rms(model(x), expected) <= tolerance
-    assert list(report.drift) == [f"0.{kind.weights}", f"2.{kind.weights}"]
+    assert list(report.errors) == [f"0.{kind.weights}", f"2.{kind.weights}"]
     assert not residuals(model)
     fresh = plain(kind, dtype)
     assert [type(module) for module in model.modules()] == [type(module) for module in fresh.modules()]
@@ -181,7 +182,7 @@ def test_fold_gives_back_the_plain_model(kind: type[Layer], dtype: torch.dtype, 
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(x), model(x))
     before = snapshot(model)
-    assert not fold_(model).drift
+    assert not fold_(model).errors
     assert_unchanged(model, before)
 
 
@@ -318,7 +319,7 @@ def test_compiled_code_follows_the_fold(kind: type[Layer]) -> None:
     torch.testing.assert_close(compiled(X), expected)
     compiled(X).square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
-    assert len(fold_(compiled).drift) == 2  # pyright: ignore[reportArgumentType]
+    assert len(fold_(compiled).errors) == 2  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(compiled(X), expected)
     with torch.no_grad():
         model.get_parameter("1.bias").add_(1.0)
@@ -360,7 +361,7 @@ def test_both_kinds_of_residual_are_folded_at_once() -> None:
     attach_residual_(model, ["cola_b"], DLR, latent_dim=0)
     train(model, X)
     expected, state = model(X), fold_state_dict(model.state_dict())
-    assert set(fold_(model).drift) == {"0.cola_b", "1", "2.lora_B.weight"}
+    assert set(fold_(model).errors) == {"0.cola_b", "1", "2.lora_B.weight"}
     torch.testing.assert_close(model(X), expected)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
@@ -378,7 +379,7 @@ def test_one_weight_of_many_and_alpha_by_pattern() -> None:
         "out.cola_b   skipped  outside of the residual's scope, or not in its table of alphas",
         "gave 2 of 3 weights a residual, skipped out.cola_b",
     ]
-    assert list(fold_(model).drift) == ["attn.cola_b", "mlp.cola_b"]
+    assert list(fold_(model).errors) == ["attn.cola_b", "mlp.cola_b"]
 
 
 def test_the_named_scopes_work_on_names_of_parameters() -> None:
@@ -398,7 +399,7 @@ def test_a_shared_module_gets_one_residual() -> None:
     model = nn.ModuleDict({"a": layer, "b": layer})
     assert [weight.name for weight in attach_residual_(model, "weight", DLR).attached] == ["a.weight"]
     assert model["a"] is model["b"]
-    assert list(fold_(model).drift) == ["a.weight"]
+    assert list(fold_(model).errors) == ["a.weight"]
 
 
 def test_the_module_that_holds_the_weight_can_be_the_model() -> None:
@@ -406,7 +407,7 @@ def test_the_module_that_holds_the_weight_can_be_the_model() -> None:
     attach_residual_(model, "cola_b", DLR, latent_dim=0)
     expected = model(X)
     state = fold_state_dict(model.state_dict())
-    assert list(fold_(model).drift) == ["cola_b"]
+    assert list(fold_(model).errors) == ["cola_b"]
     torch.testing.assert_close(model(X), expected)
     assert torch.equal(state["cola_b"], model.cola_b)
     assert type(model) is Cola
@@ -428,7 +429,7 @@ def test_other_parametrizations_of_the_module_stay() -> None:
     attach_residual_(layer, "cola_b", DLR, latent_dim=0)
     duplicate = copy.deepcopy(layer)
     expected = layer(X)
-    assert list(fold_(duplicate).drift) == ["cola_b"]
+    assert list(fold_(duplicate).errors) == ["cola_b"]
     torch.testing.assert_close(duplicate(X), expected)
     assert torch.equal(layer(X), expected)
     assert parametrize.is_parametrized(duplicate, "cola_a")

@@ -23,7 +23,7 @@ from foldrank import (
 from foldrank.core.backbones import BACKBONES
 from foldrank.core.config import Activation, Scale
 from foldrank.core.fold import unfolded_keys
-from foldrank.core.residual import literal_residual
+from foldrank.core.functional import literal_residual
 from foldrank.core.scale import LowRankScale
 from foldrank.core.surgery import describe, low_rank_layers
 
@@ -132,7 +132,7 @@ def test_folds_exactly(
     model.eval()
     expected, state = model(TOKENS), {key: value.clone() for key, value in model.state_dict().items()}
     report = fold_(model)
-    assert bool(report.drift) == bool(scale or residual) == bool(unfolded_keys(state))
+    assert bool(report.errors) == bool(scale or residual) == bool(unfolded_keys(state))
     assert relative_rms(model(TOKENS), expected) <= tolerance
     plain = model_of(method, None, None)
     assert repr(model) == repr(plain)
@@ -141,7 +141,7 @@ def test_folds_exactly(
     folded = fold_state_dict(state)
     assert list(folded) == list(model.state_dict())
     assert all(torch.equal(folded[key], value) for key, value in model.state_dict().items())
-    assert not fold_(model).drift
+    assert not fold_(model).errors
 
 
 @residual

@@ -53,7 +53,12 @@ def test_attached_weights_train_but_fold_through_the_state(found: dict[str, Any]
     assert "fold the full state dict" in error
 
 
+def test_factors_sharded_apart_compute_and_fold_with_their_layer(found: dict[str, Any]) -> None:
+    distance, error = found["apart"]
+    assert distance < ROUNDING
+    assert "0.up cannot be folded, because it is a FSDPLinear" in error
+
+
 def test_what_cannot_work_says_so(found: dict[str, Any]) -> None:
     assert "build it from this model, after fully_shard" in found["stale"]
-    assert "apply fully_shard to the layer or to a module that holds it" in found["apart"]
     assert "0.up.weight holds NaN or infinity" in found["not finite"]

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_, fold_state_dict, fold_weight
 from foldrank.core.config import EXPANSIONS, Expansion
-from foldrank.core.residual import DuplicatedLatentResidual, literal_residual
+from foldrank.core.functional import literal_residual
+from foldrank.core.residual import DuplicatedLatentResidual
 
 from .models import TOKENS, TinyLM, assert_unchanged, relative_rms, residual_of, snapshot, train
 
@@ -62,7 +63,7 @@ def test_folded_layer_is_near_the_literal_equation_of_the_unfolded(
 def test_no_trace_is_left(residual: ResidualConfig) -> None:
     model = trained_model(residual)
     report = fold_(model)
-    assert report.drift
+    assert report.errors
     plain = trained_model(None)
     assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
@@ -79,14 +80,14 @@ def test_folding_twice_does_nothing(residual: ResidualConfig) -> None:
     before = snapshot(model)
     report = fold_(model)
     assert_unchanged(model, before)
-    assert (dict(report.drift), report.max_abs_error) == ({}, 0.0)
+    assert (dict(report.errors), report.max_abs_error) == ({}, 0.0)
     assert str(report) == "folded 0 low-rank layers; largest rounding of a weight 0.000e+00"
 
 
 @pytest.mark.parametrize("model", [TinyLM(), nn.Linear(4, 4), LowRankLinear(8, 10, 4)])
 def test_a_model_without_residuals_is_left_alone(model: nn.Module) -> None:
     before = snapshot(model)
-    assert not fold_(model).drift
+    assert not fold_(model).errors
     assert_unchanged(model, before)
 
 
@@ -102,7 +103,7 @@ def test_a_layer_can_be_the_model() -> None:
     layer = LowRankLinear(8, 10, 4, residual=ResidualConfig())
     x = torch.randn(2, 8)
     expected = layer(x)
-    assert list(fold_(layer).drift) == [""]
+    assert list(fold_(layer).errors) == [""]
     assert torch.equal(layer(x), expected)
 
 
@@ -111,7 +112,7 @@ def test_a_shared_layer_is_folded_once() -> None:
     model = nn.Sequential(layer, nn.Sequential(layer), layer)
     x = torch.randn(2, 8)
     expected = model(x)
-    assert list(fold_(model).drift) == ["0"]
+    assert list(fold_(model).errors) == ["0"]
     assert torch.equal(model(x), expected)
 
 

@@ -6,14 +6,14 @@ import torch
 from torch.autograd import gradcheck
 
 from foldrank.core.config import EXPANSIONS, Expansion, ResidualConfig
-from foldrank.core.residual import (
-    DuplicatedLatentResidual,
-    add_duplicates,
+from foldrank.core.functional import (
+    effective_weight,
     expansion_index,
     literal_residual,
     random_index,
-    scale,
+    residual_coefficient,
 )
+from foldrank.core.residual import DuplicatedLatentResidual
 
 # At (46, 14) floor(o * (r / d_out)) in float32 misses the exact floor.
 SHAPES = [(12, 4), (10, 4), (7, 3), (3, 7), (5, 1), (1, 5), (46, 14)]
@@ -69,10 +69,10 @@ def test_random_has_no_index_from_the_shape() -> None:
         expansion_index("random", 8, 2)
 
 
-def test_scale() -> None:
-    assert scale(0.7, 10, 4, variance_correction=True) == pytest.approx(0.7 / math.sqrt(3), rel=1e-15)
-    assert scale(0.7, 3, 7, variance_correction=True) == 0.7
-    assert scale(0.7, 10, 4, variance_correction=False) == 0.7
+def test_residual_coefficient() -> None:
+    assert residual_coefficient(0.7, 10, 4, variance_correction=True) == pytest.approx(0.7 / math.sqrt(3), rel=1e-15)
+    assert residual_coefficient(0.7, 3, 7, variance_correction=True) == 0.7
+    assert residual_coefficient(0.7, 10, 4, variance_correction=False) == 0.7
 
 
 @pytest.mark.parametrize("expansion", EXPANSIONS)
@@ -82,7 +82,10 @@ def test_added_duplicates_equal_the_literal_equation(expansion: Expansion, out_f
     weight = torch.randn(out_features, rank, dtype=torch.float64)
     z = torch.randn(6, rank, dtype=torch.float64)
     torch.testing.assert_close(
-        z @ add_duplicates(weight, index, 0.7).T, z @ weight.T + literal_residual(z, index, 0.7), rtol=1e-12, atol=1e-12
+        z @ effective_weight(weight, index, torch.full((len(index),), 0.7, dtype=torch.float64)).T,
+        z @ weight.T + literal_residual(z, index, 0.7),
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
@@ -90,7 +93,7 @@ def test_added_duplicates_differentiate_in_weight_and_scale() -> None:
     index = expansion_index("contiguous", 5, 2)
     weight = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     c = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda weight, c: add_duplicates(weight, index, c), (weight, c))
+    assert gradcheck(lambda weight, c: effective_weight(weight, index, c.expand(5)), (weight, c))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -99,7 +102,9 @@ def test_sum_is_rounded_once(dtype: torch.dtype) -> None:
     index = expansion_index("contiguous", 64, 8)
     wide = weight.to(torch.promote_types(dtype, torch.float32), copy=True)
     wide[torch.arange(64), index] += 0.7
-    assert torch.equal(add_duplicates(weight, index, 0.7), wide.to(dtype))
+    assert torch.equal(
+        effective_weight(weight, index, torch.full((len(index),), 0.7, dtype=torch.float64)), wide.to(dtype)
+    )
 
 
 def test_alpha_table_is_refused() -> None:

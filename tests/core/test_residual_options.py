@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_, fold_state_dict
 from foldrank.core.config import EXPANSIONS, Expansion
+from foldrank.core.functional import literal_residual
 from foldrank.core.inventory import low_rank_layers
-from foldrank.core.residual import DuplicatedLatentResidual, literal_residual
+from foldrank.core.residual import DuplicatedLatentResidual
 from foldrank.core.surgery import describe
 
 from .models import TOKENS, TinyLM, assert_unchanged, relative_rms, residual_of, snapshot, train
@@ -85,7 +86,7 @@ def test_a_model_with_residuals_on_some_layers_folds(dtype: torch.dtype, trainab
     expected, state = model(TOKENS), model.state_dict()
     without = {name: layer.up.weight.clone() for name, layer in low_rank_layers(model).items() if not layer.residual}
     folded = fold_state_dict(state)
-    assert list(fold_(model).drift) == [f"layers.{name}" for name in having]
+    assert list(fold_(model).errors) == [f"layers.{name}" for name in having]
     assert relative_rms(model(TOKENS), expected) <= (1e-14 if dtype == torch.float64 else 1e-6)
     assert len(without) == 6
     assert all(torch.equal(low_rank_layers(model)[name].up.weight, weight) for name, weight in without.items())
@@ -173,4 +174,4 @@ def test_alpha_can_be_set_on_any_device(device: str) -> None:
     residual = DuplicatedLatentResidual(10, 4, device=device)
     residual.set_alpha(0.125)
     assert residual.spec.device.type == device
-    assert residual.c() == pytest.approx(0.125 / math.sqrt(3))
+    assert residual.coefficient() == pytest.approx(0.125 / math.sqrt(3))

@@ -13,7 +13,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, SparseLowRankLinear, factorize_, fold_
-from foldrank.core.functional import map_weight
 from foldrank.core.sparse import flat_support, random_support
 
 from .models import TOKENS, TinyLM, relative_rms, train
@@ -41,7 +40,7 @@ def weight_of(layer: SparseLowRankLinear) -> Tensor:
     """W = s (B + c R) A + S in float64."""
     with torch.no_grad():
         up = layer.up.weight.double()
-        weight = map_weight(up, layer.up_map(up)) @ layer.down.weight.double()
+        weight = layer.effective_weight(up) @ layer.down.weight.double()
         weight.view(-1)[support_of(layer)] += layer.values.double()
     return weight
 

@@ -60,11 +60,11 @@ def anchored(config: ResidualConfig, *, fold_first: bool) -> float:
     expected = trained(copy.deepcopy(model))
     fold_(expected)
     if fold_first:
-        decay = fold_at_start_(model)
+        decay = fold_at_start_(model).decay
         shard(model, "0", "2")
     else:
         shard(model, "0", "2")
-        decay = fold_at_start_(model)
+        decay = fold_at_start_(model).decay
     optimizer = OPTIMIZERS["AdamW"](model)
     decay.attach(optimizer)
     train(model, optimizer, STEPS)
@@ -77,7 +77,7 @@ def parallel(config: ResidualConfig) -> list[float]:
     expected = trained(copy.deepcopy(model))
     fold_(expected)
     with_residual = copy.deepcopy(model)
-    decay = fold_at_start_(model)
+    decay = fold_at_start_(model).decay
     share = slice(dist.get_rank(), None, 2)
     for one in (model, with_residual):
         optimizer = OPTIMIZERS["AdamW"](one)
@@ -93,7 +93,7 @@ def late() -> float:
     model = build(ResidualConfig(alpha=0.7))
     expected = trained(copy.deepcopy(model))
     fold_(expected)
-    decay = fold_at_start_(model)
+    decay = fold_at_start_(model).decay
     optimizer = OPTIMIZERS["AdamW"](model)
     decay.attach(optimizer)
     shard(model, "0", "2")
@@ -105,7 +105,7 @@ def late() -> float:
 def stale() -> str:
     """An optimizer that is left with the weights from before the sharding."""
     model = build(ResidualConfig())
-    decay = fold_at_start_(model)
+    decay = fold_at_start_(model).decay
     optimizer = OPTIMIZERS["AdamW"](model)
     decay.attach(optimizer)
     shard(model)
@@ -137,10 +137,12 @@ def attached() -> list[object]:
     return [distance(model, expected), message(lambda: fold_(model))]
 
 
-def apart() -> str:
+def apart() -> list[object]:
+    """Each factor sharded apart from its layer, so that it is gathered when it is called."""
     model = build(ResidualConfig())
+    expected = outputs(model)
     shard(model, *(name for name, layer in model.named_modules() if type(layer) is nn.Linear))
-    return message(lambda: outputs(model))
+    return [float((outputs(model) - expected).abs().max()), message(lambda: fold_(model))]
 
 
 def not_finite() -> str:

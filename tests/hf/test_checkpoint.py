@@ -48,7 +48,7 @@ def assert_folds_as_the_model(model: PreTrainedModel, tmp_path: Path, max_shard_
     for name in ("config.json", "generation_config.json", "modeling_lowrank_llama.py"):
         assert (tmp_path / "folded" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "folded")), logits(model))
-    assert layers == len(report.drift)
+    assert layers == len(report.errors)
     return layers
 
 

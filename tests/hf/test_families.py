@@ -164,7 +164,7 @@ def test_a_saved_model_loads_with_equal_logits(run: dict[str, dict[str, Any]], n
     assert torch.equal(logits(again), facts["logits"])
     layers = low_rank_layers(again).values()
     assert {type(layer) for layer in layers} == {BACKBONES[config.backbone]}
-    assert {bool(layer.maps) for layer in layers} == {bool(config.residual or config.scale)}
+    assert {bool(layer.weight_parametrizations) for layer in layers} == {bool(config.residual or config.scale)}
     assert repr(again) == repr(facts["model"])
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foldrank.core.inventory import walk
 from foldrank.core.linear import LowRankLinear
-from foldrank.core.residual import literal_residual
+from foldrank.core.functional import literal_residual
 
 
 class OnActivations(nn.Module):
@@ -17,7 +17,7 @@ class OnActivations(nn.Module):
         super().__init__()
         assert layer.residual is not None
         self.layer = layer
-        self.c = layer.residual.c()
+        self.c = layer.residual.coefficient()
         self.index = layer.residual.latent_index(layer.up.weight.device)
         contiguous = layer.residual.config.expansion == "contiguous"
         self.repeats = -(-layer.out_features // layer.rank) if contiguous else None

@@ -70,7 +70,7 @@ def _write_checkpoint(settings: Settings, folder: Path) -> tuple[str, Tensor]:
     if layer is None or layer.residual is None:
         raise ValueError(f"{method} has no residual to fold")
     expected = layer.up.weight.clone()
-    expected[torch.arange(layer.out_features), layer.residual.latent_index()] += layer.residual.c()
+    expected[torch.arange(layer.out_features), layer.residual.latent_index()] += layer.residual.coefficient()
     return f"{name}.up.weight", expected
 
 

@@ -45,7 +45,7 @@ def deployed(settings: Settings, method: str) -> tuple[PreTrainedModel, list[Gat
             Gate(what=f"logits of {method} before and after {what}", difference=difference, bound=BOUND).check()
         )
 
-    if fold_(model).drift:
+    if fold_(model).errors:
         compare("the fold")
     if COLUMNWISE in split(method)[1]:
         to_column_major_(model)

@@ -33,7 +33,7 @@ class TrainedModel:
         self.recipe = recipe
         self.device = settings.device
         self.model: PreTrainedModel = build_model(recipe, settings.vocabulary_size()).to(self.device)  # pyright: ignore[reportArgumentType]
-        decay = fold_at_start_(self.model) if recipe.train.fold_at_start else None
+        decay = fold_at_start_(self.model).decay if recipe.train.fold_at_start else None
         if ON_ACTIVATIONS in variants:
             on_activations_(self.model)
         self.optimizer = torch.optim.AdamW(

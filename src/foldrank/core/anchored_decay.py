@@ -7,6 +7,8 @@ With alpha fixed, training B with the residual and decoupled weight decay equals
 The optimizer does all of it but the last term, which is added here, after its step.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,47 +17,48 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from foldrank.core.dtensor import distribute_like, to_local
-from foldrank.core.fold import fold_
+from foldrank.core.fold import FoldReport, fold_
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.linear import LowRankLinear
+from foldrank.core.residual import DuplicatedLatentResidual
 
 
-class _Anchor:
-    """A folded layer and its c R."""
+class _Target:
+    """A folded layer and what its weight decays to, c R."""
 
-    def __init__(self, layer: LowRankLinear, index_O: Tensor, c: float) -> None:
+    def __init__(self, layer: LowRankLinear, residual: DuplicatedLatentResidual) -> None:
         self.layer = layer
-        self.c = c
-        self._index_O = index_O
-        self._known: tuple[Tensor, Tensor] | None = None
+        self._residual = residual
+        self._cached: tuple[Tensor, tuple[Tensor, ...], Tensor] | None = None
 
-    def pull(self, rate: float) -> None:
+    def decay(self, rate: float) -> None:
         """Adds rate c R to the weight, or to the part of it that this process holds."""
-        rows, latents = self._entries().unbind(1)
-        weight = to_local(self.layer.up.weight)
+        position, values = self._entries()
         # Each entry occurs once, so the order of the additions is no matter.
-        weight.index_put_((rows, latents), weight.new_full((), rate * self.c), accumulate=True)
+        weight = to_local(self.layer.up.weight)
+        weight.index_put_(position, (rate * values).to(weight.dtype), accumulate=True)
 
-    def _entries(self) -> Tensor:
-        """Row and latent of each entry of R in what this process holds: int64 (entries, 2)."""
+    def _entries(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Positions and values of the entries of c R, which has one a row, in what this process holds."""
         weight = self.layer.up.weight  # another one once FSDP2 has sharded it, which may be after the optimizer is made
-        if self._known is None or self._known[0] is not weight:
-            index_O1 = self._index_O.to(weight.device)[:, None]
-            ones = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device).scatter_(1, index_O1, True)
-            self._known = weight, to_local(distribute_like(ones, like=weight)).nonzero()
-        return self._known[1].to(weight.device)
+        if self._cached is None or self._cached[0] is not weight:
+            zeros = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+            c_r = to_local(distribute_like(self._residual.to(weight.device)(zeros), like=weight))
+            position = c_r.nonzero(as_tuple=True)
+            self._cached = weight, position, c_r[position]
+        return self._cached[1], self._cached[2]
 
 
 class AnchoredDecay:
-    """Makes the decoupled weight decay of an optimizer pull the folded layers of a model towards c R.
+    """Makes the decoupled weight decay of an optimizer of the folded layers of a model lead to c R.
 
     Works through the optimizer's own step hook: right under learning-rate schedules, gradient clipping, skipped steps
     of mixed precision, `Trainer`, DDP, FSDP2 and resuming. The optimizer must decay as AdamW does, by
     lr * weight_decay; plain SGD does so too, as long as it has no momentum.
     """
 
-    def __init__(self, anchors: list[_Anchor]) -> None:
-        self._anchors = anchors
+    def __init__(self, targets: Sequence[_Target]) -> None:
+        self._targets = targets
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Hooks into `optimizer`; the handle's `remove()` undoes it.
@@ -65,16 +68,16 @@ class AnchoredDecay:
                 a later step.
         """
         self._rates(optimizer)
-        return optimizer.register_step_post_hook(self._pull)
+        return optimizer.register_step_post_hook(self._decay)
 
     @torch.no_grad()
-    def _pull(self, optimizer: Optimizer, *_: Any) -> None:
+    def _decay(self, optimizer: Optimizer, *_: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer skips by itself what GradScaler tells it to
         if skipped is not None and skipped.any():
             return
-        for anchor, rate in zip(self._anchors, self._rates(optimizer), strict=True):
-            if rate and anchor.layer.up.weight.grad is not None:
-                anchor.pull(rate)
+        for target, rate in zip(self._targets, self._rates(optimizer), strict=True):
+            if rate and target.layer.up.weight.grad is not None:
+                target.decay(rate)
 
     def _rates(self, optimizer: Optimizer) -> list[float]:
         """Of each anchored weight, lr * weight_decay."""
@@ -89,7 +92,7 @@ class AnchoredDecay:
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
-        weights = [anchor.layer.up.weight for anchor in self._anchors]
+        weights = [target.layer.up.weight for target in self._targets]
         if any(id(weight) not in rates for weight in weights):
             raise ValueError(
                 "the optimizer does not hold every folded up-projection: build it from this model, after fully_shard "
@@ -110,32 +113,47 @@ def _averages_decay(optimizer: Optimizer) -> bool:
     )
 
 
-def fold_at_start_(model: nn.Module) -> AnchoredDecay:
-    """Folds each residual of an untrained model, in place, and returns the decay that makes up for it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldAtStartReport:
+    """What `fold_at_start_` did."""
+
+    fold: FoldReport
+    """The layers that were folded, with the rounding error of each."""
+    decay: AnchoredDecay
+    """To be attached to the optimizer: the weight decay that goes with it."""
+
+    def __str__(self) -> str:
+        return str(self.fold)
+
+    def summary(self) -> str:
+        """One line: how many layers."""
+        return self.fold.summary()
+
+
+def fold_at_start_(model: nn.Module) -> FoldAtStartReport:
+    """Folds each residual of an untrained model, in place, and returns with it the decay that makes up for it.
 
     Example:
         >>> from foldrank import LowRankConfig, ResidualConfig, factorize_
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
-        >>> report = factorize_(model, LowRankConfig(rank=2, residual=ResidualConfig()))
-        >>> decay = fold_at_start_(model)
+        >>> report = factorize_(model, LowRankConfig(rank=2, targets=["0", "2"], residual=ResidualConfig()))
+        >>> start = fold_at_start_(model)
         >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-        >>> handle = decay.attach(optimizer)
+        >>> handle = start.decay.attach(optimizer)
 
     Raises:
         ValueError: where there is no residual, or a trainable alpha or a low-rank scale, which only the unfolded form
-            can train; the model is then unchanged.
+            can train, and as `fold_`; the model is then unchanged.
     """
-    anchors = []
+    targets = []
     for name, layer in low_rank_layers(model).items():
         if layer.residual is None:
             continue
-        c = layer.residual.c()
-        if isinstance(c, Tensor):
+        if layer.residual.config.trainable:
             raise ValueError(f"alpha of {name} is trainable: train with the residual and fold afterwards")
         if layer.scale is not None:
             raise ValueError(f"{name} has a low-rank scale, without which it takes other steps: fold after training")
-        anchors.append(_Anchor(layer, layer.residual.latent_index().clone(), c))
-    if not anchors:
+        targets.append(_Target(layer, layer.residual))
+    if not targets:
         raise ValueError("the model has no residual to fold")
-    fold_(model)
-    return AnchoredDecay(anchors)
+    return FoldAtStartReport(fold=fold_(model), decay=AnchoredDecay(targets))

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,20 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldrank.core import inventory as _inventory
 from foldrank.core.attach import attached_residuals, detach
 from foldrank.core.config import Expansion
+from foldrank.core.derived_buffers import as_integers
 from foldrank.core.dtensor import distribute_like, full_tensor
-from foldrank.core.functional import map_weight
-from foldrank.core.inventory import low_rank_layers
-from foldrank.core.linear import MAPS, LowRankLinear
-from foldrank.core.parametrization import SPEC
-from foldrank.core.residual import DuplicatedLatentResidual, add_duplicates, expansion_index
-from foldrank.core.residual import scale as residual_factor
-from foldrank.core.scale import LowRankScale, squash
+from foldrank.core.functional import at_least_float32, effective_weight, expansion_index, residual_coefficient
+from foldrank.core.linear import PARAMETRIZATIONS, LowRankLinear
+from foldrank.core.parametrization import SPEC, WeightParametrization
+from foldrank.core.plain_linear import what_is_on
+from foldrank.core.residual import DuplicatedLatentResidual
+from foldrank.core.scale import LowRankScale, tanh_scale
 
 logger = logging.getLogger(__name__)
 
-SPEC_KEY = re.compile(rf"(?P<layer>(?:.*\.)?)(?P<kind>{'|'.join(MAPS)})\.{SPEC}")
+SPEC_KEY = re.compile(rf"(?P<layer>(?:.*\.)?)(?P<kind>{'|'.join(PARAMETRIZATIONS)})\.{SPEC}")
 """Keys that say how to fold a low-rank layer."""
 
 ATTACHED = re.compile(r"(?P<owner>(?:.*\.)?)parametrizations\.(?P<own>[^.]+)\.original")
@@ -36,23 +36,23 @@ ATTACHED_SPEC = re.compile(rf"(?P<weight>(?:.*\.)?parametrizations\.[^.]+\.)0\.{
 class FoldReport:
     """What `fold_` did, per layer."""
 
-    drift: Mapping[str, float]
+    errors: Mapping[str, float]
     """From the name of a low-rank layer, or of an attached weight, to the largest rounding error of an entry of its
     B*, against the sum in float64."""
 
     @property
     def max_abs_error(self) -> float:
         """The largest rounding error of all layers; 0.0 where there was nothing to fold."""
-        return max(self.drift.values(), default=0.0)
+        return max(self.errors.values(), default=0.0)
 
     def __str__(self) -> str:
-        width = max((len(name) for name in self.drift), default=0)
-        lines = [f"{name.ljust(width)}  {drift:.3e}" for name, drift in self.drift.items()]
+        width = max((len(name) for name in self.errors), default=0)
+        lines = [f"{name.ljust(width)}  {error:.3e}" for name, error in self.errors.items()]
         return "\n".join([*lines, self.summary()])
 
     def summary(self) -> str:
-        """One line: how many layers, and the largest drift."""
-        return f"folded {len(self.drift)} low-rank layers; largest rounding of a weight {self.max_abs_error:.3e}"
+        """One line: how many layers, and the largest error."""
+        return f"folded {len(self.errors)} low-rank layers; largest rounding of a weight {self.max_abs_error:.3e}"
 
 
 def fold_weight(
@@ -97,14 +97,17 @@ def fold_weight(
         index = expansion_index(expansion, out_features, rank, device=weight.device)
     elif index.shape != (out_features,):
         raise ValueError(f"index must hold one latent for each of {out_features} outputs, got {tuple(index.shape)}")
+    elif out_features and not 0 <= int(index.min()) <= int(index.max()) < rank:
+        raise ValueError(f"index must lie in [0, {rank}), got {int(index.min())} to {int(index.max())}")
     _check_finite("alpha", torch.as_tensor(alpha))
     _check_finite("scale", torch.as_tensor(scale))
-    c = _wide(alpha) * residual_factor(1.0, out_features, rank, variance_correction=variance_correction)
-    wide = full_tensor(weight).to(torch.promote_types(weight.dtype, torch.float32))
-    folded = add_duplicates(wide, index, c, latent_dim)
-    if not isinstance(scale, float) or scale != 1.0:  # or a checkpoint would take one more pass over each weight
-        folded = folded * _wide(scale)
-    return distribute_like(folded.to(weight.dtype), like=weight)
+    whole_weight = full_tensor(weight)
+    c = _wide(alpha) * residual_coefficient(1.0, out_features, rank, variance_correction=variance_correction)
+    values = torch.as_tensor(c, dtype=at_least_float32(weight.dtype), device=whole_weight.device)
+    # Without a scale, or a checkpoint would take one more pass over each weight.
+    s = None if isinstance(scale, float) and scale == 1.0 else _wide(scale)
+    folded = effective_weight(whole_weight, index, values.expand(out_features), s, latent_dim)
+    return distribute_like(folded, like=weight)
 
 
 def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -170,20 +173,20 @@ def check_whole(plan: Iterable[str], keys: Iterable[str]) -> None:
 def _residual_settings(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     settings = DuplicatedLatentResidual.decode(tensors[prefix + SPEC])
     if settings["alpha"] is None:
-        settings["alpha"] = _held(tensors, prefix + "alpha", "residual")
+        settings["alpha"] = _required(tensors, prefix + "alpha", "residual")
     if settings["expansion"] == "random":
-        settings["index"] = _held(tensors, prefix + "index", "residual")
+        settings["index"] = as_integers(prefix + "index", _required(tensors, prefix + "index", "residual"))
     return settings
 
 
 def _scale_settings(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     settings = LowRankScale.decode(tensors[prefix + SPEC])
     if settings["scale"] is None:
-        settings["scale"] = squash(_held(tensors, prefix + "theta", "scale"))
+        settings["scale"] = tanh_scale(_required(tensors, prefix + "theta", "scale"))
     return settings
 
 
-def _held(tensors: Mapping[str, Tensor], key: str, kind: str) -> Tensor:
+def _required(tensors: Mapping[str, Tensor], key: str, kind: str) -> Tensor:
     if key not in tensors:
         raise ValueError(f"this state dict has a {kind} but no {key}: it is not whole")
     return tensors[key]
@@ -207,27 +210,28 @@ def fold_(model: nn.Module) -> FoldReport:
     but what they remember belongs to the unfolded weights: fold after training.
 
     Returns:
-        The report, with the rounding per layer.
+        The report, with the rounding error of each layer.
 
     Raises:
-        ValueError: where a weight or alpha is not finite, or an up-projection's weight is shared, naming the layer; the
-            model is then unchanged.
+        ValueError: naming the layer, where a weight or alpha is not finite, is offloaded or on the meta device; where
+            an up-projection's weight is shared; and where something is on an up-projection that acts when it is called
+            (an adapter, weight norm, pruning, hooks). The model is then unchanged.
 
     Example:
         >>> from foldrank import LowRankLinear, ResidualConfig
         >>> model = nn.Sequential(LowRankLinear(8, 6, 2, residual=ResidualConfig()))
-        >>> len(fold_(model).drift), model[0].residual
+        >>> len(fold_(model).errors), model[0].residual
         (1, None)
     """
-    folds = _planned_folds(model)
-    drift = {}
-    for fold in folds:
+    planned = _plan_folds(model)
+    errors = {}
+    for fold in planned:
         weight = full_tensor(fold.weight)
-        mapped = fold.mapped(weight)
-        drift[fold.name] = float((mapped - fold.mapped(weight.double())).abs().max())
-        fold.weight.copy_(distribute_like(mapped, like=fold.weight))
+        folded = fold.effective_weight(weight)
+        errors[fold.name] = float((folded - fold.effective_weight(weight.double())).abs().max())
+        fold.weight.copy_(distribute_like(folded, like=fold.weight))
         fold.finish()
-    report = FoldReport(drift=drift)
+    report = FoldReport(errors=errors)
     logger.info(report.summary())
     return report
 
@@ -237,66 +241,92 @@ class _Fold:
     name: str
     weight: Tensor
     weight_name: str
-    mapped: Callable[[Tensor], Tensor]
+    effective_weight: Callable[[Tensor], Tensor]
     finish: Callable[[], None]
+    parts: tuple[WeightParametrization, ...]
 
 
-def _mapped(layer: LowRankLinear, weight: Tensor) -> Tensor:
-    return map_weight(weight, layer.up_map(weight))
-
-
-def _planned_folds(model: nn.Module) -> list[_Fold]:
+def _plan_folds(model: nn.Module) -> list[_Fold]:
     """What to fold, both kinds; raises before anything is touched."""
-    folds = []
-    for name, layer in low_rank_layers(model).items():
-        if not layer.maps:
+    contents = _inventory.inventory(model) if hasattr(_inventory, "inventory") else _Interim(model)
+    planned = []
+    for name, layer in contents.low_rank_layers.items():
+        if not layer.weight_parametrizations:
             continue
+        prefix = f"{name}." if name else ""
+        if problem := what_is_on(layer.up):
+            raise ValueError(
+                f"{prefix}up cannot be folded, because {problem}: the fold would change what it computes. Take it off "
+                "first (merge the adapter, remove the hooks or the norm, load the weights), then fold"
+            )
         for parameter_name, parameter in layer.named_parameters():
-            _check_finite(f"{name}.{parameter_name}", parameter)
-        folds.append(
+            _check_finite(prefix + parameter_name, parameter)
+        planned.append(
             _Fold(
                 name=name,
                 weight=layer.up.weight,
-                weight_name=f"{name}.up.weight",
-                mapped=partial(_mapped, layer),
-                finish=partial(_remove_maps, layer),
+                weight_name=prefix + "up.weight",
+                effective_weight=layer.effective_weight,
+                finish=partial(_remove_parametrizations, layer),
+                parts=layer.weight_parametrizations,
             )
         )
-    for name, owner, own, residual in attached_residuals(model):
-        weight = owner.get_parameter(f"parametrizations.{own}.original")
+    for name, owner, attribute, residual in attached_residuals(model):
+        weight = owner.get_parameter(f"parametrizations.{attribute}.original")
         _check_finite(name, weight)
         for parameter_name, parameter in residual.named_parameters():
             _check_finite(f"{parameter_name} of {name}", parameter)
-        finish = partial(detach, owner, own)
-        folds.append(_Fold(name=name, weight=weight, weight_name=name, mapped=residual, finish=finish))
-    homes = Counter(
-        id(parameter)
-        for parent in model.modules()
-        for child in parent.children()
-        for parameter in child.parameters(recurse=False)
-    )
-    for fold in folds:
-        if homes[id(fold.weight)] > 1:
-            raise ValueError(
-                f"{fold.weight_name} is shared with another module, which the fold would change too: "
-                "fold the state dict (foldrank.fold_state_dict), in which each has its own"
+        planned.append(
+            _Fold(
+                name=name,
+                weight=weight,
+                weight_name=name,
+                effective_weight=residual,
+                finish=partial(detach, owner, attribute),
+                parts=(residual,),
             )
-    return folds
+        )
+    for fold in planned:
+        if any(tensor.is_meta for part in fold.parts for tensor in (*part.parameters(), *part.buffers())):
+            raise ValueError(f"alpha, scale or index of {fold.name} is offloaded or on the meta device: load it first")
+        if others := contents.shared_with(fold.weight):
+            raise ValueError(
+                f"{fold.weight_name} is shared with another module ({', '.join(others)}), where the fold would change it too: "
+                "fold the state dict (foldrank.fold_state_dict), in which each has a copy"
+            )
+    return planned
 
 
-def _remove_maps(layer: LowRankLinear) -> None:
-    for kind in MAPS:
-        delattr(layer, kind)  # or the empty place of a submodule would stay, and show in the repr
+def _remove_parametrizations(layer: LowRankLinear) -> None:
+    for kind in PARAMETRIZATIONS:
+        delattr(layer, kind)  # or an empty submodule would stay, and show in the repr
         setattr(layer, kind, None)
 
 
 def _wide(number: float | Tensor) -> float | Tensor:
     if isinstance(number, Tensor):
-        return full_tensor(number).to(torch.promote_types(number.dtype, torch.float32))
+        return full_tensor(number).to(at_least_float32(number.dtype))
     return number
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise ValueError(f"{name} is offloaded or on the meta device: load it first")
     extremes = torch.aminmax(full_tensor(tensor)) if tensor.numel() else ()  # NaN is the extreme of all that holds one
     if not all(map(torch.isfinite, extremes)):  # isfinite of all entries takes ten times as long on a CPU
         raise ValueError(f"{name} holds NaN or infinity: the training diverged; fold an earlier checkpoint")
+
+
+class _Interim:
+    def __init__(self, model):
+        from foldrank.core.inventory import low_rank_layers
+
+        self.low_rank_layers = low_rank_layers(model)
+        self.owners = {}
+        for name, module in model.named_modules():
+            for own, p in module._parameters.items():
+                if p is not None:
+                    self.owners.setdefault(id(p), []).append(f"{name}.{own}".removeprefix("."))
+
+    def shared_with(self, p, name=None):
+        return tuple(self.owners[id(p)][1:])

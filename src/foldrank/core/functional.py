@@ -1,110 +1,117 @@
-"""How residual and scale map the up-projection: B to s (B + c R), on the weight, for the time and memory of B alone.
+"""DLR in pure tensors: the latent that each output repeats, the paper's equation, and the weight that it amounts to.
 
-Shape suffixes: O = d_out output features, R = r latents, any batch shape before them.
+    y = s (B z + V(z)) + b,   V(z)[o] = values[o] z[index[o]],   values = c = alpha / sqrt(K),   K = ceil(d_out / r)
+      = B* z + b,             B* = s (B + V),  V[o, index[o]] = values[o]        (arXiv 2606.28932; V = c R there)
+
+Read this file first, then residual.py, scale.py, linear.py and fold.py.
+Shape suffixes: O = d_out output features, R = r latents; z has any batch shape before its last dimension.
 """
 
-from typing import Any, NamedTuple
+import hashlib
+import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from foldrank.core.residual import WIDE, add_entries
-
-TOKENS_PER_LATENT = 64
-"""From so many tokens a latent on, a pass keeps the mapped weight, for PyTorch's own backward pass, which needs no
-Python: 1 % of a small model's time. The weight is then at most a sixty-fourth of the layer's output."""
+from foldrank.core.config import Expansion
 
 
-class UpMap(NamedTuple):
-    """What `map_weight` needs besides B: s (B + c R) is B with `added` to its entries `latents`, times s."""
+def effective_weight(
+    weight: Tensor,
+    index_O: Tensor | None = None,
+    values_O: Tensor | None = None,
+    scale: float | Tensor | None = None,
+    latent_dim: int = 1,
+) -> Tensor:
+    """B* = s (B + V), in at least float32, rounded once to the dtype of `weight`. The only place where B* is made.
 
-    latents: Tensor | None
-    """int64 (d_out, 1), the latent that each output repeats; None without a residual."""
-    added: Tensor | None
-    """(d_out, 1), c for each output, in at least float32."""
-    s: float | Tensor | None
-    """Low-rank scale, a number or a tensor of one element; None for 1."""
-
-
-def map_weight(weight_OR: Tensor, up_map: UpMap) -> Tensor:
-    """The weight s (B + c R), computed in at least float32 and rounded once to the dtype of B."""
-    latents_O1, added_O1, s = up_map
-    mapped_OR = weight_OR if weight_OR.dtype in WIDE else weight_OR.float()
-    if latents_O1 is not None and added_O1 is not None:
-        mapped_OR = add_entries(mapped_OR, latents_O1, added_O1)
-    if s is not None:
-        mapped_OR = mapped_OR * s
-    return mapped_OR.to(weight_OR.dtype)
-
-
-def map_gradients(grad_OR: Tensor, weight_OR: Tensor, up_map: UpMap) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """From the gradient of `map_weight` those of B, and of `added` and s where they are learned."""
-    latents_O1, added_O1, s = up_map
-    grad_added = grad_s = None
-    if isinstance(s, Tensor):
-        unscaled_OR = map_weight(weight_OR.to(s.dtype), up_map._replace(s=None))
-        grad_s = (grad_OR.to(s.dtype) * unscaled_OR).sum().view_as(s)
-    if s is not None:
-        grad_OR = grad_OR * s
-    if latents_O1 is not None and added_O1 is not None and added_O1.requires_grad:
-        grad_added = grad_OR.gather(1, latents_O1).to(added_O1.dtype)
-    return grad_OR.to(weight_OR.dtype), grad_added, grad_s
-
-
-class _MappedLinear(torch.autograd.Function):
-    """`F.linear(z, s (B + c R), bias)` which keeps B for the backward pass: the map costs no memory in training.
+    Args:
+        weight: B.
+        index_O: the latent that each output repeats; None without a residual.
+        values_O: what is added there, one number for each output.
+        scale: s, a number or a tensor of one element; None for 1.
+        latent_dim: the dimension of `weight` that counts the latents.
 
     Shape:
-        z (..., r), weight (d_out, r), bias (d_out,) or None; then the fields of an `UpMap`. Everything is computed in
-        the dtype of z.
+        weight and result (d_out, r), or (r, d_out) with `latent_dim=0`; index_O int64 (d_out,); values_O (d_out,).
+
+    Example:
+        >>> index, values = torch.tensor([0, 0, 1]), torch.full((3,), 0.5)
+        >>> effective_weight(torch.zeros(3, 2), index, values, scale=2.0).tolist()
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     """
-
-    # This runs in every layer and step, where 0.1 ms is 1 % of a small model's step. Hence forward with ctx rather than
-    # setup_context, which torch.func would want. The products are those of PyTorch's own layer and cost the same.
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor | None, *up_map: Any) -> Tensor:
-        ctx.save_for_backward(z, weight, bias)
-        ctx.up_map = UpMap(*up_map)
-        effective = map_weight(weight, ctx.up_map).to(z.dtype)
-        return F.linear(z, effective, None if bias is None else bias.to(z.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        z, weight, bias = ctx.saved_tensors
-        grad_z = grad_weight = grad_bias = grad_added = grad_s = None
-        grad_TO = grad.reshape(-1, grad.shape[-1])
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_TO.sum(0).to(bias.dtype)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
-            grad_effective = grad_TO.T @ z.reshape(-1, z.shape[-1])
-            grad_weight, grad_added, grad_s = map_gradients(grad_effective, weight, ctx.up_map)
-        if ctx.needs_input_grad[0]:  # last, so that it is in the cache for what comes next
-            grad_z = (grad_TO @ map_weight(weight, ctx.up_map).to(grad.dtype)).view_as(z)
-        return grad_z, grad_weight, grad_bias, None, grad_added, grad_s
+    effective = weight.to(at_least_float32(weight.dtype))
+    if index_O is not None and values_O is not None:
+        index, values = index_O.unsqueeze(latent_dim), values_O.to(effective.dtype).unsqueeze(latent_dim)
+        if torch.compiler.is_compiling():
+            # A compiler fuses a comparison into its neighbours, where it would compute a scatter entry by entry.
+            latents = torch.arange(weight.shape[latent_dim], device=weight.device).unsqueeze(1 - latent_dim)
+            effective = effective + (index == latents) * values
+        else:
+            effective = effective.scatter_add(latent_dim, index, values)
+    if scale is not None:
+        effective = effective * scale
+    return effective.to(weight.dtype)
 
 
-def mapped_linear(z: Tensor, weight: Tensor, bias: Tensor | None, up_map: UpMap) -> Tensor:
-    """`F.linear(z, map_weight(weight, up_map), bias)`, keeping the mapped weight where it is small beside y.
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for all else: where residual and scale are computed."""
+    # torch.promote_types would become a node of an exported graph.
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def literal_residual(z: Tensor, index_O: Tensor, values_O: Tensor | float) -> Tensor:
+    """The equation as the paper writes it, on activations: `c Expand(z)`, in the dtype of z.
 
     Shape:
-        z (..., r), result y (..., d_out), in the dtype of z or of autocast.
+        z (..., r), index_O int64 (d_out,), values_O (d_out,) or a number, result (..., d_out).
     """
-    # A compiler decides by itself what to keep.
-    if torch.compiler.is_compiling() or keeps_mapped_weight(z.numel() // z.shape[-1], z.shape[-1]):
-        return F.linear(z, map_weight(weight, up_map), bias)
-    output = _MappedLinear.apply(z.to(compute_dtype(z)), weight, bias, *up_map)
-    assert isinstance(output, Tensor)
-    return output
+    expanded = z[..., index_O]
+    return expanded * (values_O.to(z.dtype) if isinstance(values_O, Tensor) else values_O)
 
 
-def keeps_mapped_weight(num_tokens: int, rank: int) -> bool:
-    """Whether a pass of so many tokens keeps the mapped weight for the backward pass."""
-    return num_tokens >= TOKENS_PER_LATENT * rank
+def expansion_index(
+    expansion: Expansion, out_features: int, rank: int, *, device: torch.device | None = None
+) -> Tensor:
+    """The latent that each output repeats, for the expansions that follow from the shape alone.
+
+    `contiguous`: o // K with K = ceil(out_features / rank), the paper's. `balanced`: floor(o * rank / out_features).
+
+    Shape:
+        int64 (out_features,), each entry in [0, rank).
+
+    Raises:
+        ValueError: for `random`, whose index is drawn once and saved (`random_index`).
+    """
+    if expansion == "contiguous":
+        numerator, divisor = 1, math.ceil(out_features / rank)
+    elif expansion == "balanced":
+        numerator, divisor = rank, out_features
+    else:
+        raise ValueError(f"the index of the {expansion!r} expansion does not follow from the shape")
+    output_O = torch.arange(out_features, device=device) * numerator
+    if torch.compiler.is_compiling():
+        # PyTorch 2.13's compiler leaves the end of a divided range unwritten on a CPU (2736 // 11, more than one
+        # thread). Of whole numbers as small as these the quotient in float64 has the right floor.
+        return (output_O.double() / divisor).floor().long()
+    return output_O // divisor
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which a product with x is computed: its own, or that of autocast, which leaves float64 alone."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+def random_index(out_features: int, rank: int, *, seed: int, name: str) -> Tensor:
+    """A latent for each output, drawn uniformly from a generator seeded by `seed` and the module's `name`.
+
+    Shape:
+        int64 (out_features,), each entry in [0, rank).
+    """
+    return torch.randint(rank, (out_features,), generator=named_generator(seed, name), device="cpu")
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator on the CPU for what is drawn once for the module called `name`, whatever was drawn before."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def residual_coefficient(alpha: float, out_features: int, rank: int, *, variance_correction: bool) -> float:
+    """The factor c = alpha / sqrt(K) with K = ceil(out_features / rank), or alpha where variance correction is off."""
+    return alpha / math.sqrt(math.ceil(out_features / rank)) if variance_correction else alpha

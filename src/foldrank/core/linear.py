@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from foldrank.core.config import Activation, ResidualConfig, Scale
-from foldrank.core.dtensor import is_dtensor
-from foldrank.core.functional import UpMap, mapped_linear
+from foldrank.core.functional import effective_weight, literal_residual
 from foldrank.core.parametrization import SPEC, WeightParametrization
+from foldrank.core.plain_linear import what_is_on
 from foldrank.core.residual import DuplicatedLatentResidual
 from foldrank.core.scale import LowRankScale
 
@@ -21,8 +22,8 @@ ACTIVATION_MODULES: dict[Activation, type[nn.Module]] = {
 }
 
 
-MAPS = ("residual", "scale")
-"""The attributes of a low-rank layer that map B while it trains, in the order in which they apply: s (B + c R)."""
+PARAMETRIZATIONS = ("residual", "scale")
+"""The attributes of a low-rank layer that make its effective weight, in the order in which they apply: s (B + c R)."""
 
 
 class LowRankLinear(nn.Module):
@@ -100,8 +101,8 @@ class LowRankLinear(nn.Module):
         return 0
 
     @property
-    def maps(self) -> tuple[WeightParametrization, ...]:
-        """What maps B while training, in order; nothing once folded."""
+    def weight_parametrizations(self) -> tuple[WeightParametrization, ...]:
+        """Residual and scale, as far as there are any; nothing once folded."""
         return tuple(part for part in (self.residual, self.scale) if part is not None)
 
     def reset_parameters(self) -> None:
@@ -114,32 +115,38 @@ class LowRankLinear(nn.Module):
         if self.up.bias is not None:
             bound = self.out_features**-0.5
             nn.init.uniform_(self.up.bias, -bound, bound)
-        for part in self.maps:
+        for part in self.weight_parametrizations:
             part.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.latents(x)
-        return self.up(z) if self.residual is self.scale is None else self._mapped_up(z)
+        # Nothing to add: a plain low-rank layer.
+        if self.residual is self.scale is None:
+            return self.up(z)
+        # On the weight, at a cost that does not grow with the tokens.
+        if what_is_on(self.up) is None:
+            return F.linear(z, self.effective_weight(self.up.weight), self.up.bias)
+        # Whatever somebody put on `up` acts when it is called: the literal equation, on activations.
+        return self._literal_equation(z)
 
     def latents(self, x: Tensor) -> Tensor:
         """act(A x)."""
         z = self.down(x)
         return z if self.activation is None else self.activation(z)
 
-    def _mapped_up(self, z: Tensor) -> Tensor:
-        up = self.up
-        if is_dtensor(up.weight):
-            raise ValueError(
-                f"the factors of a {type(self).__name__} are sharded apart from it, so that none is gathered when it "
-                "computes with them: apply fully_shard to the layer or to a module that holds it, or fold it first"
-            )
-        return mapped_linear(z, up.weight, up.bias, self.up_map(up.weight))
+    def effective_weight(self, weight: Tensor) -> Tensor:
+        """S (B + c R) of `weight`, which is B in any dtype; B itself once folded."""
+        index_O, values_O = (None, None) if self.residual is None else self.residual.terms(weight)
+        return effective_weight(weight, index_O, values_O, None if self.scale is None else self.scale.coefficient())
 
-    def up_map(self, weight: Tensor) -> UpMap:
-        """What residual and scale make of `weight`, which is B in any dtype; nothing once folded."""
-        residual, scale = self.residual, self.scale
-        latents, added = (None, None) if residual is None else residual.entries(weight)
-        return UpMap(latents, added, None if scale is None else scale.s())
+    def _literal_equation(self, z: Tensor) -> Tensor:
+        state = [tensor for part in self.weight_parametrizations for tensor in (*part.parameters(), *part.buffers())]
+        if any(tensor.is_meta for tensor in state) and not z.is_meta:
+            raise ValueError("alpha, the scale or the residual's index is offloaded: fold before you offload")
+        if self.scale is not None:
+            z = self.scale(z)
+        y = self.up(z)
+        return y if self.residual is None else y + literal_residual(z, *self.residual.terms(z)).to(y.dtype)
 
     def _load_from_state_dict(
         self,
@@ -153,14 +160,14 @@ class LowRankLinear(nn.Module):
     ) -> None:
         # Goes through error_msgs, which load_state_dict raises with strict=False too.
         layer = prefix.rstrip(".")
-        for kind in MAPS:
-            mapped, unfolded = getattr(self, kind) is not None, f"{prefix}{kind}.{SPEC}" in state_dict
-            if unfolded and not mapped:
+        for kind in PARAMETRIZATIONS:
+            here, there = getattr(self, kind) is not None, f"{prefix}{kind}.{SPEC}" in state_dict
+            if there and not here:
                 error_msgs.append(
                     f"{layer} is folded and the state dict is not: load it into a model with the {kind}, "
                     "or fold the state dict first (foldrank.fold_state_dict)"
                 )
-            if mapped and not unfolded and prefix + "up.weight" in state_dict:
+            if here and not there and prefix + "up.weight" in state_dict:
                 error_msgs.append(
                     f"{layer} has a {kind} and the state dict is folded: it would be applied a second time. "
                     f"Load it into a model without ({kind}=None, or fold_ the model first)"
@@ -170,7 +177,6 @@ class LowRankLinear(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        state = (
-            "with " + " and ".join(part.kind for part in self.maps) if self.maps else "folded or never with a residual"
-        )
+        parts = [part.kind for part in self.weight_parametrizations]
+        state = f"with {' and '.join(parts)}" if parts else "folded or never with a residual"
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, {state}"

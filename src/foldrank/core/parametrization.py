@@ -1,57 +1,68 @@
-"""What a low-rank layer has only while training: maps of its up-projection's weight, which the fold removes."""
+"""What a low-rank layer has only while it trains: modules from weight to weight, which the fold removes.
+
+Each marks the state dict as unfolded and says there how to fold it.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from foldrank.core.derived_buffers import DerivedBuffers
 
 SPEC = "spec"
 """Name of the buffer that marks a state dict as unfolded and says what folding it needs."""
 
+REQUIRED = object()
+"""Stands for a field of a spec that has no default."""
 
-class WeightParametrization(nn.Module):
-    """A map of the up-projection's weight, shape and meaning kept, that the fold applies once and for all.
 
-    Its state is a small byte buffer `spec` (JSON, unharmed by dtype casts), which makes a state dict say by itself that
-    it is unfolded and how to fold it, besides what a subclass adds. A subclass computes `forward(weight)`.
+class WeightParametrization(DerivedBuffers):
+    """A map of the up-projection's weight, shape and meaning preserved, that the fold applies once and for all.
+
+    Its state is a small byte buffer `spec` (JSON, unharmed by dtype casts), besides what a subclass adds. A subclass
+    computes `forward(weight)`.
     """
 
     kind: ClassVar[str]
     """What it is called in messages, and as an attribute of its layer."""
-    spec_names: ClassVar[Sequence[str]]
-    """The names in `spec`."""
+    spec_defaults: ClassVar[Mapping[str, Any]]
+    """From each field of `spec` to the value that it has where a saved spec lacks it."""
     spec: Tensor
 
     def __init__(self, device: torch.device | str | None) -> None:
         super().__init__()
         self.register_buffer(SPEC, torch.empty(0, dtype=torch.uint8, device=device))
 
-    def reset_parameters(self) -> None:
-        """Sets what is learned to its start, and writes the spec anew."""
-        raise NotImplementedError
-
-    def write_spec(self) -> None:
-        """Writes what `spec_fields` says now into the buffer."""
-        encoded = json.dumps(self.spec_fields(), sort_keys=True).encode()
-        self.spec = torch.tensor(list(encoded), dtype=torch.uint8, device="cpu").to(self.spec.device)
-
     def spec_fields(self) -> dict[str, Any]:
         """What `spec` says; None stands for what the state dict holds as a tensor."""
         raise NotImplementedError
 
+    def reset_parameters(self) -> None:
+        """Sets what is learned to its start, and writes the buffers anew."""
+        raise NotImplementedError
+
+    def write_buffers(self) -> None:
+        encoded = json.dumps(self.spec_fields(), sort_keys=True).encode()
+        self.spec = torch.tensor(list(encoded), dtype=torch.uint8, device="cpu").to(self.spec.device)
+
     @classmethod
     def decode(cls, spec: Tensor) -> dict[str, Any]:
-        """What the `spec` of a state dict says, by name.
+        """What the `spec` of a state dict says, by name. Bytes that were cast to a floating dtype are read as well.
 
         Raises:
-            ValueError: for bytes that no such map wrote.
+            ValueError: for bytes that no such module wrote, or that a later version of foldrank wrote.
         """
         try:
-            fields = json.loads(bytes(spec.tolist()))
-            return {name: fields[name] for name in cls.spec_names}
-        except (ValueError, KeyError, TypeError) as error:
+            encoded = bytes(int(byte) if float(byte).is_integer() else byte for byte in spec.tolist())
+            saved = json.loads(encoded)
+            fields = {**cls.spec_defaults, **saved}
+            if unreadable := [name for name in fields if fields[name] is REQUIRED or name not in cls.spec_defaults]:
+                raise ValueError(f"it lacks {unreadable[0]!r}, or a later version of foldrank wrote it")
+            return fields
+        except (ValueError, TypeError) as error:
             raise ValueError(f"the {cls.kind}'s spec in this state dict is damaged: {error}") from error
 
     def _load_from_state_dict(

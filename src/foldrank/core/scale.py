@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from foldrank.core.config import Scale
 from foldrank.core.dtensor import full_tensor
-from foldrank.core.parametrization import WeightParametrization
+from foldrank.core.functional import at_least_float32, effective_weight
+from foldrank.core.parametrization import REQUIRED, WeightParametrization
 
 START = 1.0
 """Start of theta in s = tanh(theta), as in the published code of ReLoRA and SLTrain."""
@@ -21,7 +22,7 @@ class LowRankScale(WeightParametrization):
         scale: s, a number; or "trainable": s = tanh(theta), theta one learned number per layer that starts at 1.
 
     Shape:
-        weight (out_features, rank) to the same shape.
+        any, to the same shape and dtype: the latents z as well as a weight.
 
     Example:
         >>> LowRankScale(0.5)(torch.ones(1, 2)).tolist()
@@ -29,7 +30,7 @@ class LowRankScale(WeightParametrization):
     """
 
     kind = "scale"
-    spec_names = ("scale",)
+    spec_defaults = {"scale": REQUIRED}  # noqa: RUF012 - ClassVar of the base class
     theta: nn.Parameter
 
     def __init__(
@@ -44,16 +45,16 @@ class LowRankScale(WeightParametrization):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Theta to its start, and the spec written anew."""
-        self.write_spec()
+        self.write_buffers()
         if self.start == "trainable":
             self.theta.fill_(START)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.s()
+        return effective_weight(weight, scale=self.coefficient())
 
-    def s(self) -> float | Tensor:
-        """The factor: a number, or a tensor of one element where it is trainable."""
-        return squash(self.theta) if self.start == "trainable" else float(self.start)
+    def coefficient(self) -> float | Tensor:
+        """s: a number, or a tensor of one element where it is trainable."""
+        return tanh_scale(self.theta) if self.start == "trainable" else float(self.start)
 
     def spec_fields(self) -> dict[str, Any]:
         return {"scale": None if self.start == "trainable" else float(self.start)}
@@ -64,6 +65,6 @@ class LowRankScale(WeightParametrization):
         return f"s=tanh(theta), started at {math.tanh(START):.4f}"
 
 
-def squash(theta: Tensor) -> Tensor:
+def tanh_scale(theta: Tensor) -> Tensor:
     """The trainable scale s = tanh(theta), in float32 or wider."""
-    return full_tensor(theta).to(torch.promote_types(theta.dtype, torch.float32)).tanh()
+    return full_tensor(theta).to(at_least_float32(theta.dtype)).tanh()

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foldrank.core.functional import UpMap, compute_dtype, map_gradients, map_weight
+from foldrank.core.derived_buffers import DerivedBuffers
+from foldrank.core.functional import named_generator
 from foldrank.core.linear import LowRankLinear
-from foldrank.core.residual import named_generator
+from foldrank.core.plain_linear import what_is_on
 
 DENSITY = 0.03
 """Of SLTrain's models up to 1B; at 7B it takes 0.05."""
 
 
-class SparseLowRankLinear(LowRankLinear):
+class SparseLowRankLinear(DerivedBuffers, LowRankLinear):
     r"""A low-rank linear layer plus a sparse one, :math:`y = s B A x + S x + b` (SLTrain, arXiv 2406.02214).
 
     The values of S are a parameter of `int(density * d_in * d_out)` elements; where they stand is drawn once, from
@@ -83,29 +84,32 @@ class SparseLowRankLinear(LowRankLinear):
         nn.init.zeros_(self.up.weight)
         bound = self.in_features**-0.5
         nn.init.uniform_(self.values, -bound, bound)
-        if not self.columns.is_meta:
-            support_N = random_support(
-                self.out_features * self.in_features, self.values.numel(), seed=self.seed, name=self.name
-            )
-            starts = torch.arange(self.out_features + 1, device="cpu") * self.in_features
-            self.rows.copy_(torch.searchsorted(support_N, starts))
-            self.columns.copy_(support_N % self.in_features)
+        self.write_buffers()
+
+    def write_buffers(self) -> None:
+        """Draws the support from its seed."""
+        if self.columns.is_meta:
+            return
+        total, count = self.out_features * self.in_features, self.values.numel()
+        support_N = random_support(total, count, seed=self.seed, name=self.name)
+        starts = torch.arange(self.out_features + 1, device="cpu") * self.in_features
+        self.rows.copy_(torch.searchsorted(support_N, starts))
+        self.columns.copy_(support_N % self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x) + self._rows_times(x)
-        if self.activation is None and type(self.down) is type(self.up) is nn.Linear:
-            return self._one_weight_times(
-                x, self.up.weight, self.down.weight, self.up.bias, self.up_map(self.up.weight)
-            )
-        # Something stands between the factors, or an adapter took the place of one: only S becomes a matrix.
-        nothing = x.new_empty(self.out_features, 0), x.new_empty(0, self.in_features)
-        return super().forward(x) + self._one_weight_times(x, *nothing, None, UpMap(None, None, None))
+        if self.activation is None and what_is_on(self.up) is what_is_on(self.down) is None:
+            return self._sum_times(x, self.effective_weight(self.up.weight), self.down.weight, self.up.bias)
+        # Something stands between the factors, or is on one of them: only S becomes a matrix.
+        nothing = self.values.new_empty(self.out_features, 0), self.values.new_empty(0, self.in_features)
+        return super().forward(x) + self._sum_times(x, *nothing, None)
 
-    def _one_weight_times(self, x: Tensor, b_OR: Tensor, a_RI: Tensor, bias: Tensor | None, up_map: UpMap) -> Tensor:
-        """(s (B + c R) A + S) x + bias."""
+    def _sum_times(self, x: Tensor, b_OR: Tensor, a_RI: Tensor, bias: Tensor | None) -> Tensor:
+        """(B A + S) x + bias."""
         x_TI = x.to(compute_dtype(x)).reshape(-1, self.in_features)
-        y_TO = _SumLinear.apply(x_TI, b_OR, a_RI, self.values, bias, self.rows, self.columns, *up_map)
+        y_TO = _SumLinear.apply(x_TI, b_OR, a_RI, self.values, bias, self.rows, self.columns)
+        assert isinstance(y_TO, Tensor)
         return y_TO.reshape(*x.shape[:-1], self.out_features)
 
     def _rows_times(self, x: Tensor) -> Tensor:
@@ -126,12 +130,14 @@ class SparseLowRankLinear(LowRankLinear):
 
 
 class _SumLinear(torch.autograd.Function):
-    """x W^T + bias with W = s (B + c R) A + S, made again for the backward pass: all W kept would be a dense model.
+    """x W^T + bias with W = B A + S, made again for the backward pass: all W saved would be a dense model.
 
     Shape:
-        x (T, d_in), b (d_out, r), a (r, d_in), values and columns (N,), bias (d_out,) or None, rows (d_out + 1,);
-        then the fields of an `UpMap`. Everything is computed in the dtype of x.
+        x (T, d_in), b (d_out, r), a (r, d_in), values and columns (N,), bias (d_out,) or None, rows (d_out + 1,).
+        Everything is computed in the dtype of x.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -142,35 +148,35 @@ class _SumLinear(torch.autograd.Function):
         bias_O: Tensor | None,
         rows: Tensor,
         columns_N: Tensor,
-        *up_map: Any,
     ) -> Tensor:
-        b_OR, a_RI, values_N = (part.to(x_TI.dtype) for part in (map_weight(b_OR, UpMap(*up_map)), a_RI, values_N))
-        weight_OI = _sum_weight(b_OR, a_RI, values_N, flat_support(rows, columns_N, a_RI.shape[1]))
+        weight_OI = _sum_weight(b_OR, a_RI, values_N, rows, columns_N, x_TI.dtype)
         return F.linear(x_TI, weight_OI, None if bias_O is None else bias_O.to(x_TI.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        *tensors, latents_O1, added_O1, s = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.up_map = UpMap(latents_O1, added_O1, s)
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TI, b_OR, a_RI, values_N, bias_O, rows, columns_N = ctx.saved_tensors
-        support_N = flat_support(rows, columns_N, a_RI.shape[1])
-        mapped_OR, down_RI = map_weight(b_OR, ctx.up_map).to(grad_TO.dtype), a_RI.to(grad_TO.dtype)
-        grad_x = grad_TO @ _sum_weight(mapped_OR, down_RI, values_N.to(grad_TO.dtype), support_N)
+        grad_x = grad_TO @ _sum_weight(b_OR, a_RI, values_N, rows, columns_N, grad_TO.dtype)
         grad_OI = grad_TO.T @ x_TI
-        grad_b, grad_added, grad_s = map_gradients(grad_OI @ down_RI.T, b_OR, ctx.up_map)
-        grad_a = (mapped_OR.T @ grad_OI).to(a_RI.dtype)
-        grad_values = grad_OI.flatten()[support_N].to(values_N.dtype)
+        grad_b = (grad_OI @ a_RI.to(grad_OI.dtype).T).to(b_OR.dtype)
+        grad_a = (b_OR.to(grad_OI.dtype).T @ grad_OI).to(a_RI.dtype)
+        grad_values = grad_OI.flatten()[flat_support(rows, columns_N, a_RI.shape[1])].to(values_N.dtype)
         grad_bias = None if bias_O is None else grad_TO.sum(0).to(bias_O.dtype)
-        return grad_x, grad_b, grad_a, grad_values, grad_bias, None, None, None, grad_added, grad_s
+        return grad_x, grad_b, grad_a, grad_values, grad_bias, None, None
 
 
-def _sum_weight(b_OR: Tensor, a_RI: Tensor, values_N: Tensor, support_N: Tensor) -> Tensor:
-    weight_OI = b_OR @ a_RI
-    weight_OI.view(-1).index_add_(0, support_N, values_N)
+def _sum_weight(
+    b_OR: Tensor, a_RI: Tensor, values_N: Tensor, rows: Tensor, columns_N: Tensor, dtype: torch.dtype
+) -> Tensor:
+    weight_OI = b_OR.to(dtype) @ a_RI.to(dtype)
+    support_N = flat_support(rows, columns_N, weight_OI.shape[1])
+    # In place, since nothing else holds it, unless a transform has its values apart from it.
+    if torch._C._are_functorch_transforms_active():
+        return weight_OI.flatten().index_add(0, support_N, values_N.to(dtype)).view_as(weight_OI)
+    weight_OI.view(-1).index_add_(0, support_N, values_N.to(dtype))
     return weight_OI
 
 
@@ -196,3 +202,10 @@ def random_support(total: int, count: int, *, seed: int, name: str) -> Tensor:
         found = torch.cat([found, more]).unique()
     kept = torch.randperm(found.numel(), generator=generator, device="cpu")[:count]
     return found[kept].sort().values
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a product with x is computed: that of x, or of autocast, which leaves float64 alone."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

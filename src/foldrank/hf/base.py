@@ -81,7 +81,7 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """
     missing, mismatched = set(info["missing_keys"]), {entry[0] for entry in info["mismatched_keys"]}
     parts = {
-        f"{name}.{part.kind}.{SPEC}": part for name, layer in low_rank_layers(model).items() for part in layer.maps
+        f"{name}.{part.kind}.{SPEC}": part for name, layer in low_rank_layers(model).items() for part in layer.weight_parametrizations
     }
     if parts and missing >= parts.keys():
         kinds = " and a ".join(sorted({part.kind for part in parts.values()}))

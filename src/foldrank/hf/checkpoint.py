@@ -23,7 +23,7 @@ from transformers import (
 
 from foldrank.core.config import LowRankConfig
 from foldrank.core.fold import check_whole, fold_plan, folded_key, unfolded_keys
-from foldrank.core.linear import MAPS
+from foldrank.core.linear import PARAMETRIZATIONS
 from foldrank.hf.base import check_loaded
 from foldrank.hf.remote_code import auto_map, travels, write_modeling
 from foldrank.hf.rewrite import rewrite
@@ -72,7 +72,7 @@ def inspect(folder: Path) -> CheckpointInfo:
                     dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + 1
                     params += math.prod(part.get_shape())
     unfolded = {key.split(".")[-2] for key in unfolded_keys(names)}
-    for kind in MAPS:
+    for kind in PARAMETRIZATIONS:
         if (kind in unfolded) != (low_rank is not None and low_rank[kind] is not None):
             weights, settings = ("a", "none") if kind in unfolded else ("no", "one")
             raise ValueError(
@@ -174,7 +174,7 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
         for file in folder.iterdir():
             if file.is_file() and file.name not in written:
                 shutil.copy2(file, work / file.name)
-        config.low_rank = {**config.low_rank, **dict.fromkeys(MAPS)}
+        config.low_rank = {**config.low_rank, **dict.fromkeys(PARAMETRIZATIONS)}
         if travels(config.low_rank):
             config.auto_map = auto_map(type(config))
             write_modeling(type(config), work)

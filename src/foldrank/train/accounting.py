@@ -40,7 +40,6 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from foldrank.core.functional import keeps_mapped_weight
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.sparse import SparseLowRankLinear
@@ -269,7 +268,7 @@ def _products(module: nn.Module) -> int:
 
 def _products_made_anew(model: nn.Module, tokens: int) -> int:
     """Of N, the matrices that are made for each pass and not kept: up-projections with a map, and SLTrain's sums."""
-    mapped = sum(layer.up.weight.numel() for layer in _with_latents(model) if layer.maps)
+    mapped = sum(layer.up.weight.numel() for layer in _with_latents(model) if layer.weight_parametrizations)
     sums = sum(layer.in_features * layer.out_features for layer in _sparse(model))
     return mapped - _mapped_and_kept(model, tokens) + sums
 
@@ -279,7 +278,7 @@ def _mapped_and_kept(model: nn.Module, tokens: int | None) -> int:
     return sum(
         layer.up.weight.numel()
         for layer in _with_latents(model)
-        if layer.maps and (tokens is None or keeps_mapped_weight(tokens, layer.rank))
+        if layer.weight_parametrizations
     )
 
 
@@ -287,7 +286,7 @@ def _last_product(block: Any, tokens: int | None) -> int:
     last = block.mlp.down_proj
     if not isinstance(last, LowRankLinear):
         return last.weight.numel()
-    own_pass = isinstance(last, SparseLowRankLinear) or (last.maps and not _mapped_and_kept(last, tokens))
+    own_pass = isinstance(last, SparseLowRankLinear) or (last.weight_parametrizations and not _mapped_and_kept(last, tokens))
     return 0 if own_pass else last.up.weight.numel()
 
 

@@ -109,7 +109,7 @@ def pretrain(
         )
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), **special)
-    decay = fold_at_start_(model) if train.fold_at_start else None
+    decay = fold_at_start_(model).decay if train.fold_at_start else None
     if train.ablation is not None:
         start_as_ablation_(model, train.ablation)
 
@@ -190,9 +190,9 @@ def pretrain(
         "test_tokens": None if tested is None else tested.tokens,
         "test_loss": None if tested is None else tested.loss,
         "test_perplexity": None if tested is None else tested.perplexity,
-        "folded_layers": len(fold_report.drift),
+        "folded_layers": len(fold_report.errors),
         "fold_max_abs_weight_rounding": fold_report.max_abs_error,
-        "fold_weight_rounding": dict(fold_report.drift),
+        "fold_weight_rounding": dict(fold_report.errors),
         "fold_max_abs_logit_drift": changed.max_abs_logit,
         "fold_argmax_agreement": changed.argmax_agreement,
         "history": history(trainer, tokens_per_step),
