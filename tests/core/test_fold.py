@@ -293,3 +293,33 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_stands(bad: float, d
         damaged.view(-1)[place] = bad
         with pytest.raises(ValueError, match="weight holds NaN or infinity"):
             fold_weight(damaged)
+
+
+def test_a_weight_shared_with_the_root_is_refused() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = LowRankLinear(8, 8, 4, residual=ResidualConfig())
+            self.tied = self.layer.up.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) @ self.tied
+
+    model = Root()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"layer\.up\.weight is shared with another module \(tied\)"):
+        fold_(model)
+    assert_unchanged(model, before)
+
+
+def test_a_model_on_the_meta_device_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(LowRankLinear(8, 8, 4, residual=ResidualConfig()))
+    with pytest.raises(ValueError, match=r"0\.up cannot be folded, because its weight is offloaded, or on the meta"):
+        fold_(model)
+
+
+@pytest.mark.parametrize("index", [[0, 4] * 5, [-1, 0] * 5])
+def test_an_index_out_of_range_is_refused(index: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 4\)"):
+        fold_weight(torch.zeros(10, 4), index=torch.tensor(index))

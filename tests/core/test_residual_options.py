@@ -1,6 +1,7 @@
 """Alpha: trainable, by pattern, changed between evaluations; residuals on some layers alone."""
 
 import copy
+import gc
 import math
 
 import pytest
@@ -175,3 +176,20 @@ def test_alpha_can_be_set_on_any_device(device: str) -> None:
     residual.set_alpha(0.125)
     assert residual.spec.device.type == device
     assert residual.coefficient() == pytest.approx(0.125 / math.sqrt(3))
+
+
+def test_an_alpha_that_is_set_each_step_leaves_nothing_behind() -> None:
+    layer = LowRankLinear(8, 10, 4, residual=ResidualConfig())
+    x = torch.randn(3, 8)
+
+    def tensors_alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    layer(x)
+    before = tensors_alive()
+    for step in range(50):
+        residual_of(layer).set_alpha(1 / (step + 1))
+        layer(x).sum().backward()
+        layer.zero_grad()
+    assert tensors_alive() <= before + 1

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_, fold_state_dict
+from foldrank import (
+    LowRankConfig,
+    LowRankLinear,
+    ResidualConfig,
+    SparseLowRankLinear,
+    factorize_,
+    fold_,
+    fold_state_dict,
+)
 from foldrank.core.config import EXPANSIONS, Expansion
 
 from .models import TOKENS, TinyLM, train
@@ -132,3 +140,74 @@ def test_the_check_holds_at_any_depth_and_name(wrap: Any) -> None:
     with pytest.raises(RuntimeError, match="is folded and the state dict is not"):
         plain.load_state_dict(state)
     plain.load_state_dict(fold_state_dict(state))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_a_cast_of_the_whole_state_folds_and_loads(expansion: Expansion, dtype: torch.dtype) -> None:
+    residual = ResidualConfig(alpha=0.7, expansion=expansion)
+    source = model(residual)
+    train(source, TOKENS)
+    cast = {key: value.to(dtype) for key, value in source.state_dict().items()}
+    assert cast["layers.0.mlp.up_proj.residual.spec"].is_floating_point()
+    twin = model(residual, seed=1).to(dtype)
+    twin.load_state_dict(cast)
+    source.to(dtype)
+    assert torch.equal(twin(TOKENS), source(TOKENS))
+    folded = fold_state_dict(cast)
+    fold_(source)
+    assert all(torch.equal(folded[key], value) for key, value in source.state_dict().items())
+
+
+@pytest.mark.parametrize(("dtype", "rank"), [(torch.bfloat16, 300), (torch.float16, 2100)])
+def test_an_index_that_a_cast_rounds_is_refused_by_name(dtype: torch.dtype, rank: int) -> None:
+    layer = LowRankLinear(4, 2 * rank, rank, residual=ResidualConfig(expansion="random"))
+    cast = {key: value.to(dtype) for key, value in layer.state_dict().items()}
+    message = rf"residual\.index was cast to {dtype}, which rounds such numbers"
+    with pytest.raises(ValueError, match=message):
+        fold_state_dict(cast)
+    with pytest.raises(RuntimeError, match=message):
+        LowRankLinear(4, 2 * rank, rank, residual=ResidualConfig(expansion="random")).load_state_dict(cast)
+
+
+def test_a_support_that_a_cast_rounds_is_refused_by_name() -> None:
+    layer = SparseLowRankLinear(300, 5, 2)
+    cast = {key: value.to(torch.bfloat16) for key, value in layer.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"columns was cast to torch.bfloat16, which rounds such numbers"):
+        SparseLowRankLinear(300, 5, 2).load_state_dict(cast)
+
+
+@pytest.mark.parametrize("kind", [LowRankLinear, SparseLowRankLinear])
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_what_comes_from_the_meta_device_saves_what_folds(expansion: Expansion, kind: type[LowRankLinear]) -> None:
+    config = ResidualConfig(alpha=0.7, expansion=expansion)
+    with torch.device("meta"):
+        layer = kind(30, 40, 9, residual=config, scale=0.5, name="layer")
+    layer.to_empty(device="cpu")
+    for parameter in layer.parameters():  # an initialisation of one's own, as torchtitan's
+        nn.init.normal_(parameter, std=0.02)
+    built = kind(30, 40, 9, residual=config, scale=0.5, name="layer")
+    for name, buffer in built.named_buffers():
+        assert torch.equal(layer.get_buffer(name), buffer), name
+    built.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 30)
+    assert torch.equal(built(x), layer(x))
+    folded = fold_state_dict(layer.state_dict())
+    fold_(layer)
+    assert all(torch.equal(folded[key], value) for key, value in layer.state_dict().items())
+
+
+def test_a_field_that_a_saved_spec_lacks_takes_its_default() -> None:
+    layer = LowRankLinear(8, 10, 4, residual=ResidualConfig(alpha=0.5))
+    state = layer.state_dict()
+    state["residual.spec"] = torch.tensor(list(b'{"alpha": 0.5}'), dtype=torch.uint8)
+    LowRankLinear(8, 10, 4, residual=ResidualConfig(alpha=0.5)).load_state_dict(state)
+    expected = fold_state_dict(layer.state_dict())
+    assert all(torch.equal(value, expected[key]) for key, value in fold_state_dict(state).items())
+
+
+def test_a_field_of_a_later_version_is_refused() -> None:
+    state = LowRankLinear(8, 10, 4, residual=ResidualConfig()).state_dict()
+    state["residual.spec"] = torch.tensor(list(b'{"alpha": 0.5, "signs": "random"}'), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="damaged: it lacks 'signs', or a later version of foldrank wrote it"):
+        fold_state_dict(state)

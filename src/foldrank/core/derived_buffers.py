@@ -1,6 +1,6 @@
 """Modules whose buffers follow from their settings: written anew where they were never filled, checked where rounded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -16,35 +16,24 @@ class DerivedBuffers(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `to_empty` on a model from the meta device leaves in buffers whatever lies in memory.
-        from_meta = any(buffer.is_meta for buffer in self._own_buffers().values())
+        from_meta = self._on_meta()
         super()._apply(fn, recurse)
-        if from_meta and not any(buffer.is_meta for buffer in self._own_buffers().values()):
+        if from_meta and not self._on_meta():
             self.write_buffers()
         return self
 
-    def _own_buffers(self) -> dict[str, Tensor]:
-        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+    def _on_meta(self) -> bool:
+        return any(buffer is not None and buffer.is_meta for buffer in self._buffers.values())
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         try:
-            for name in self._own_buffers():
-                if prefix + name in state_dict:
-                    as_integers(prefix + name, state_dict[prefix + name])
+            for key in (prefix + name for name in self._buffers):
+                if key in state_dict:
+                    as_integers(key, state_dict[key])
         except ValueError as error:
-            error_msgs.append(str(error))
+            others[-1].append(str(error))
             return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def as_integers(name: str, numbers: Tensor) -> Tensor:

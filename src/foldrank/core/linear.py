@@ -1,6 +1,5 @@
 """`LowRankLinear`: the two factors, the function between them, and what is folded away: residual and scale."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -140,26 +139,23 @@ class LowRankLinear(nn.Module):
         return effective_weight(weight, index_O, values_O, None if self.scale is None else self.scale.coefficient())
 
     def _literal_equation(self, z: Tensor) -> Tensor:
-        state = [tensor for part in self.weight_parametrizations for tensor in (*part.parameters(), *part.buffers())]
-        if any(tensor.is_meta for tensor in state) and not z.is_meta:
-            raise ValueError("alpha, the scale or the residual's index is offloaded: fold before you offload")
         if self.scale is not None:
             z = self.scale(z)
         y = self.up(z)
-        return y if self.residual is None else y + literal_residual(z, *self.residual.terms(z)).to(y.dtype)
+        if self.residual is None:
+            return y
+        state = (*self.residual.parameters(), *self.residual.buffers())
+        if any(tensor.is_meta for tensor in state) and not z.is_meta:
+            raise ValueError(
+                "the residual's alpha or index is offloaded, where no call loads it: fold before offloading"
+            )
+        return y + literal_residual(z, *self.residual.terms(z)).to(y.dtype)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *others: Any
     ) -> None:
         # Goes through error_msgs, which load_state_dict raises with strict=False too.
-        layer = prefix.rstrip(".")
+        layer, error_msgs = prefix.rstrip("."), others[-1]
         for kind in PARAMETRIZATIONS:
             here, there = getattr(self, kind) is not None, f"{prefix}{kind}.{SPEC}" in state_dict
             if there and not here:
@@ -172,9 +168,7 @@ class LowRankLinear(nn.Module):
                     f"{layer} has a {kind} and the state dict is folded: it would be applied a second time. "
                     f"Load it into a model without ({kind}=None, or fold_ the model first)"
                 )
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
         parts = [part.kind for part in self.weight_parametrizations]

@@ -45,8 +45,11 @@ class WeightParametrization(DerivedBuffers):
         raise NotImplementedError
 
     def write_buffers(self) -> None:
+        self.spec = self._encoded().to(self.spec.device)
+
+    def _encoded(self) -> Tensor:
         encoded = json.dumps(self.spec_fields(), sort_keys=True).encode()
-        self.spec = torch.tensor(list(encoded), dtype=torch.uint8, device="cpu").to(self.spec.device)
+        return torch.tensor(list(encoded), dtype=torch.uint8, device="cpu")
 
     @classmethod
     def decode(cls, spec: Tensor) -> dict[str, Any]:
@@ -65,23 +68,14 @@ class WeightParametrization(DerivedBuffers):
         except (ValueError, TypeError) as error:
             raise ValueError(f"the {cls.kind}'s spec in this state dict is damaged: {error}") from error
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        given = state_dict.get(prefix + SPEC)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        given, error_msgs = state_dict.get(prefix + SPEC), others[-1]
         if given is not None and (saved := self.decode(given)) != self.spec_fields():
             error_msgs.append(
                 f"{prefix.rstrip('.')} was saved with {saved} and this model has {self.spec_fields()}: "
                 f"build the model with the {self.kind} that the checkpoint was trained with"
             )
             return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        if given is not None and given.shape != self.spec.shape:  # it lacks fields that have their defaults here
+            state_dict = {**state_dict, prefix + SPEC: self._encoded().to(given.device)}
+        super()._load_from_state_dict(state_dict, prefix, *others)

@@ -15,7 +15,8 @@ def what_is_on(linear: nn.Module) -> str | None:
     """What stands between `linear` and `F.linear(x, linear.weight, linear.bias)`, in words; None where nothing does."""
     weight = linear._parameters.get("weight") if isinstance(linear, nn.Module) else None
     if type(linear) is not nn.Linear:
-        return f"it is a {type(linear).__name__}"
+        package = type(linear).__module__.partition(".")[0]
+        return f"it is a {type(linear).__name__} of {package}"
     if weight is None:
         return "its weight is computed from others (weight norm, spectral norm or pruning)"
     # torch.export has a FakeTensor stand for a plain parameter, and wraps one where it stands for another class.

@@ -206,6 +206,7 @@ def random_support(total: int, count: int, *, seed: int, name: str) -> Tensor:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a product with x is computed: that of x, or of autocast, which leaves float64 alone."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
