@@ -23,7 +23,7 @@ from foldrank.core.plain_linear import what_is_on
 from .models import assert_unchanged, residual_of, snapshot, train
 
 SHAPE = 7, 11, 3
-TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
+TOLERANCE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def layer_of(

@@ -6,9 +6,11 @@ import pytest
 import foldrank
 
 PUBLIC = [
+    "AnchoredDecay",
     "AttachReport",
     "DuplicatedLatentResidual",
     "FactorizeReport",
+    "FoldAtStartReport",
     "FoldReport",
     "LowRankConfig",
     "LowRankLinear",
@@ -17,6 +19,7 @@ PUBLIC = [
     "attach_residual_",
     "factorize_",
     "fold_",
+    "fold_at_start_",
     "fold_state_dict",
     "fold_weight",
 ]
@@ -88,9 +91,20 @@ def test_public_names_are_documented_and_known_by_their_home(name: str) -> None:
     assert getattr(sys.modules[value.__module__], name) is value
 
 
+@pytest.mark.parametrize("name", foldrank.core.__all__)
+def test_names_of_the_core_are_those_of_its_modules(name: str) -> None:
+    assert dir(foldrank.core) == sorted(foldrank.core.__all__)
+    value = getattr(foldrank.core, name)
+    assert name == "BACKBONES" or (value.__name__, value.__module__.rpartition(".")[0]) == (name, "foldrank.core")
+    if name in PUBLIC:
+        assert getattr(foldrank, name) is value
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'foldrank' has no attribute 'unfold_'"):
         foldrank.unfold_  # noqa: B018
+    with pytest.raises(AttributeError, match=r"module 'foldrank\.core' has no attribute 'unfold_'"):
+        foldrank.core.unfold_  # noqa: B018
 
 
 def test_core_imports_torch_alone() -> None:
