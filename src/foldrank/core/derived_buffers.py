@@ -25,7 +25,9 @@ class DerivedBuffers(nn.Module):
     def _on_meta(self) -> bool:
         return any(buffer is not None and buffer.is_meta for buffer in self._buffers.values())
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *others: Any
+    ) -> None:
         try:
             for key in (prefix + name for name in self._buffers):
                 if key in state_dict:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -223,9 +223,13 @@ def fold_(model: nn.Module) -> FoldReport:
         >>> len(fold_(model).errors), model[0].residual
         (1, None)
     """
-    planned = _plan_folds(model)
+    # Everything is checked before anything is changed.
+    contents = _inventory.inventory(model) if hasattr(_inventory, "inventory") else _Interim(model)
+    foldables = list(_foldables(model, contents.low_rank_layers))
+    for foldable in foldables:
+        _check_foldable(foldable, contents)
     errors = {}
-    for fold in planned:
+    for fold in foldables:
         weight = full_tensor(fold.weight)
         folded = fold.effective_weight(weight)
         errors[fold.name] = float((folded - fold.effective_weight(weight.double())).abs().max())
@@ -236,21 +240,20 @@ def fold_(model: nn.Module) -> FoldReport:
     return report
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Fold:
+@dataclass(frozen=True, slots=True)
+class _Foldable:
+    """One weight with its residual and scale, in a `LowRankLinear` or attached to another module."""
+
     name: str
-    weight: Tensor
-    weight_name: str
+    weight: nn.Parameter
+    parameter_name: str
+    parts: tuple[WeightParametrization, ...]
     effective_weight: Callable[[Tensor], Tensor]
     finish: Callable[[], None]
-    parts: tuple[WeightParametrization, ...]
 
 
-def _plan_folds(model: nn.Module) -> list[_Fold]:
-    """What to fold, both kinds; raises before anything is touched."""
-    contents = _inventory.inventory(model) if hasattr(_inventory, "inventory") else _Interim(model)
-    planned = []
-    for name, layer in contents.low_rank_layers.items():
+def _foldables(model: nn.Module, low_rank_layers: Mapping[str, LowRankLinear]) -> Iterator[_Foldable]:
+    for name, layer in low_rank_layers.items():
         if not layer.weight_parametrizations:
             continue
         prefix = f"{name}." if name else ""
@@ -261,40 +264,28 @@ def _plan_folds(model: nn.Module) -> list[_Fold]:
             )
         for parameter_name, parameter in layer.named_parameters():
             _check_finite(prefix + parameter_name, parameter)
-        planned.append(
-            _Fold(
-                name=name,
-                weight=layer.up.weight,
-                weight_name=prefix + "up.weight",
-                effective_weight=layer.effective_weight,
-                finish=partial(_remove_parametrizations, layer),
-                parts=layer.weight_parametrizations,
-            )
-        )
+        finish = partial(_remove_parametrizations, layer)
+        weight, parts = layer.up.weight, layer.weight_parametrizations
+        yield _Foldable(name, weight, prefix + "up.weight", parts, layer.effective_weight, finish)
     for name, owner, attribute, residual in attached_residuals(model):
         weight = owner.get_parameter(f"parametrizations.{attribute}.original")
         _check_finite(name, weight)
         for parameter_name, parameter in residual.named_parameters():
             _check_finite(f"{parameter_name} of {name}", parameter)
-        planned.append(
-            _Fold(
-                name=name,
-                weight=weight,
-                weight_name=name,
-                effective_weight=residual,
-                finish=partial(detach, owner, attribute),
-                parts=(residual,),
-            )
+        prefix, _, _ = name.rpartition(attribute)
+        original = f"{prefix}parametrizations.{attribute}.original"
+        yield _Foldable(name, weight, original, (residual,), residual, partial(detach, owner, attribute))
+
+
+def _check_foldable(foldable: _Foldable, contents: Any) -> None:
+    state = [tensor for part in foldable.parts for tensor in (*part.parameters(), *part.buffers())]
+    if any(tensor.is_meta for tensor in state):
+        raise ValueError(f"alpha, scale or index of {foldable.name} is offloaded or on the meta device: load it first")
+    if others := contents.shared_with(foldable.weight, foldable.parameter_name):
+        raise ValueError(
+            f"{folded_key(foldable.parameter_name)} is shared with another module ({', '.join(others)}), where the fold would "
+            "change it too: fold the state dict (foldrank.fold_state_dict), in which each has a copy"
         )
-    for fold in planned:
-        if any(tensor.is_meta for part in fold.parts for tensor in (*part.parameters(), *part.buffers())):
-            raise ValueError(f"alpha, scale or index of {fold.name} is offloaded or on the meta device: load it first")
-        if others := contents.shared_with(fold.weight):
-            raise ValueError(
-                f"{fold.weight_name} is shared with another module ({', '.join(others)}), where the fold would change it too: "
-                "fold the state dict (foldrank.fold_state_dict), in which each has a copy"
-            )
-    return planned
 
 
 def _remove_parametrizations(layer: LowRankLinear) -> None:
@@ -328,5 +319,5 @@ class _Interim:
                 if p is not None:
                     self.owners.setdefault(id(p), []).append(f"{name}.{own}".removeprefix("."))
 
-    def shared_with(self, p, name=None):
-        return tuple(self.owners[id(p)][1:])
+    def shared_with(self, p, name):
+        return tuple(o for o in self.owners[id(p)] if o != name)
