@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foldrank import LowRankConfig, ResidualConfig, factorize_, fold_
 from foldrank.core.anchored_decay import fold_at_start_
@@ -14,10 +15,10 @@ from foldrank.core.config import EXPANSIONS, Expansion
 from foldrank.core.inventory import low_rank_layers
 
 
-def build(residual: ResidualConfig) -> nn.Module:
+def build(residual: ResidualConfig | None) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 50), nn.Tanh(), nn.Linear(50, 7, bias=False)).double()
-    factorize_(model, LowRankConfig(rank=4, activation="silu", residual=residual))
+    factorize_(model, LowRankConfig(rank=4, activation="silu", targets=["0", "2"], residual=residual))
     return model
 
 
@@ -152,3 +153,24 @@ def test_a_step_that_mixed_precision_skips_pulls_at_nothing(optimizer: str) -> N
         anchored_optimizer.zero_grad()
         moved.append(not all(map(torch.equal, before, model.parameters())))
     assert moved == [True, False, True]
+
+
+def test_folded_at_start_runs_the_operations_of_plain_low_rank() -> None:
+    def operations(model: nn.Module) -> list[str]:
+        found: list[str] = []
+
+        class Recorder(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+                found.append(str(func))
+                return func(*args, **(kwargs or {}))
+
+        x = torch.randn(5, 12, dtype=torch.float64)
+        with Recorder():
+            model(x).square().sum().backward()
+        return found
+
+    folded, plain = build(ResidualConfig(alpha=0.7)), build(None)
+    fold_at_start_(folded)
+    assert [type(module) for module in folded.modules()] == [type(module) for module in plain.modules()]
+    assert operations(folded) == operations(plain)
+    assert operations(build(ResidualConfig(alpha=0.7))) != operations(plain)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -116,7 +117,7 @@ def residual(config: LowRankConfig) -> list[float]:
     """Training with the residual, before and after the fold in place; and the fold of the sharded state."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 50), nn.Tanh(), nn.Linear(50, 7, bias=False)).double()
-    factorize_(model, config)
+    factorize_(model, replace(config, targets=("0", "2")))
     expected = trained(copy.deepcopy(model))
     trained(shard(model, "0", "2"))
     before = distance(model, expected)

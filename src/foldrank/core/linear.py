@@ -134,7 +134,7 @@ class LowRankLinear(nn.Module):
         return z if self.activation is None else self.activation(z)
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        """S (B + c R) of `weight`, which is B in any dtype; B itself once folded."""
+        """The weight s (B + c R), given `weight`, which is B in any dtype; B itself once folded."""
         index_O, values_O = (None, None) if self.residual is None else self.residual.terms(weight)
         return effective_weight(weight, index_O, values_O, None if self.scale is None else self.scale.coefficient())
 
