@@ -160,7 +160,7 @@ def test_folded_at_start_runs_the_operations_of_plain_low_rank() -> None:
         found: list[str] = []
 
         class Recorder(TorchDispatchMode):
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 found.append(str(func))
                 return func(*args, **(kwargs or {}))
 
