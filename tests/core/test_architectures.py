@@ -127,7 +127,7 @@ def experts(hidden: int, count: int = 4, width: int = 24) -> dict[str, str]:
     }
 
 
-HEAD = {"inner.lm_head": "output head"}
+HEAD = {"inner.lm_head": "output head (after the last block of inner.model.layers)"}
 TIED = {"inner.lm_head": "its weight is shared with inner.model.embed_tokens"}
 MIXTURE: dict[str, Any] = {"num_experts_per_tok": 2, **LLAMA}
 ARCHITECTURES = {
@@ -159,7 +159,7 @@ ARCHITECTURES = {
         lambda: Logits(ViTForImageClassification(ViTConfig(**VIT))),
         "inner.vit.layers.{}",
         (*(f"attention.{name}_proj" for name in "qkvo"), "mlp.fc1", "mlp.fc2"),
-        {"inner.classifier": "output head"},
+        {"inner.classifier": "output head (after the last block of inner.vit.layers)"},
         PIXELS,
     ),
     "plain": Architecture(

@@ -58,7 +58,8 @@ except ModuleNotFoundError as error:
 else:
     raise AssertionError("the import hook does not work")
 model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 8))
-print(factorize_(model, LowRankConfig(rank=2, activation="silu", residual=ResidualConfig(expansion="random"))))
+both = ["0", "1"]
+print(factorize_(model, LowRankConfig(rank=2, targets=both, residual=ResidualConfig(expansion="random"))))
 model(torch.zeros(3, 8)).sum().backward()
 describe(model).to_dict()
 fold_state_dict(model.state_dict())

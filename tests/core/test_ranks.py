@@ -26,7 +26,7 @@ def cost(ranks: dict[str, int]) -> int:
 @pytest.mark.parametrize("percent", [10, 25, 33, 50, 60, 80])
 def test_ranks_share_one_fraction_and_use_the_budget_up(percent: int, kept: int) -> None:
     total = DENSE + kept
-    ranks = solve_ranks(SHAPES, budget=percent / 100, total=total, kept=kept)
+    ranks = solve_ranks(SHAPES, budget=percent / 100, total=total, other_params=kept)
     left = Fraction(percent, 100) * total - kept - cost(ranks)
     assert 0 <= left < max(sum(shape) for shape in SHAPES.values())
     highest = {name: a * b // (a + b) for name, (a, b) in SHAPES.items()}
@@ -42,17 +42,17 @@ def test_ranks_share_one_fraction_and_use_the_budget_up(percent: int, kept: int)
 
 def test_what_rounding_leaves_goes_to_the_first_of_equals() -> None:
     shapes = dict.fromkeys("abcd", (8, 8))
-    assert solve_ranks(shapes, budget=0.5, total=256, kept=0) == {"a": 2, "b": 2, "c": 2, "d": 2}
-    assert solve_ranks(shapes, budget=0.65, total=256, kept=0) == {"a": 3, "b": 3, "c": 2, "d": 2}
+    assert solve_ranks(shapes, budget=0.5, total=256, other_params=0) == {"a": 2, "b": 2, "c": 2, "d": 2}
+    assert solve_ranks(shapes, budget=0.65, total=256, other_params=0) == {"a": 3, "b": 3, "c": 2, "d": 2}
 
 
 def test_more_budget_never_means_less_rank_in_total() -> None:
-    costs = [cost(solve_ranks(SHAPES, budget=percent / 100, total=DENSE, kept=0)) for percent in range(5, 100)]
+    costs = [cost(solve_ranks(SHAPES, budget=percent / 100, total=DENSE, other_params=0)) for percent in range(5, 100)]
     assert costs == sorted(costs)
 
 
 def test_no_layer_gets_more_than_it_had() -> None:
-    ranks = solve_ranks(SHAPES, budget=0.999, total=DENSE, kept=0)
+    ranks = solve_ranks(SHAPES, budget=0.999, total=DENSE, other_params=0)
     assert all(rank * sum(SHAPES[name]) <= SHAPES[name][0] * SHAPES[name][1] for name, rank in ranks.items())
     assert cost(ranks) > 0.98 * DENSE
 

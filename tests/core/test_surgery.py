@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
+from foldrank.core import backbones
 from foldrank.core.config import Activation
-from foldrank.core.inventory import count_parameters, low_rank_layers, walk
+from foldrank.core.inventory import count_parameters, inventory, low_rank_layers
 from foldrank.core.surgery import describe
 
 from .models import MLP, TOKENS, TinyLM, assert_unchanged, residual_of, snapshot
@@ -42,7 +43,7 @@ def test_every_linear_layer_but_the_head_is_converted() -> None:
     before = count_parameters(model)
     report = factorize_(model, LowRankConfig(rank=3, activation="silu", residual=ResidualConfig()))
     assert list(ranks(model)) == [layer.name for layer in report.converted] == INNER
-    assert dict(report.skipped) == {"lm_head": "output head"}
+    assert dict(report.skipped) == {"lm_head": "output head (after the last block of layers)"}
     assert (report.params_before, report.params_after) == (before, count_parameters(model))
     assert report.params_after == before + sum(layer.params_after - layer.params_before for layer in report.converted)
     assert all(isinstance(layer.activation, nn.SiLU) for layer in low_rank_layers(model).values())
@@ -187,7 +188,9 @@ def deep(blocks: int) -> nn.Module:
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (1, 0), (0, 1), (2, 1), (1, 3)])
 def test_first_and_last_blocks_stay_dense(first: int, last: int) -> None:
     model = deep(5)
-    report = factorize_(model, LowRankConfig(rank=2, dense_first=first, dense_last=last))
+    report = factorize_(
+        model, LowRankConfig(rank=2, targets=["layers.*", "heads.*"], dense_first=first, dense_last=last)
+    )
     converted = {name.split(".")[1] for name in ranks(model) if name.startswith("layers.")}
     assert converted == {str(block) for block in range(first, 5 - last)}
     assert sum(name.startswith("heads.") for name in ranks(model)) == 8
@@ -227,7 +230,9 @@ def test_subclasses_of_linear_are_skipped() -> None:
 
 def test_the_output_head_is_asked_for_by_the_interface_of_transformers() -> None:
     model = WithHead("to_logits")
-    assert dict(factorize_(model, LowRankConfig(rank=3)).skipped) == {"to_logits": "output head"}
+    assert dict(factorize_(model, LowRankConfig(rank=3)).skipped) == {
+        "to_logits": "output head (get_output_embeddings gives it)"
+    }
 
 
 REFUSED = [
@@ -308,7 +313,7 @@ def test_report_prints_a_table_and_logs_a_line(caplog: pytest.LogCaptureFixture)
     assert str(report).splitlines() == [
         "layer    shape      rank  residual  parameters",
         "fc       100 -> 50  4     yes       5,050 -> 650",
-        "lm_head  dense                      output head",
+        "lm_head  dense                      output head (the last linear layer)",
         summary,
     ]
 
@@ -321,18 +326,20 @@ def test_summary_names_three_of_many_skipped() -> None:
     )
 
 
-def test_walk_meets_each_module_once_and_stays_out_of_low_rank_layers() -> None:
+def test_the_inventory_meets_each_module_once_and_stays_out_of_low_rank_layers() -> None:
     model = TinyLM()
     factorize_(model, LowRankConfig(rank=3, residual=ResidualConfig()))
     model.again = model.layers[0]
-    names = [name for name, _, _ in walk(model)]
+    contents = inventory(model)
+    names = list(contents.modules)
     assert len(names) == len(set(names)) == 1 + 2 + 2 * 4 + 10 + 2
     assert not any(part in name for name in names for part in (".down.", ".up.", "residual", "again"))
-    homes = {
-        name: [(type(parent).__name__, attribute) for parent, attribute in homes] for name, _, homes in walk(model)
+    parents = {
+        name: [(type(parent).__name__, attribute) for parent, attribute in parents]
+        for name, parents in contents.parents.items()
     }
-    assert homes[""] == []
-    assert homes["layers.0"] == [("TinyLM", "again"), ("ModuleList", "0")]
+    assert parents[""] == []
+    assert parents["layers.0"] == [("TinyLM", "again"), ("ModuleList", "0")]
 
 
 DESCRIBED = [
@@ -406,3 +413,116 @@ def test_a_weight_shared_with_the_model_itself_is_named() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model.register_parameter("again", model.get_parameter("1.weight"))
     assert factorize_(model, LowRankConfig(rank=2)).skipped["1"] == "its weight is shared with Sequential"
+
+
+class Blocks(nn.Module):
+    """Embedding, blocks and what comes behind them, as the models of torchtitan, OLMo and GPT-NeoX have them."""
+
+    def __init__(self, blocks: nn.Module, **behind: nn.Module) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Linear(3, 8)
+        self.layers = blocks
+        for name, module in behind.items():
+            self.add_module(name, module)
+
+
+def block_of(number: int = 2) -> list[nn.Module]:
+    return [nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", ["lm_head", "output", "final_linear", "to_logits", "unembed", "decoder", "score"])
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        lambda: nn.ModuleList(block_of()),
+        lambda: nn.ModuleDict({str(number): block for number, block in enumerate(block_of())}),
+    ],
+    ids=["ModuleList", "ModuleDict"],
+)
+def test_the_head_is_what_comes_after_the_last_block_whatever_its_name(blocks: Any, name: str) -> None:
+    model = Blocks(blocks(), norm=nn.LayerNorm(8), **{name: nn.Linear(8, 13)})
+    report = factorize_(model, LowRankConfig(rank=2))
+    assert dict(report.skipped) == {name: "output head (after the last block of layers)"}
+    nested = Blocks(nn.ModuleList(block_of()), head=nn.ModuleDict({"w_out": nn.Linear(8, 13)}))
+    assert list(factorize_(nested, LowRankConfig(rank=2)).skipped) == ["head.w_out"]
+
+
+def test_without_blocks_the_head_is_the_last_linear_layer_and_one_layer_has_none() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    assert dict(factorize_(model, LowRankConfig(rank=2)).skipped) == {"2": "output head (the last linear layer)"}
+    alone = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    assert not factorize_(alone, LowRankConfig(rank=2)).skipped
+    named = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    assert not factorize_(named, LowRankConfig(rank={"0": 2, "2": 3})).skipped
+
+
+def test_two_towers_have_the_heads_behind_the_second() -> None:
+    model = nn.Module()
+    model.text, model.image = (nn.ModuleDict({"layers": nn.ModuleList(block_of())}) for _ in range(2))
+    model.projection = nn.Linear(8, 5)
+    assert list(factorize_(model, LowRankConfig(rank=2)).skipped) == ["projection"]
+
+
+def test_a_bare_model_without_a_head_has_none() -> None:
+    assert not factorize_(Blocks(nn.ModuleList(block_of())), LowRankConfig(rank=2)).skipped
+
+
+def test_a_getter_that_has_nothing_to_give_is_asked_in_vain() -> None:
+    class Refuses(Blocks):
+        def get_output_embeddings(self) -> nn.Module:
+            raise NotImplementedError
+
+    model = Refuses(nn.ModuleList(block_of()), unembed=nn.Linear(8, 13))
+    assert list(factorize_(model, LowRankConfig(rank=2)).skipped) == ["unembed"]
+
+
+def test_what_a_replacement_would_drop_stays_dense_and_is_reported() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)))
+    model[0].register_forward_hook(lambda *_: None)
+    model[1].requires_grad_(False)
+    model[2].forward = lambda input: input  # noqa: A006
+    report = factorize_(model, LowRankConfig(rank=2))
+    assert [layer.name for layer in report.converted] == ["3"]
+    assert report.skipped["0"] == "it has hooks, which the replacement would drop"
+    assert report.skipped["1"].startswith("its weight is frozen (requires_grad is False)")
+    assert report.skipped["2"].startswith("its forward is replaced")
+
+
+def test_out_of_memory_half_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    class Greedy(LowRankLinear):
+        def __init__(self, *args: Any, name: str = "", **kwargs: Any) -> None:
+            super().__init__(*args, name=name, **kwargs)
+            built.append(name)
+            if len(built) == 3:
+                raise MemoryError
+
+    monkeypatch.setitem(backbones.BACKBONES, "greedy", Greedy)
+    model = TinyLM()
+    before = snapshot(model)
+    with pytest.raises(MemoryError):
+        factorize_(model, LowRankConfig(rank=3, backbone="greedy"))
+    assert len(built) == 3
+    assert_unchanged(model, before)
+
+
+def test_names_that_are_tails_of_others_are_rebuilt_by_name() -> None:
+    def towers() -> nn.Module:
+        model = nn.ModuleDict({"layers": nn.ModuleList(block_of()), "tower": nn.ModuleDict()})
+        model["tower"].add_module("layers", nn.ModuleList(block_of()))
+        return model
+
+    model = towers()
+    config = LowRankConfig(
+        rank={r"^layers\.0\.0$": 2, r"^tower\.layers\.0\.1$": 3},
+        residual=ResidualConfig(alpha={r"^layers\.0\.0$": 0.5}),
+    )
+    factorize_(model, config)
+    described = describe(model)
+    assert described is not None
+    twin = towers()
+    factorize_(twin, LowRankConfig.from_dict(json.loads(json.dumps(described.to_dict()))))
+    twin.load_state_dict(model.state_dict())
+    assert ranks(twin) == ranks(model) == {"layers.0.0": 2, "tower.layers.0.1": 3}
+    assert alphas(twin) == alphas(model) == {"layers.0.0": 0.5}

@@ -1,10 +1,9 @@
 """The residual on low-rank layers that someone else wrote: on a weight, by its name, whatever module holds it.
 
-`torch.nn.utils.parametrize` computes the weight anew at each use. The layer's own code and class need no change.
+`torch.nn.utils.parametrize` computes the weight anew at each use. The layer's attribute code and class need no change.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, reg
 
 from foldrank.core.config import ResidualConfig, matches
 from foldrank.core.formatting import abbreviate, table
-from foldrank.core.inventory import check_patterns, walk
+from foldrank.core.inventory import Inventory, check_patterns, inventory
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.parametrization import SPEC
 from foldrank.core.residual import DuplicatedLatentResidual
@@ -60,7 +59,7 @@ def attach_residual_(
 
     A weight B then reads as B + c R wherever the model's code uses it; the parameter stays the same object and keeps
     its value, under `<module>.parametrizations.<weight>.original`. Initialise and load plain weights first: an
-    initialiser that is given an attached weight by its own name would write to a copy; give it that `original`.
+    initialiser that is given an attached weight by its attribute name would write to a copy; give it that `original`.
     `fold_` makes it a plain parameter again. Until then the model can be copied and compiled, and saved by its state
     dict, but not pickled.
 
@@ -84,9 +83,9 @@ def attach_residual_(
         'gave 1 of 1 weights a residual'
     """
     plan, skipped = _plan(model, [names] if isinstance(names, str) else names, config, latent_dim)
-    for owner, own, residual in plan.values():
-        register_parametrization(owner, own, residual)
-        owner.register_load_state_dict_pre_hook(partial(_refuse_other_kind, own))
+    for owner, attribute, residual in plan.values():
+        register_parametrization(owner, attribute, residual)
+        owner.register_load_state_dict_pre_hook(partial(_refuse_other_kind, attribute))
     report = AttachReport(
         attached=tuple(
             AttachedWeight(name=name, out_features=residual.out_features, rank=residual.rank, alpha=residual.start)
@@ -98,42 +97,42 @@ def attach_residual_(
     return report
 
 
-def attached_residuals(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, DuplicatedLatentResidual]]:
+def attached_residuals(contents: Inventory) -> Iterator[tuple[str, nn.Module, str, DuplicatedLatentResidual]]:
     """Each attached weight: its name, the module that holds it, its name there, and its residual.
 
     Raises:
         ValueError: where the weight has further parametrizations, or its module is of a class made since.
     """
-    for name, owner, _ in walk(model):
-        for own, steps in _parametrizations(owner).items():
+    for name, owner in contents.modules.items():
+        for attribute, steps in _parametrizations(owner).items():
             residuals = [step for step in steps if isinstance(step, DuplicatedLatentResidual)]
             if not residuals:
                 continue
-            full = f"{name}.{own}".removeprefix(".")
+            full = f"{name}.{attribute}".removeprefix(".")
             if len(steps) > 1:
                 raise ValueError(f"{full} has parametrizations beside the residual, which hide it: remove them first")
-            if own not in vars(type(owner)):
+            if attribute not in vars(type(owner)):
                 raise ValueError(
                     f"{full} belongs to a {type(owner).__name__}, a class made after the residual was attached (FSDP2 "
                     "does that): fold the full state dict (foldrank.fold_state_dict)"
                 )
-            yield full, owner, own, residuals[0]
+            yield full, owner, attribute, residuals[0]
 
 
-def detach(owner: nn.Module, own: str) -> None:
+def detach(owner: nn.Module, attribute: str) -> None:
     """Makes an attached weight the plain parameter again that it was, holding what `original` holds."""
     # torch's remove_parametrizations deletes the property from the class, which copies of this module share.
-    original = owner.get_parameter(f"parametrizations.{own}.original")
+    original = owner.get_parameter(f"parametrizations.{attribute}.original")
     kind = type(owner)
     if len(_parametrizations(owner)) > 1:
-        del _parametrizations(owner)[own]
-        kept = {name: value for name, value in vars(kind).items() if name not in (own, "__dict__", "__weakref__")}
+        del _parametrizations(owner)[attribute]
+        kept = {name: value for name, value in vars(kind).items() if name not in (attribute, "__dict__", "__weakref__")}
         plain = type(kind.__name__, kind.__bases__, kept)
     else:
         del owner.parametrizations
         plain = kind.__bases__[0]
     owner.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
-    owner.register_parameter(own, original)
+    owner.register_parameter(attribute, original)
 
 
 def _plan(
@@ -151,12 +150,12 @@ def _plan(
         return any(matches(pattern, name) for pattern in patterns)
 
     skipped = {name: reason for name, reason in others.items() if named(name)}
-    chosen = {name: place for name, place in matrices.items() if named(name)}
+    chosen = {name: matrix for name, matrix in matrices.items() if named(name)}
     check_patterns("config.scope", config.scope_patterns, chosen, what="named weight")
     if isinstance(config.alpha, Mapping):
         check_patterns("config.alpha", config.alpha, chosen, what="named weight")
     plan = {}
-    for name, (owner, own, weight) in chosen.items():
+    for name, (owner, attribute, weight) in chosen.items():
         rank, out_features = weight.shape[latent_dim], weight.shape[1 - latent_dim]
         if rank > out_features:
             raise ValueError(
@@ -170,7 +169,7 @@ def _plan(
         residual = DuplicatedLatentResidual(
             out_features, rank, mine, name=name, latent_dim=latent_dim, device=weight.device, dtype=weight.dtype
         )
-        plan[name] = owner, own, residual
+        plan[name] = owner, attribute, residual
     if not plan:
         raise ValueError("config: scope and alpha together name none of these weights")
     return plan, skipped
@@ -178,24 +177,24 @@ def _plan(
 
 def _matrices(model: nn.Module) -> tuple[dict[str, tuple[nn.Module, str, nn.Parameter]], dict[str, str]]:
     """The parameters that can have a residual, and the others with the reason."""
-    shared = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    contents = inventory(model)
     matrices, others = {}, {}
-    for name, owner, _ in walk(model):
+    for name, owner in contents.modules.items():
         prefix = f"{name}." if name else ""
         if isinstance(owner, LowRankLinear):
-            for own, _parameter in owner.named_parameters():
-                others[prefix + own] = "it is in a LowRankLinear: give factorize_ a config with this residual"
+            reason = "it is in a LowRankLinear: give factorize_ a config with this residual"
+            others |= {prefix + parameter: reason for parameter, _ in owner.named_parameters()}
             continue
         if isinstance(owner, ParametrizationList):
             continue
-        others |= {prefix + own: "it is already parametrized" for own in _parametrizations(owner)}
-        for own, parameter in owner.named_parameters(recurse=False):
+        others |= {prefix + attribute: "it is already parametrized" for attribute in _parametrizations(owner)}
+        for attribute, parameter in owner.named_parameters(recurse=False):
             if parameter.dim() != 2 or not parameter.is_floating_point():
-                others[prefix + own] = f"{parameter.dtype} {tuple(parameter.shape)} is no matrix of real numbers"
-            elif shared[id(parameter)] > 1:
-                others[prefix + own] = "it is shared with another module, which would go without the residual"
+                others[prefix + attribute] = f"{parameter.dtype} {tuple(parameter.shape)} is no matrix of real numbers"
+            elif contents.shared_with(parameter, prefix + attribute):
+                others[prefix + attribute] = "it is shared with another module, which would go without the residual"
             else:
-                matrices[prefix + own] = owner, own, parameter
+                matrices[prefix + attribute] = owner, attribute, parameter
     return matrices, others
 
 
@@ -204,7 +203,7 @@ def _parametrizations(owner: nn.Module) -> Any:
 
 
 def _refuse_other_kind(
-    own: str,
+    attribute: str,
     owner: nn.Module,
     state_dict: Mapping[str, Any],
     prefix: str,
@@ -215,15 +214,15 @@ def _refuse_other_kind(
     error_msgs: list[str],
 ) -> None:
     """Goes through error_msgs, which load_state_dict raises with strict=False too. Stays on after the fold."""
-    here = is_parametrized(owner, own)
-    there = f"{prefix}parametrizations.{own}.0.{SPEC}" in state_dict
+    here = is_parametrized(owner, attribute)
+    there = f"{prefix}parametrizations.{attribute}.0.{SPEC}" in state_dict
     if there and not here:
         error_msgs.append(
-            f"{prefix}{own} is folded and the state dict is not: fold the state dict first (foldrank.fold_state_dict), "
+            f"{prefix}{attribute} is folded and the state dict is not: fold the state dict first (foldrank.fold_state_dict), "
             "or load it into a model with the residual"
         )
-    if here and not there and prefix + own in state_dict:
+    if here and not there and prefix + attribute in state_dict:
         error_msgs.append(
-            f"{prefix}{own} has a residual and the state dict is folded, or from before it was attached: load it into "
+            f"{prefix}{attribute} has a residual and the state dict is folded, or from before it was attached: load it into "
             "the model without residual (before attach_residual_, or after fold_)"
         )

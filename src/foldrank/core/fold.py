@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foldrank.core import inventory as _inventory
 from foldrank.core.attach import attached_residuals, detach
 from foldrank.core.config import Expansion
 from foldrank.core.derived_buffers import as_integers
 from foldrank.core.dtensor import distribute_like, full_tensor
 from foldrank.core.functional import at_least_float32, effective_weight, expansion_index, residual_coefficient
+from foldrank.core.inventory import Inventory, inventory
 from foldrank.core.linear import PARAMETRIZATIONS, LowRankLinear
 from foldrank.core.parametrization import SPEC, WeightParametrization
 from foldrank.core.plain_linear import what_is_on
@@ -224,8 +224,8 @@ def fold_(model: nn.Module) -> FoldReport:
         (1, None)
     """
     # Everything is checked before anything is changed.
-    contents = _inventory.inventory(model) if hasattr(_inventory, "inventory") else _Interim(model)
-    foldables = list(_foldables(model, contents.low_rank_layers))
+    contents = inventory(model)
+    foldables = list(_foldables(contents))
     for foldable in foldables:
         _check_foldable(foldable, contents)
     errors = {}
@@ -252,8 +252,8 @@ class _Foldable:
     finish: Callable[[], None]
 
 
-def _foldables(model: nn.Module, low_rank_layers: Mapping[str, LowRankLinear]) -> Iterator[_Foldable]:
-    for name, layer in low_rank_layers.items():
+def _foldables(contents: Inventory) -> Iterator[_Foldable]:
+    for name, layer in contents.low_rank_layers.items():
         if not layer.weight_parametrizations:
             continue
         prefix = f"{name}." if name else ""
@@ -267,8 +267,8 @@ def _foldables(model: nn.Module, low_rank_layers: Mapping[str, LowRankLinear]) -
         finish = partial(_remove_parametrizations, layer)
         weight, parts = layer.up.weight, layer.weight_parametrizations
         yield _Foldable(name, weight, prefix + "up.weight", parts, layer.effective_weight, finish)
-    for name, owner, attribute, residual in attached_residuals(model):
-        weight = owner.get_parameter(f"parametrizations.{attribute}.original")
+    for name, owner, attribute, residual in attached_residuals(contents):
+        weight: Any = owner.get_parameter(f"parametrizations.{attribute}.original")
         _check_finite(name, weight)
         for parameter_name, parameter in residual.named_parameters():
             _check_finite(f"{parameter_name} of {name}", parameter)
@@ -277,7 +277,7 @@ def _foldables(model: nn.Module, low_rank_layers: Mapping[str, LowRankLinear]) -
         yield _Foldable(name, weight, original, (residual,), residual, partial(detach, owner, attribute))
 
 
-def _check_foldable(foldable: _Foldable, contents: Any) -> None:
+def _check_foldable(foldable: _Foldable, contents: Inventory) -> None:
     state = [tensor for part in foldable.parts for tensor in (*part.parameters(), *part.buffers())]
     if any(tensor.is_meta for tensor in state):
         raise ValueError(f"alpha, scale or index of {foldable.name} is offloaded or on the meta device: load it first")
@@ -306,18 +306,3 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     extremes = torch.aminmax(full_tensor(tensor)) if tensor.numel() else ()  # NaN is the extreme of all that holds one
     if not all(map(torch.isfinite, extremes)):  # isfinite of all entries takes ten times as long on a CPU
         raise ValueError(f"{name} holds NaN or infinity: the training diverged; fold an earlier checkpoint")
-
-
-class _Interim:
-    def __init__(self, model):
-        from foldrank.core.inventory import low_rank_layers
-
-        self.low_rank_layers = low_rank_layers(model)
-        self.owners = {}
-        for name, module in model.named_modules():
-            for own, p in module._parameters.items():
-                if p is not None:
-                    self.owners.setdefault(id(p), []).append(f"{name}.{own}".removeprefix("."))
-
-    def shared_with(self, p, name):
-        return tuple(o for o in self.owners[id(p)] if o != name)

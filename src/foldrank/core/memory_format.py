@@ -1,7 +1,6 @@
 """The order in which a weight's numbers lie in memory, for decoding on a CPU."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from torch import nn
 
 from foldrank.core.formatting import abbreviate
+from foldrank.core.inventory import inventory
+from foldrank.core.plain_linear import what_is_on
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +50,17 @@ def to_column_major_(model: nn.Module) -> MemoryFormatReport:
         >>> to_column_major_(model).stored, model[1].weight.shape, model[1].weight.stride()
         (('1',), torch.Size([3, 2]), (1, 3))
     """
-    shared = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    stored, skipped = [], {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or module.out_features <= module.in_features:
+    contents, stored, skipped = inventory(model), [], {}
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name, linear in linears.items():
+        if linear.out_features <= linear.in_features:
             continue
-        if shared[id(module.weight)] > 1:
+        if problem := what_is_on(linear):
+            skipped[name] = problem
+        elif contents.shared_with(linear._parameters["weight"], f"{name}.weight".removeprefix(".")):
             skipped[name] = "its weight is shared"
         else:
-            weight: Any = module.weight  # Any: pyright knows no such set_
+            weight: Any = linear.weight  # Any: pyright knows no such set_
             weight.set_(weight.T.contiguous().T)  # the parameter stays itself: others may hold it
             stored.append(name)
     report = MemoryFormatReport(stored=tuple(stored), skipped=skipped)

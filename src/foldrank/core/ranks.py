@@ -6,7 +6,9 @@ STEPS = 60
 """Halvings of the interval in which the fraction lies; more change nothing in a float."""
 
 
-def solve_ranks(shapes: Mapping[str, tuple[int, int]], *, budget: float, total: int, kept: int) -> dict[str, int]:
+def solve_ranks(
+    shapes: Mapping[str, tuple[int, int]], *, budget: float, total: int, other_params: int
+) -> dict[str, int]:
     """The ranks with which a model keeps a share `budget` of its parameters.
 
     Each layer gets the largest common fraction of its full rank min(in, out) that fits, rounded down, at least 1, and
@@ -19,12 +21,12 @@ def solve_ranks(shapes: Mapping[str, tuple[int, int]], *, budget: float, total: 
         shapes: (in_features, out_features) of each layer to convert by name; rank r costs r * (in + out) parameters.
         budget: share of `total` that may be left.
         total: parameters of the model now.
-        kept: those of them that stay: all but the weights of the layers in `shapes`.
+        other_params: those of them that stay: all but the weights of the layers in `shapes`.
 
     Raises:
         ValueError: where rank 1 everywhere is too much.
     """
-    available = int(budget * total) - kept
+    available = int(budget * total) - other_params
     highest = {name: max(1, a * b // (a + b)) for name, (a, b) in shapes.items()}
 
     def fractional(fraction: float) -> dict[str, float]:
@@ -36,11 +38,11 @@ def solve_ranks(shapes: Mapping[str, tuple[int, int]], *, budget: float, total: 
     def cost(ranks: Mapping[str, int]) -> int:
         return sum(rank * sum(shapes[name]) for name, rank in ranks.items())
 
-    least = kept + cost(integral(0.0))
-    if least > kept + available:
+    least = other_params + cost(integral(0.0))
+    if least > other_params + available:
         raise ValueError(
             f"budget {budget}: of {total:,} parameters {least:,} ({least / total:.1%}) remain at rank 1, because "
-            f"{kept:,} lie outside the weights to convert: give a larger budget, or convert more layers"
+            f"{other_params:,} lie outside the weights to convert: give a larger budget, or convert more layers"
         )
     if cost(integral(1.0)) <= available:
         return integral(1.0)

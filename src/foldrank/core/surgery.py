@@ -1,7 +1,6 @@
 """Model surgery: which linear layers a config means, and their replacement. Plans first, checks all, then mutates."""
 
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,24 +9,12 @@ from torch import nn
 from foldrank.core import backbones
 from foldrank.core.config import LowRankConfig, ResidualConfig, lookup, matches
 from foldrank.core.formatting import abbreviate, table
-from foldrank.core.inventory import (
-    LinearSpec,
-    blocks,
-    check_patterns,
-    count_parameters,
-    linear_spec,
-    low_rank_layers,
-    parameter_owners,
-    unconvertible_weights,
-    walk,
-)
+from foldrank.core.inventory import Inventory, LinearSpec, check_patterns, count_parameters, inventory, low_rank_layers
 from foldrank.core.linear import LowRankLinear
+from foldrank.core.plain_linear import OFFLOADED, what_is_on
 from foldrank.core.ranks import solve_ranks
 
 logger = logging.getLogger(__name__)
-
-HEADS = ("lm_head", "embed_out", "head", "classifier", "score")
-"""Names of output heads, for models that have no `get_output_embeddings`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +70,10 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
     The new factors are drawn afresh, as the backbone does it, on the device and in the dtype of the layer they replace;
     a bias is kept as a parameter and drawn afresh as well. This is pre-training: the dense weights are dropped.
 
+    Without `targets` (or a table of ranks) the output head stays dense, which is known by what it is: what the model's
+    `get_output_embeddings` gives; else the linear layers registered after the last transformer block; else, without
+    blocks, the last linear layer. A table of ranks whose keys are all names of linear layers is taken by name alone.
+
     Args:
         model: any module that holds `nn.Linear`s, or transformers' `Conv1D`s.
         config: ranks, activation, targets, residual.
@@ -97,41 +88,31 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
         >>> factorize_(model, LowRankConfig(rank=2, residual=ResidualConfig())).summary()
-        'converted 2 of 2 linear layers; 1,072 -> 240 parameters'
+        'converted 1 of 2 linear layers, skipped 2; 1,072 -> 656 parameters'
     """
-    plan, skipped = _plan(model, config)
+    contents = inventory(model)
+    plan, skipped = _plan(model, contents, config)
     params_before = count_parameters(model)
-    converted = []
-    for name, planned in plan.items():
-        linear = planned.linear
-        # What a backbone refuses are its settings, at the first layer: nothing is replaced then.
-        layer = backbones.build(
-            config,
-            linear.in_features,
-            linear.out_features,
-            planned.rank,
-            bias=linear.bias,
-            residual=planned.residual,
+    # Everything is built before anything is replaced: out of memory half-way leaves the model as it was.
+    layers = {name: _build(config, name, planned) for name, planned in plan.items()}
+    converted = tuple(
+        ConvertedLayer(
             name=name,
-            device=linear.weight.device,
-            dtype=linear.weight.dtype,
-        ).train(linear.module.training)
-        for parent, attribute in planned.homes:
-            setattr(parent, attribute, layer)
-        converted.append(
-            ConvertedLayer(
-                name=name,
-                in_features=linear.in_features,
-                out_features=linear.out_features,
-                rank=planned.rank,
-                residual=planned.residual is not None,
-                params_before=count_parameters(linear.module),
-                params_after=count_parameters(layer),
-            )
+            in_features=planned.linear.in_features,
+            out_features=planned.linear.out_features,
+            rank=planned.rank,
+            residual=planned.residual is not None,
+            params_before=count_parameters(planned.linear.module),
+            params_after=count_parameters(layers[name]),
         )
+        for name, planned in plan.items()
+    )
+    for name, layer in layers.items():
+        for parent, attribute in contents.parents[name]:
+            setattr(parent, attribute, layer)
     _leave_fast_paths(model)
     report = FactorizeReport(
-        converted=tuple(converted),
+        converted=converted,
         skipped=skipped,
         params_before=params_before,
         params_after=count_parameters(model),
@@ -157,89 +138,123 @@ def describe(model: nn.Module) -> LowRankConfig | None:
             "the low-rank layers of this model differ in backbone, activation, scale or expansion: "
             "no one config says that"
         )
-    linears = [name for name, module, _ in walk(model) if isinstance(module, LowRankLinear) or linear_spec(module)]
-    # Dense layers that the name of a low-rank one would match as a tail.
-    dense = [name for name in linears if name not in layers]
-    exclude = tuple(_exact(name, linears) for name in dense if any(matches(other, name) for other in layers))
     residual = None
     if residuals:
-        alphas = {_exact(name, linears): residual.alpha for name, residual in residuals.items()}
+        alphas = {name: residual.alpha for name, residual in residuals.items()}
         uniform = len(residuals) == len(layers) and len(set(alphas.values())) == 1
         residual = replace(kinds.pop(), alpha=next(iter(alphas.values())) if uniform else alphas)
-    return LowRankConfig(
-        rank={name: layer.rank for name, layer in layers.items()},
-        exclude=exclude,
-        residual=residual,
-        **settings[0],
-    )
+    return LowRankConfig(rank={name: layer.rank for name, layer in layers.items()}, residual=residual, **settings[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Planned:
     linear: LinearSpec
-    homes: tuple[tuple[nn.Module, str], ...]
     rank: int
     residual: ResidualConfig | None
 
 
-def _plan(model: nn.Module, config: LowRankConfig) -> tuple[dict[str, _Planned], dict[str, str]]:
+def _plan(model: nn.Module, contents: Inventory, config: LowRankConfig) -> tuple[dict[str, _Planned], dict[str, str]]:
     """What to replace and what to skip for which reason; raises before anything is touched."""
-    modules = {name: (module, homes) for name, module, homes in walk(model)}
-    if linear_spec(model):
+    linears = contents.linear_specs
+    if "" in linears:
         raise ValueError("the model is itself a linear layer and cannot be replaced in place: build a LowRankLinear")
-    if present := low_rank_layers(model):
+    if present := contents.low_rank_layers:
         raise ValueError(f"the model is already low-rank: {abbreviate(present)}")
-    linears = {name: dense for name, (module, _) in modules.items() if (dense := linear_spec(module))}
     if not linears:
         raise ValueError(f"the model ({type(model).__name__}) has no nn.Linear (nor Conv1D) to convert")
-    loose = unconvertible_weights(model)
-    targets = tuple(config.rank) if isinstance(config.rank, Mapping) and config.targets is None else config.targets
-    check_patterns("targets", targets or (), linears, others=loose)
-    check_patterns("exclude", config.exclude, linears, others=loose)
-
-    chosen, skipped = {}, {}
-    head = _output_head(model)
-    tied = parameter_owners(model)
-    for name, linear in linears.items():
-        if targets is not None and not any(matches(pattern, name) for pattern in targets):
-            skipped[name] = "not a target"
-        elif any(matches(pattern, name) for pattern in config.exclude):
-            skipped[name] = "excluded"
-        elif linear.module._parameters.get("weight") is not linear.weight:
-            skipped[name] = "its weight is computed from others (parametrized, normalised or pruned)"
-        elif isinstance(linear.module, nn.Linear) and type(linear.module) is not nn.Linear:
-            skipped[name] = f"a {type(linear.module).__name__}, whose owner may use its weight without calling it"
-        elif others := tied.get(id(linear.weight), set()) - {name}:
-            skipped[name] = f"its weight is shared with {abbreviate(others)}"
-        elif targets is None and (linear.module is head or name.rpartition(".")[2] in HEADS):
-            skipped[name] = "output head"
-        else:
-            chosen[name] = linear
-    if config.dense_first or config.dense_last:
-        skipped |= _dense_blocks(model, config, chosen)
-        chosen = {name: linear for name, linear in chosen.items() if name not in skipped}
+    unconvertible = contents.unconvertible_weights()
+    chosen, skipped = _choose(model, contents, config, unconvertible)
     if not chosen:
         reasons = {reason: [name for name in skipped if skipped[name] == reason] for reason in skipped.values()}
         raise ValueError(
             "nothing to convert: " + "; ".join(f"{abbreviate(reasons[reason])}: {reason}" for reason in reasons)
         )
-    order = list(linears)
-    skipped = dict(sorted(skipped.items(), key=lambda item: order.index(item[0]))) | loose
-
-    ranks = _ranks(model, config, chosen)
-    residuals: dict[str, ResidualConfig | None] = dict.fromkeys(chosen)
-    if config.residual is not None:
-        check_patterns("residual.scope", config.residual.scope_patterns, chosen)
-        if isinstance(config.residual.alpha, Mapping):
-            check_patterns("residual.alpha", config.residual.alpha, chosen)
-        residuals = {name: config.residual.for_layer(name) for name in chosen}
-        if not any(residuals.values()):
-            raise ValueError("residual: scope and alpha together name no layer that is converted")
+    ranks, residuals = _ranks(model, config, chosen), _residuals(config, chosen)
     plan = {
-        name: _Planned(linear=linear, homes=modules[name][1], rank=ranks[name], residual=residuals[name])
-        for name, linear in chosen.items()
+        name: _Planned(linear=linear, rank=ranks[name], residual=residuals[name]) for name, linear in chosen.items()
     }
-    return plan, skipped
+    return plan, {name: skipped[name] for name in linears if name in skipped} | unconvertible
+
+
+def _choose(
+    model: nn.Module, contents: Inventory, config: LowRankConfig, unconvertible: Mapping[str, str]
+) -> tuple[dict[str, LinearSpec], dict[str, str]]:
+    """The layers that the config means, and for all others why they stay dense."""
+    linears = contents.linear_specs
+    targets, exclude = config.targets, config.exclude
+    # A table of names, such as a checkpoint's, is taken by name: none of them is the tail of another's.
+    exact = targets is None and _is_exact(config.rank, linears)
+    if exact:
+        exclude = ()
+    elif targets is None and isinstance(config.rank, Mapping):
+        targets = tuple(config.rank)
+    check_patterns("targets", targets or (), linears, others=unconvertible)
+    check_patterns("exclude", exclude, linears, others=unconvertible)
+    chosen, skipped = {}, {}
+    for name, linear in linears.items():
+        if (exact and name not in config.rank) or not (targets is None or _any_matches(targets, name)):  # pyright: ignore[reportOperatorIssue]
+            skipped[name] = "not a target"
+        elif _any_matches(exclude, name):
+            skipped[name] = "excluded"
+        elif reason := _why_dense(linear):
+            skipped[name] = reason
+        elif others := contents.shared_with(linear.weight, f"{name}.weight"):
+            owners = (other.rpartition(".")[0] or type(model).__name__ for other in others)
+            skipped[name] = f"its weight is shared with {abbreviate(owners)}"
+        else:
+            chosen[name] = linear
+    if not exact and targets is None:
+        heads = _output_heads(model, contents, chosen)
+        skipped |= {name: reason for name, reason in heads.items() if name in chosen}
+    if config.dense_first or config.dense_last:
+        remaining = [name for name in chosen if name not in skipped]
+        skipped |= _dense_blocks(contents, config, remaining)
+    return {name: linear for name, linear in chosen.items() if name not in skipped}, skipped
+
+
+def _why_dense(linear: LinearSpec) -> str | None:
+    """What a replacement would drop without a word; None where nothing."""
+    module = linear.module
+    if linear.weight is None:
+        return "its weight is computed from others (parametrized, normalised or pruned)"
+    if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        return f"a {type(module).__name__}, whose owner may use its weight without calling it"
+    if not linear.weight.requires_grad:
+        return "its weight is frozen (requires_grad is False), and the factors of a replacement would be drawn afresh"
+    problem = what_is_on(module, type(module))
+    return None if problem is None or problem == OFFLOADED else f"{problem}, which the replacement would drop"
+
+
+def _output_heads(model: nn.Module, contents: Inventory, candidates: Iterable[str]) -> dict[str, str]:
+    """The linear layers that are the output head, with what says so."""
+    linears = list(contents.linear_specs)
+    getter = getattr(model, "get_output_embeddings", None)
+    try:
+        head = getter() if callable(getter) else None
+    except (NotImplementedError, AttributeError):  # of models that have none
+        head = None
+    if isinstance(head, nn.Module):
+        inside = {id(module) for module in head.modules()}
+        reason = "output head (get_output_embeddings gives it)"
+        return {name: reason for name in linears if id(contents.modules[name]) in inside}
+    lists = [(name, sum(blocks, [])) for name, blocks in contents.block_lists(linears) if len(blocks) > 1]
+    if lists:
+        # The last of the large lists: an encoder's and a decoder's, not that of some small heads.
+        most = max(len(layers) for _, layers in lists)
+        name, layers = [blocks for blocks in lists if 2 * len(blocks[1]) >= most][-1]
+        last = max(linears.index(layer) for layer in layers)
+        return dict.fromkeys(linears[last + 1 :], f"output head (after the last block of {name})")
+    # A model of one layer has no head apart from it.
+    only = set(candidates) == {linears[-1]}
+    return {} if only else {linears[-1]: "output head (the last linear layer)"}
+
+
+def _is_exact(names: object, linears: Mapping[str, LinearSpec]) -> bool:
+    return isinstance(names, Mapping) and names.keys() <= linears.keys()
+
+
+def _any_matches(patterns: Iterable[str], name: str) -> bool:
+    return any(matches(pattern, name) for pattern in patterns)
 
 
 def _ranks(model: nn.Module, config: LowRankConfig, chosen: Mapping[str, LinearSpec]) -> dict[str, int]:
@@ -248,9 +263,9 @@ def _ranks(model: nn.Module, config: LowRankConfig, chosen: Mapping[str, LinearS
         total = count_parameters(model)
         shapes = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
         backbone = backbones.class_of(config)
-        kept = total - sum(linear.weight.numel() for linear in chosen.values())
-        kept += sum(backbone.num_extra_params(*shape, **config.extra_config) for shape in shapes.values())
-        return solve_ranks(shapes, budget=config.budget, total=total, kept=kept)
+        others = total - sum(linear.in_features * linear.out_features for linear in chosen.values())
+        others += sum(backbone.num_extra_params(*shape, **config.extra_config) for shape in shapes.values())
+        return solve_ranks(shapes, budget=config.budget, total=total, other_params=others)
     ranks = {name: _rank(lookup(config.rank, name), name, linear) for name, linear in chosen.items()}
     if isinstance(config.rank, Mapping):
         check_patterns("rank", config.rank, chosen)
@@ -270,23 +285,57 @@ def _rank(wanted: int | float | None, name: str, linear: LinearSpec) -> int:
     return number
 
 
-def _dense_blocks(model: nn.Module, config: LowRankConfig, targeted: Iterable[str]) -> dict[str, str]:
+def _residuals(config: LowRankConfig, chosen: Mapping[str, LinearSpec]) -> dict[str, ResidualConfig | None]:
+    residual = config.residual
+    if residual is None:
+        return dict.fromkeys(chosen)
+    check_patterns("residual.scope", residual.scope_patterns, chosen)
+    if _is_exact(residual.alpha, chosen):
+        named = {name: name in residual.alpha for name in chosen}  # pyright: ignore[reportOperatorIssue]
+    else:
+        named = dict.fromkeys(chosen, True)
+        if isinstance(residual.alpha, Mapping):
+            check_patterns("residual.alpha", residual.alpha, chosen)
+    residuals = {name: residual.for_layer(name) if named[name] else None for name in chosen}
+    if not any(residuals.values()):
+        raise ValueError("residual: scope and alpha together name no layer that is converted")
+    return residuals
+
+
+def _dense_blocks(contents: Inventory, config: LowRankConfig, targeted: Iterable[str]) -> dict[str, str]:
     """The targeted layers in the first and last blocks, with the reason why they stay dense."""
-    name, held = blocks(model, targeted)
-    if not held:
+    name, blocks = contents.blocks(targeted)
+    if not blocks:
         raise ValueError("dense_first, dense_last: no nn.ModuleList here holds targets, as blocks would: use exclude")
-    if config.dense_first + config.dense_last >= len(held):
+    if config.dense_first + config.dense_last >= len(blocks):
         raise ValueError(
-            f"dense_first {config.dense_first} and dense_last {config.dense_last} leave none of the {len(held)} blocks "
-            f"of {name} to convert"
+            f"dense_first {config.dense_first} and dense_last {config.dense_last} leave none of the {len(blocks)} "
+            f"blocks of {name} to convert"
         )
-    first, last = held[: config.dense_first], held[len(held) - config.dense_last :]
+    first, last = blocks[: config.dense_first], blocks[len(blocks) - config.dense_last :]
     return {
         layer: f"in a block of {name} that stays dense ({field})"
         for field, dense in (("dense_first", first), ("dense_last", last))
         for layers in dense
         for layer in layers
     }
+
+
+def _build(config: LowRankConfig, name: str, planned: _Planned) -> LowRankLinear:
+    linear = planned.linear
+    assert linear.weight is not None
+    layer = backbones.build(
+        config,
+        linear.in_features,
+        linear.out_features,
+        planned.rank,
+        bias=linear.bias,
+        residual=planned.residual,
+        name=name,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+    )
+    return layer.train(linear.module.training)
 
 
 def _leave_fast_paths(model: nn.Module) -> None:
@@ -296,14 +345,3 @@ def _leave_fast_paths(model: nn.Module) -> None:
             module.activation_relu_or_gelu = 0  # neither ReLU nor GELU: the fast path is for these alone
         if isinstance(module, nn.TransformerEncoder) and low_rank_layers(module):
             module.use_nested_tensor = False
-
-
-def _exact(name: str, names: Iterable[str]) -> str:
-    """A pattern that matches `name` and no other of `names`: the name itself where that will do."""
-    return name if not any(matches(name, other) for other in names if other != name) else f"^{re.escape(name)}$"
-
-
-def _output_head(model: nn.Module) -> nn.Module | None:
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    return head if isinstance(head, nn.Module) else None

@@ -6,6 +6,7 @@ model that was folded in place saves as a folded checkpoint.
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from foldrank.core.config import LowRankConfig
 from foldrank.core.fold import unfolded_keys
-from foldrank.core.inventory import low_rank_layers
+from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.parametrization import SPEC
 from foldrank.core.surgery import describe, factorize_
 from foldrank.hf.remote_code import auto_map, travels, write_modeling
@@ -43,7 +44,7 @@ class LowRankModelMixin(PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         if config.low_rank is not None:
-            factorize_(self, LowRankConfig.from_dict(config.low_rank))
+            factorize_(self, _by_full_names(self, LowRankConfig.from_dict(config.low_rank)))
             refresh_config(self)
             for layer in low_rank_layers(self).values():
                 for module in layer.modules():
@@ -81,7 +82,9 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """
     missing, mismatched = set(info["missing_keys"]), {entry[0] for entry in info["mismatched_keys"]}
     parts = {
-        f"{name}.{part.kind}.{SPEC}": part for name, layer in low_rank_layers(model).items() for part in layer.weight_parametrizations
+        f"{name}.{part.kind}.{SPEC}": part
+        for name, layer in low_rank_layers(model).items()
+        for part in layer.weight_parametrizations
     }
     if parts and missing >= parts.keys():
         kinds = " and a ".join(sorted({part.kind for part in parts.values()}))
@@ -105,6 +108,19 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
             f"not a whole checkpoint of a {type(model).__name__}: {len(missing)} tensors are missing, "
             f"e.g. {min(missing)}"
         )
+
+
+def _by_full_names(model: PreTrainedModel, config: LowRankConfig) -> LowRankConfig:
+    """The config of a saved model for this one: its names count from the base model, which may lie in `model`."""
+    names, prefix = inventory(model).linear_specs, model.base_model_prefix + "."
+
+    def full(table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        return {prefix + name if prefix + name in names else name: value for name, value in table.items()}
+
+    residual = config.residual and replace(config.residual, alpha=full(config.residual.alpha))
+    return replace(config, rank=full(config.rank), residual=residual)
 
 
 def refresh_config(model: PreTrainedModel) -> bool:

@@ -275,18 +275,16 @@ def _products_made_anew(model: nn.Module, tokens: int) -> int:
 
 def _mapped_and_kept(model: nn.Module, tokens: int | None) -> int:
     """Weights of the up-projections whose map is kept for the backward pass, as so many tokens make it worth."""
-    return sum(
-        layer.up.weight.numel()
-        for layer in _with_latents(model)
-        if layer.weight_parametrizations
-    )
+    return sum(layer.up.weight.numel() for layer in _with_latents(model) if layer.weight_parametrizations)
 
 
 def _last_product(block: Any, tokens: int | None) -> int:
     last = block.mlp.down_proj
     if not isinstance(last, LowRankLinear):
         return last.weight.numel()
-    own_pass = isinstance(last, SparseLowRankLinear) or (last.weight_parametrizations and not _mapped_and_kept(last, tokens))
+    own_pass = isinstance(last, SparseLowRankLinear) or (
+        last.weight_parametrizations and not _mapped_and_kept(last, tokens)
+    )
     return 0 if own_pass else last.up.weight.numel()
 
 
