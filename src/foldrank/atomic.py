@@ -1,19 +1,67 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and are on the disk when they have their name."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
     """Writes a text file, whole or not at all.
 
     Raises:
         OSError: where it cannot be written.
     """
-    # Each process has a name of its own: several may write one file at once.
-    work = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    work = _work_name(file)
     try:
         work.write_text(text, encoding="utf-8")
+        sync(work)
         work.replace(file)
+        sync(file.parent)
     finally:
         work.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill in a `with` block, which takes the name `folder` when the block ends, or goes when it raises.
+
+    Args:
+        folder: must not exist, unless `replace`.
+        replace: let it take the place of what is there.
+
+    Raises:
+        FileExistsError: where `folder` exists and is not to be replaced; what was written is removed.
+        OSError: where something cannot be written.
+    """
+    work = _work_name(folder)
+    work.mkdir(parents=True)
+    try:
+        yield work
+        for path in sorted(work.rglob("*")):
+            sync(path)
+        sync(work)
+        if replace and folder.is_dir():
+            shutil.rmtree(folder)
+        elif folder.exists():
+            raise FileExistsError(f"{folder} appeared meanwhile: choose another folder, or move it away")
+        work.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _work_name(path: Path) -> Path:
+    """A name beside `path` that nothing has: neither another process's, nor a user's."""
+    names = (path.with_name(f".{path.name}.{os.getpid()}.{number}.partial") for number in range(1000))
+    return next(name for name in names if not os.path.lexists(name))

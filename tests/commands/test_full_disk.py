@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from foldrank.hf.checkpoint import load
-from foldrank.train.pretrain import save, write
+from foldrank.train.run_folder import save
 
 from ..called import Foldrank, tree
 from ..runs import Run

@@ -35,7 +35,7 @@ def data(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData
 
 
 def tokens(data: PreparedData, split: Split) -> list[int]:
-    blocks = data.blocks(split, 1)
+    blocks = data.sequences(split, 1)
     return [int(blocks[index]["input_ids"][0]) for index in range(len(blocks))]
 
 
@@ -71,7 +71,7 @@ def test_many_shards_hold_what_one_does(
     assert len(sharded.manifest["splits"]["train"]["shards"]) > 10
     for split in SPLITS:
         assert tokens(sharded, split) == tokens(data, split)
-        one, other = sharded.blocks(split, 64), data.blocks(split, 64)
+        one, other = sharded.sequences(split, 64), data.sequences(split, 64)
         assert len(one) == len(other)
         assert all(torch.equal(one[index]["input_ids"], other[index]["input_ids"]) for index in range(len(one)))
 

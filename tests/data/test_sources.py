@@ -82,7 +82,7 @@ def test_folder_is_read_in_the_order_of_names_without_hidden_files(tmp_path: Pat
 
 
 def test_text_file_alone_is_cut_at_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "PIECE", 500)
+    monkeypatch.setattr(corpus, "CHUNK_CHARS", 500)
     whole = "".join(f"{number} {text}\n" for number, text in enumerate(TEXTS))
     (tmp_path / "book.txt").write_text(whole, encoding="utf-8")
     pieces = read(tmp_path / "book.txt")
@@ -93,7 +93,7 @@ def test_text_file_alone_is_cut_at_line_ends(tmp_path: Path, monkeypatch: pytest
 
 
 def test_line_without_end_is_cut_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "PIECE", 100)
+    monkeypatch.setattr(corpus, "CHUNK_CHARS", 100)
     (tmp_path / "line.txt").write_text("0123456789" * 100)
     pieces = read(tmp_path / "line.txt")
     assert "".join(pieces) == "0123456789" * 100
@@ -247,7 +247,7 @@ def test_parts_are_chosen_by_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet", "folder"])
 def test_share_grows_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(files, "ROWS", 4)
+    monkeypatch.setattr(files, "BATCH_ROWS", 4)
     lines = json_lines([{"text": text} for text in TEXTS])
     (tmp_path / "rows.jsonl").write_bytes(lines)
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines))

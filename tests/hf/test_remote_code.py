@@ -31,7 +31,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a process without foldrank makes of our checkpoints."""
-    root = tmp_path_factory.mktemp("travel")
+    root = tmp_path_factory.mktemp("remote-code")
     for name in NAMES:
         _, tied, dtype = name.split("-")
         model = trained(dtype=getattr(torch, dtype), tie_word_embeddings=tied == "tied")
@@ -81,10 +81,10 @@ def test_what_is_not_folded_does_not_load(elsewhere: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def travelling() -> ModuleType:
+def remote_code() -> ModuleType:
     """The modelling file, imported under a name of its own."""
     file = modeling_lowrank_llama.__file__
-    spec = importlib.util.spec_from_file_location("travelling", file)
+    spec = importlib.util.spec_from_file_location("remote_code", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -106,27 +106,27 @@ def travelling() -> ModuleType:
     ids=["cola-dlr", "low rank", "table", "random", "relu", "dense"],
 )
 def test_its_classes_equal_those_of_the_package(
-    travelling: ModuleType, low_rank: LowRankConfig | None, others: dict[str, Any], tmp_path: Path
+    remote_code: ModuleType, low_rank: LowRankConfig | None, others: dict[str, Any], tmp_path: Path
 ) -> None:
     model = trained(low_rank, **others)
     fold_(model)
     model.save_pretrained(tmp_path)
-    twin = travelling.LowRankLlamaForCausalLM.from_pretrained(tmp_path).eval()
-    assert type(twin).__module__ == "travelling"
+    twin = remote_code.LowRankLlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(twin).__module__ == "remote_code"
     ours, theirs = model.state_dict(), twin.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert [name for name, _ in twin.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert torch.equal(logits(twin), logits(model))
-    base = travelling.LowRankLlamaModel.from_pretrained(tmp_path).eval()
+    base = remote_code.LowRankLlamaModel.from_pretrained(tmp_path).eval()
     assert torch.equal(hidden(base), hidden(LowRankLlamaModel.from_pretrained(tmp_path)))
 
 
-def test_its_names_are_those_of_the_auto_map(travelling: ModuleType) -> None:
+def test_its_names_are_those_of_the_auto_map(remote_code: ModuleType) -> None:
     for place in auto_map(type(config())).values():
         file, name = place.split(".")
         assert file == "modeling_lowrank_llama"
-        assert hasattr(travelling, name)
+        assert hasattr(remote_code, name)
 
 
 def test_here_our_own_classes_are_used_even_with_trust(tmp_path: Path) -> None:

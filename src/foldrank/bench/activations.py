@@ -5,9 +5,9 @@ y = B z + c Expand(z) + b        (arXiv 2606.28932)
 
 from torch import Tensor, nn
 
-from foldrank.core.inventory import walk
-from foldrank.core.linear import LowRankLinear
 from foldrank.core.functional import literal_residual
+from foldrank.core.inventory import inventory
+from foldrank.core.linear import LowRankLinear
 
 
 class OnActivations(nn.Module):
@@ -32,8 +32,9 @@ class OnActivations(nn.Module):
 
 def on_activations_(model: nn.Module) -> None:
     """Lets every layer with a residual compute it on activations, in place; its parameters stay."""
-    for _, module, homes in list(walk(model)):
-        if isinstance(module, LowRankLinear) and module.residual is not None:
-            literal = OnActivations(module)
-            for parent, attribute in homes:
+    contents = inventory(model)
+    for name, layer in contents.low_rank_layers.items():
+        if layer.residual is not None:
+            literal = OnActivations(layer)
+            for parent, attribute in contents.parents[name]:
                 setattr(parent, attribute, literal)

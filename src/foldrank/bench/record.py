@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from foldrank.atomic import write
+from foldrank.atomic import write_text
 from foldrank.bench import BENCHMARKS
 from foldrank.bench.settings import Settings
-from foldrank.train.pretrain import commit, versions
+from foldrank.provenance import commit, versions
 
 SCHEMA = 1
 """Version of a record."""
@@ -134,7 +134,7 @@ def write_record(folder: Path, record: Record) -> Path:
     stem = f"{settings['benchmark']}-{settings['recipe']}-{settings['device']}-{record.date}"
     number = next(number for number in range(1, 1000) if not (folder / f"{stem}-{number}.json").exists())
     file = folder / f"{stem}-{number}.json"
-    write(file, json.dumps(as_json(record), indent=1) + "\n")
+    write_text(file, json.dumps(as_json(record), indent=1) + "\n")
     return file
 
 

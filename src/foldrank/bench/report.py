@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from foldrank.atomic import write
+from foldrank.atomic import write_text
 from foldrank.bench import BENCHMARKS
 from foldrank.bench.record import Record, read_records
 
@@ -68,7 +68,7 @@ def update(page: Path) -> list[str]:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     records = read_records(page.parent / "records")
-    write(page, f"{before}{BEGIN}\n\n{tables(records)}\n{END}{after}")
+    write_text(page, f"{before}{BEGIN}\n\n{tables(records)}\n{END}{after}")
     return list(records)
 
 

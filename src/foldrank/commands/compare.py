@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the study; returns where it lies and how its runs ended."""
-    from foldrank.atomic import write
+    from foldrank.atomic import write_text
     from foldrank.compare.plan import planned
     from foldrank.compare.records import read_records
     from foldrank.compare.study import find_study, load_study
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 if not config.stream:
                     prepared(config, progress)
         out.mkdir(parents=True, exist_ok=True)
-        write(out / "study.yaml", study.to_yaml())
+        write_text(out / "study.yaml", study.to_yaml())
         try:
             if arguments.workers > 1:
                 _share(arguments.workers, [str(file), "--out", str(out)])

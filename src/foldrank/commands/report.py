@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         from foldrank.compare.report import report_html, report_markdown
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'foldrank[report]'") from error
-    from foldrank.atomic import write
+    from foldrank.atomic import write_text
     from foldrank.compare.analysis import analyse
     from foldrank.compare.progress import unfinished_runs
     from foldrank.compare.records import read_records
@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     analysis = analyse(study, records, unfinished_runs(folder, records))
     out: Path = arguments.out or folder
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "report.html", report_html(analysis))
-    write(out / "report.md", report_markdown(analysis))
+    write_text(out / "report.html", report_html(analysis))
+    write_text(out / "report.md", report_markdown(analysis))
     return {
         "html": str(out / "report.html"),
         "markdown": str(out / "report.md"),

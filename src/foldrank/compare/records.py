@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from foldrank.atomic import write
+from foldrank.atomic import write_text
 
 SCHEMA = 1
 """Version of a record."""
@@ -52,7 +52,7 @@ def write_record(study: Path, record: Record) -> None:
     """Keeps a record, whole or not at all."""
     folder = study / "records"
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / f"{record.id}.json", json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1) + "\n")
+    write_text(folder / f"{record.id}.json", json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1) + "\n")
 
 
 def read_records(study: Path) -> dict[str, Record]:

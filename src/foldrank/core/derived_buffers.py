@@ -1,4 +1,4 @@
-"""Modules whose buffers follow from their settings: written anew where they were never filled, checked where rounded."""
+"""Modules whose buffers follow from their settings: written where they were never filled, checked where rounded."""
 
 from collections.abc import Callable
 from typing import Any, Self

@@ -237,7 +237,11 @@ def _output_heads(model: nn.Module, contents: Inventory, candidates: Iterable[st
         inside = {id(module) for module in head.modules()}
         reason = "output head (get_output_embeddings gives it)"
         return {name: reason for name in linears if id(contents.modules[name]) in inside}
-    lists = [(name, sum(blocks, [])) for name, blocks in contents.block_lists(linears) if len(blocks) > 1]
+    lists = [
+        (name, [layer for block in blocks for layer in block])
+        for name, blocks in contents.block_lists(linears)
+        if len(blocks) > 1
+    ]
     if lists:
         # The last of the large lists: an encoder's and a decoder's, not that of some small heads.
         most = max(len(layers) for _, layers in lists)

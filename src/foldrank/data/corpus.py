@@ -21,7 +21,7 @@ INSTALLED = {"site-packages": {".py", *PROSE}, "site-packages-prose": PROSE}
 MIN_CHARACTERS = 8
 """A text with less than this, white space apart, is near-empty."""
 
-PIECE = 1 << 14
+CHUNK_CHARS = 1 << 14
 """Characters of the documents into which one text file alone is cut, so that a part of it can be held out."""
 
 
@@ -107,7 +107,7 @@ def _file_texts(config: DataConfig, skipped: Counter[str]) -> Iterator[tuple[obj
     sizes = [path.stat().st_size for path in paths]
     before, total = 0, max(1, sum(sizes))
     for path, size in zip(paths, sizes, strict=True):
-        longest = PIECE if path == root else files.LONGEST
+        longest = CHUNK_CHARS if path == root else files.MAX_CHARS
         for text, read in files.texts(path, config.text_field, skipped, longest):
             yield text, (before + read) / total
         before += size

@@ -15,14 +15,14 @@ from typing import IO, Any
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 
-LONGEST = 1 << 22
+MAX_CHARS = 1 << 22
 """Characters after which a text file goes on as a further document."""
 
-ROWS = 256
+BATCH_ROWS = 256
 """Rows of a Parquet file read at a time."""
 
 
-def texts(path: Path, field: str, skipped: Counter[str], longest: int = LONGEST) -> Iterator[tuple[object, int]]:
+def texts(path: Path, field: str, skipped: Counter[str], longest: int = MAX_CHARS) -> Iterator[tuple[object, int]]:
     """The texts of a file (anything but a string is a row without text), each with the bytes of the file read so far.
 
     Args:
@@ -97,7 +97,7 @@ def _parquet(path: Path, field: str) -> Iterator[tuple[object, int]]:
             if field not in names:
                 raise ValueError(missing_field(path, field, names))
             size, rows, done = path.stat().st_size, table.metadata.num_rows, 0
-            for batch in table.iter_batches(batch_size=ROWS, columns=[field]):
+            for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=[field]):
                 for value in batch.column(0).to_pylist():
                     done += 1
                     yield value, size * done // rows

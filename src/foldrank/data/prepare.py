@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from foldrank.atomic import sync
 from foldrank.data.config import DataConfig, Split
 from foldrank.data.corpus import Document, documents, fingerprint, is_prepared
-from foldrank.data.prepared import FORMAT, PreparedData, file_sha256
+from foldrank.data.prepared import FORMAT, PreparedData
 from foldrank.data.shards import ShardWriter
-from foldrank.data.tokenizer import Encoder, encoded, pad_token, train_tokenizer
+from foldrank.data.tokenizer import Encoder, encoded, end_token, load_tokenizer, pad_token, train_tokenizer
+from foldrank.provenance import sha256_of_file
 
 COMMIT_CHARACTERS = 1 << 24
 """Text between two entries of the journal: what an interruption can cost."""
@@ -36,13 +39,17 @@ TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "vocab*", "merges*", "*.mode
 """Of a folder with a tokenizer, what makes the tokenizer."""
 
 Progress = Callable[[str, int, float | None], None]
-"""Called with what is going on, the documents done, and the share of the whole; 1 at the end, None where unknown."""
+"""Called with what is going on, the documents done, and the fraction of the whole; 1 at the end, None where unknown."""
 
 
 def cache_folder() -> Path:
     """Where prepared data is kept: $FOLDRANK_CACHE, or foldrank/ in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FOLDRANK_CACHE") or Path(base) / "foldrank")
+    if named := os.environ.get("FOLDRANK_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foldrank"
+    except RuntimeError as error:  # no home: a user id without an entry in /etc/passwd
+        raise ValueError("there is no home folder to keep prepared data in: name one with FOLDRANK_CACHE") from error
 
 
 def prepared(config: DataConfig, progress: Progress = lambda *_: None) -> PreparedData:
@@ -80,24 +87,50 @@ def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None)
     with _alone(out, progress):
         _refuse_existing(out)
         work = out.with_name(f"{out.name}.partial")
+        if not _is_ours(work):
+            raise FileExistsError(f"{work} exists and is no preparation of foldrank: move it, or choose another --out")
         try:
-            _write(config, work, progress)
-            work.rename(out)
+            if not _is_finished(work, config):
+                _write(config, work, progress)
         except BaseException as error:
             if not _journal(work).get("documents"):
                 shutil.rmtree(work, ignore_errors=True)
             elif isinstance(error, OSError):
                 raise OSError(f"{error}. What is done is kept in {work}: the same command goes on there") from error
             raise
+        try:
+            work.rename(out)
+        except OSError as error:
+            raise OSError(
+                f"{out} appeared while it was prepared ({error.strerror}). All that was done is in {work}: move {out} "
+                "away, and the same command gives it its name at once"
+            ) from error
+        sync(out.parent)
     return PreparedData(out)
+
+
+def _is_ours(work: Path) -> bool:
+    """Whether an unfinished folder may be gone on with, or is not there."""
+    return not os.path.lexists(work) or bool(_journal(work)) or _manifest_config(work) is not None
+
+
+def _is_finished(work: Path, config: DataConfig) -> bool:
+    """Whether it only waits for its name, which something else had."""
+    return not _journal(work) and _manifest_config(work) == asdict(config)
+
+
+def _manifest_config(work: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((work / "manifest.json").read_text())
+        return manifest["config"] if manifest["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager
 def _alone(out: Path, progress: Progress) -> Iterator[None]:
     """Keeps other processes from preparing the same folder meanwhile."""
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16])
+    lock = FileLock(_lock_folder() / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16])
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -107,6 +140,20 @@ def _alone(out: Path, progress: Progress) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _lock_folder() -> Path:
+    """In the cache, or where that cannot be written, in the folder for temporary files."""
+    try:
+        locks = cache_folder() / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        if os.access(locks, os.W_OK):
+            return locks
+    except (OSError, ValueError):
+        pass
+    locks = Path(tempfile.gettempdir()) / f"foldrank-locks-{os.getuid()}"
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks
 
 
 def _write(config: DataConfig, work: Path, progress: Progress) -> None:
@@ -133,7 +180,7 @@ def _write(config: DataConfig, work: Path, progress: Progress) -> None:
         "config": asdict(config),
         "tokenizer": {
             "name": config.tokenizer,
-            "files": {file.name: file_sha256(file) for file in sorted((work / "tokenizer").iterdir())},
+            "files": {file.name: sha256_of_file(file) for file in sorted((work / "tokenizer").iterdir())},
         },
         "vocab_size": len(tokenizer),
         "end_token": encoder.end,
@@ -219,12 +266,10 @@ def _skip(stream: Iterator[Document], journal: dict[str, Any], work: Path, progr
 def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrainedTokenizerBase:
     saved = work / "tokenizer"
     if saved.exists():
-        return AutoTokenizer.from_pretrained(saved)
+        return load_tokenizer(saved)
     if config.tokenizer is not None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the tokenizer {config.tokenizer!r} cannot be loaded: {error}") from error
+        tokenizer = load_tokenizer(config.tokenizer)
+        end_token(tokenizer)  # refused while it still has the name that the user knows
     else:
         tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_size)
     try:
@@ -233,7 +278,7 @@ def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrained
         raise OSError(f"the tokenizer cannot be written: {error}") from error
     (work / "tokenizer.saving").rename(saved)
     # As it will be read, so that a preparation that goes on has the same one.
-    return AutoTokenizer.from_pretrained(saved)
+    return load_tokenizer(saved)
 
 
 def _training_texts(config: DataConfig, progress: Progress) -> Iterator[str]:
@@ -286,5 +331,5 @@ def _key(config: DataConfig) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, asdict(config)]).encode() + fingerprint(config))
     if config.tokenizer is not None and (folder := Path(config.tokenizer)).is_dir():
         for file in sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}):
-            digest.update(f"{file.name}\0{file_sha256(file)}".encode())
+            digest.update(f"{file.name}\0{sha256_of_file(file)}".encode())
     return digest.hexdigest()[:16]

@@ -1,6 +1,5 @@
 """A folder of prepared data, read: memory-mapped tokens, their tokenizer, their checksums."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from foldrank.data.config import Layout, Split
+from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.sequences import SequenceDataset, ShuffledDataset, layout_of
-from foldrank.data.shards import ENDS, Shard
+from foldrank.data.shards import DOCUMENT_OFFSETS, Shard
+from foldrank.data.tokenizer import load_tokenizer
+from foldrank.provenance import sha256_of_file
 
 FORMAT = 2
 """Version of the folder's layout; part of every key."""
@@ -38,7 +40,7 @@ class PreparedData:
             for shard in self._shards(split):
                 for name, size in (
                     (shard.file, shard.tokens * self.dtype.itemsize),
-                    (shard.index, shard.documents * ENDS.itemsize),
+                    (shard.index, shard.documents * DOCUMENT_OFFSETS.itemsize),
                 ):
                     file = folder / name
                     if not file.exists() or file.stat().st_size != size:
@@ -46,7 +48,7 @@ class PreparedData:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that the tokens are of."""
-        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        return load_tokenizer(self.folder / "tokenizer")
 
     def tokens(self, split: Split) -> int:
         """Number of tokens in a split, an end token for each document included."""
@@ -56,7 +58,18 @@ class PreparedData:
         """A hash of all text that was read, in its order."""
         return self.manifest["text_sha256"]
 
-    def blocks(self, split: Split, sequence_length: int, layout: Layout = "packed") -> SequenceDataset:
+    def identity(self) -> DataIdentity:
+        """What a run that trains on this was trained on."""
+        return DataIdentity(
+            kind="prepared",
+            text_sha256=self.text_sha256(),
+            tokenizer_sha256=tokenizer_sha256(self.tokenizer()),
+            folder=str(self.folder.resolve()),
+            train_tokens=self.tokens("train"),
+            validation_tokens=self.tokens("validation"),
+        )
+
+    def sequences(self, split: Split, sequence_length: int, layout: Layout = "packed") -> SequenceDataset:
         """The split as sequences.
 
         Raises:
@@ -66,7 +79,7 @@ class PreparedData:
         return layout_of(
             layout,
             [np.memmap(self.folder / shard.file, dtype=self.dtype, mode="r") for shard in shards],
-            [np.memmap(self.folder / shard.index, dtype=ENDS, mode="r") for shard in shards],
+            [np.memmap(self.folder / shard.index, dtype=DOCUMENT_OFFSETS, mode="r") for shard in shards],
             sequence_length,
             end_token=self.manifest["end_token"],
             pad_token=self.manifest["pad_token"],
@@ -74,11 +87,11 @@ class PreparedData:
 
     def training(self, sequence_length: int, layout: Layout, *, seed: int, num_sequences: int) -> ShuffledDataset:
         """The sequences of a training run, in their order."""
-        return ShuffledDataset(self.blocks("train", sequence_length, layout), seed, num_sequences)
+        return ShuffledDataset(self.sequences("train", sequence_length, layout), seed, num_sequences)
 
     def validation(self, sequence_length: int, layout: Layout, tokens: int | None = None) -> Dataset[dict[str, Tensor]]:
         """The first sequences of the validation split, as many as hold `tokens`; None: all."""
-        return self.blocks("validation", sequence_length, layout).first(tokens)
+        return self.sequences("validation", sequence_length, layout).first(tokens)
 
     def test(
         self, sequence_length: int, layout: Layout, *, validation_tokens: int, tokens: int
@@ -88,7 +101,7 @@ class PreparedData:
         Raises:
             ValueError: where there are none.
         """
-        return self.blocks("validation", sequence_length, layout).behind(validation_tokens, tokens)
+        return self.sequences("validation", sequence_length, layout).behind(validation_tokens, tokens)
 
     def verify(self) -> None:
         """Reads everything and compares checksums.
@@ -100,17 +113,9 @@ class PreparedData:
         for split in ("train", "validation"):
             for shard in self._shards(split):
                 expected |= {shard.file: shard.sha256, shard.index: shard.index_sha256}
-        wrong = [name for name, sha256 in expected.items() if file_sha256(self.folder / name) != sha256]
+        wrong = [name for name, sha256 in expected.items() if sha256_of_file(self.folder / name) != sha256]
         if wrong:
             raise ValueError(f"{self.folder}: {', '.join(wrong)} not as prepared: delete the folder and prepare again")
 
     def _shards(self, split: Split) -> list[Shard]:
         return [Shard(**shard) for shard in self.manifest["splits"][split]["shards"]]
-
-
-def file_sha256(file: Path) -> str | None:
-    """The checksum of a file; None where there is none."""
-    if not file.is_file():
-        return None
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from foldrank.data.config import Split
 SHARD_TOKENS = 1 << 26
 """Tokens after which a shard is closed, at the end of a document."""
 
-ENDS = np.dtype("<u4")
+DOCUMENT_OFFSETS = np.dtype("<u4")
 """How a shard's index keeps the position after each document's last token."""
 
 
@@ -53,7 +53,7 @@ class ShardWriter:
         if self._closed and self._closed[-1].tokens < SHARD_TOKENS:
             self._shard = self._closed.pop()
             self._tokens = _Growing(folder / self._shard.file, self._shard.tokens * dtype.itemsize, self._shard.sha256)
-            size = self._shard.documents * ENDS.itemsize
+            size = self._shard.documents * DOCUMENT_OFFSETS.itemsize
             self._ends = _Growing(folder / self._shard.index, size, self._shard.index_sha256)
 
     def __enter__(self) -> "ShardWriter":
@@ -73,7 +73,7 @@ class ShardWriter:
             self._ends = _Growing(self.folder / self._shard.index)
         tokens = self._shard.tokens + len(ids)
         self._tokens.write(ids.astype(self.dtype, copy=False).tobytes())
-        self._ends.write(np.asarray(tokens, dtype=ENDS).tobytes())
+        self._ends.write(np.asarray(tokens, dtype=DOCUMENT_OFFSETS).tobytes())
         self._shard = replace(self._shard, tokens=tokens, documents=self._shard.documents + 1)
         if tokens >= SHARD_TOKENS:
             self.close()

@@ -1,18 +1,26 @@
 """Text that is tokenized when it is needed: for an evaluation in memory, and for training without preparation."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor, from_numpy
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from foldrank.atomic import write_text
 from foldrank.data.config import DataConfig, Layout, Split
-from foldrank.data.corpus import Document, documents
+from foldrank.data.corpus import INSTALLED, Document, documents, is_prepared
+from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import Progress, prepared
 from foldrank.data.prepared import PreparedData
 from foldrank.data.sequences import SequenceDataset, layout_of
-from foldrank.data.tokenizer import Encoder, encoded, pad_token
+from foldrank.data.tokenizer import Encoder, encoded, load_tokenizer, pad_token
 
 
 def encode(
@@ -31,15 +39,98 @@ def open_data(config: DataConfig, progress: Progress = lambda *_: None) -> "Prep
     return StreamedData(config) if config.stream else prepared(config, progress)
 
 
+FIRST_DOCUMENTS = 32
+"""Documents by which a stream is recognized."""
+
+
+def reopen_data(
+    config: DataConfig,
+    identity: DataIdentity,
+    *,
+    evaluation_text: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> "PreparedData | StreamedData":
+    """Opens the data that a run recorded: exactly that, also where its source has changed meanwhile.
+
+    Args:
+        config: the run's settings of the data.
+        identity: what the run recorded of it.
+        evaluation_text: of a stream, what `write_evaluation_text` wrote; with it, the source is not read.
+        progress: told how far a preparation is.
+
+    Raises:
+        ValueError: where the text or the tokenizer is another one now, naming both hashes.
+    """
+    if identity.kind == "stream":
+        data = StreamedData(config, evaluation_text)
+        if evaluation_text is None:
+            identity.check(data.identity())
+        return data
+    # What the run read, while it is there.
+    if identity.folder is not None and is_prepared(Path(identity.folder)):
+        with suppress(ValueError):
+            data = PreparedData(Path(identity.folder))
+            identity.check(data.identity())
+            return data
+    # Otherwise its source prepared anew, if that gives the same.
+    data = prepared(config, progress)
+    identity.check(data.identity())
+    return data
+
+
+def resolve_source(config: DataConfig) -> DataConfig:
+    """The settings with absolute paths, so that they mean the same from another working folder."""
+    return replace(config, source=_absolute(config.source), tokenizer=config.tokenizer and _absolute(config.tokenizer))
+
+
+def _absolute(name: str) -> str:
+    builtin = name in ("stdlib", *INSTALLED)
+    return name if builtin or not Path(name).exists() else str(Path(name).resolve())
+
+
 class StreamedData:
     """Text as training data without preparation: packed, in the order of the source, the same in every run."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, evaluation_text: Path | None = None) -> None:
         self.config = config
+        self.evaluation_text = evaluation_text
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that the settings name."""
-        return AutoTokenizer.from_pretrained(self.config.tokenizer)
+        assert self.config.tokenizer is not None  # the settings refuse a stream without
+        return load_tokenizer(self.config.tokenizer)
+
+    def identity(self) -> DataIdentity:
+        """What a run that trains on this was trained on, by its first documents."""
+        first = hashlib.sha256()
+        for document in islice(documents(self.config), FIRST_DOCUMENTS):
+            first.update(document.digest)
+        return DataIdentity(
+            kind="stream",
+            tokenizer_sha256=tokenizer_sha256(self.tokenizer()),
+            source=self.config.source,
+            subset=self.config.subset,
+            split=self.config.split,
+            first_documents_sha256=first.hexdigest(),
+        )
+
+    def write_evaluation_text(self, file: Path, tokens: int) -> None:
+        """Writes the first held-out documents, as many as hold `tokens`, as JSON lines: a later evaluation reads them
+        and not the source.
+        """
+        encoder, lines, held = Encoder(self.tokenizer()), [], 0
+        for batch in encoded(self._held_out(), encoder):
+            lines += [json.dumps({"text": document.text}) + "\n" for document, _ in batch]
+            held += sum(len(ids) for _, ids in batch)
+            if held >= tokens:
+                break
+        write_text(file, "".join(lines))
+
+    def _held_out(self) -> Iterator[Document]:
+        if self.evaluation_text is None:
+            return (document for document in documents(self.config) if document.split == "validation")
+        lines = self.evaluation_text.read_text(encoding="utf-8").splitlines()
+        return (Document(text=json.loads(line)["text"], digest=b"", split="validation", share=None) for line in lines)
 
     def tokens(self, split: Split) -> None:  # noqa: ARG002
         """Unknown until all is read."""
@@ -67,8 +158,9 @@ class StreamedData:
         """
         if tokens is None:
             raise ValueError("evaluating on a stream needs a number of tokens (train.eval_tokens)")
-        held_out = (document for document in documents(self.config) if document.split == "validation")
-        return _in_memory(held_out, self.config, self.tokenizer(), sequence_length, layout, tokens).first(tokens)
+        return _in_memory(self._held_out(), self.config, self.tokenizer(), sequence_length, layout, tokens).first(
+            tokens
+        )
 
     def test(
         self,
@@ -83,8 +175,9 @@ class StreamedData:
         Raises:
             ValueError: where there are none.
         """
-        held_out = (document for document in documents(self.config) if document.split == "validation")
-        both = _in_memory(held_out, self.config, self.tokenizer(), sequence_length, layout, validation_tokens + tokens)
+        both = _in_memory(
+            self._held_out(), self.config, self.tokenizer(), sequence_length, layout, validation_tokens + tokens
+        )
         return both.behind(validation_tokens, tokens)
 
 

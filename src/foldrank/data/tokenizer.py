@@ -1,8 +1,10 @@
 """Byte-level BPE tokenizers trained here, any Hugging Face tokenizer, and documents to token ids at full speed."""
 
+import re
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -10,7 +12,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from foldrank.data.corpus import Document
 
@@ -20,7 +22,11 @@ END_OF_TEXT = "<|endoftext|>"
 BATCH_CHARACTERS = 1 << 20
 """Text handed to the tokenizer at a time: enough for every core, little in memory (some 40 bytes a character)."""
 
-AHEAD = 2
+LONG_WORD = re.compile(rf"\S{{{1 << 10}}}")
+"""What is cut before a tokenizer is trained, in time that grows with the square of a word's length: no word of a text,
+but DNA, base64 and minified files have such."""
+
+PREFETCH = 2
 """Batches in the tokenizer at once, so that a long document at the end of one leaves no core idle."""
 
 
@@ -37,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.train_from_iterator(
-        texts,
+        map(_cut_long_words, texts),
         BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False),
     )
     if tokenizer.get_vocab_size() < vocab_size:
@@ -51,6 +57,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _cut_long_words(text: str) -> str:
+    return LONG_WORD.sub(r"\g<0> ", text)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A Hugging Face tokenizer by name or folder. No code that lies beside it is run, and nothing is asked.
+
+    Raises:
+        ValueError: where it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as first:  # the libraries raise what they like
+        try:
+            # A checkpoint's config may name code of its own, which our tokenizers do not need.
+            return PreTrainedTokenizerFast.from_pretrained(name)
+        except Exception:
+            line = " ".join(str(first).split())
+            raise ValueError(f"the tokenizer {str(name)!r} cannot be loaded: {line[:200]}") from first
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -103,10 +130,10 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
 def encoded(stream: Iterable[Document], encoder: Encoder) -> Generator[list[tuple[Document, np.ndarray]]]:
     """Documents with their token ids, in order, in batches; the next ones are read and encoded meanwhile."""
     waiting: deque[tuple[list[Document], Future[list[np.ndarray]]]] = deque()
-    with ThreadPoolExecutor(AHEAD) as pool:
+    with ThreadPoolExecutor(PREFETCH) as pool:
         for batch in _batches(stream):
             waiting.append((batch, pool.submit(encoder, [document.text for document in batch])))
-            if len(waiting) > AHEAD:
+            if len(waiting) > PREFETCH:
                 yield _done(*waiting.popleft())
         while waiting:
             yield _done(*waiting.popleft())

@@ -17,7 +17,7 @@ from foldrank.core.fold import unfolded_keys
 from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.parametrization import SPEC
 from foldrank.core.surgery import describe, factorize_
-from foldrank.hf.remote_code import auto_map, travels, write_modeling
+from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
 
 
 class LowRankConfigMixin(PreTrainedConfig):
@@ -134,7 +134,7 @@ def refresh_config(model: PreTrainedModel) -> bool:
             if table is not None and isinstance(table[key], dict):
                 table[key] = {name.removeprefix(prefix): value for name, value in table[key].items()}
     model.config.low_rank = fields
-    portable = fields is not None and travels(fields)
+    portable = fields is not None and is_portable(fields)
     if portable:
         model.config.auto_map = auto_map(type(model.config))
     else:

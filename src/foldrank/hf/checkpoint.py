@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,31 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from foldrank.atomic import new_folder
 from foldrank.core.config import LowRankConfig
 from foldrank.core.fold import check_whole, fold_plan, folded_key, unfolded_keys
 from foldrank.core.linear import PARAMETRIZATIONS
 from foldrank.hf.base import check_loaded
-from foldrank.hf.remote_code import auto_map, travels, write_modeling
+from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
 from foldrank.hf.rewrite import rewrite
 
 INDEX = "model.safetensors.index.json"
+
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "README.md",
+    "LICENSE*",
+)
+"""Files beside the weights that a folded checkpoint has too. Not what belongs to a training: optimizer, scheduler, random
+states, pickles, manifests; nor weights in other formats, which are not folded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,39 +168,40 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
     if out.exists():
         raise FileExistsError(f"{out} exists: choose another folder with --out, or delete it")
     config = _config(folder)
-    work = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    work.mkdir(parents=True)
     try:
-        with _weights(folder) as files:
-            held = {file: list(weights.keys()) for file, weights in files.items()}
-            homes = {name: files[file] for file, names in held.items() for name in names}
-            dropped = unfolded_keys(homes)
-            # Copies, because a tensor keeps the whole file mapped that it was read from.
-            plan = fold_plan({name: homes[name].get_tensor(name).clone() for name in dropped})
-        check_whole(plan, homes)
-        kept = {
-            file: {name: folded_key(name) if name in plan else name for name in names if name not in dropped}
-            for file, names in held.items()
-        }
-        total = sum(rewrite(folder / file, work / file, names=names, changes=plan) for file, names in kept.items())
-        if (folder / INDEX).exists():
-            weight_map = {name: file for file, names in kept.items() for name in names.values()}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        written = {file.name for file in work.iterdir()}
-        for file in folder.iterdir():
-            if file.is_file() and file.name not in written:
-                shutil.copy2(file, work / file.name)
-        config.low_rank = {**config.low_rank, **dict.fromkeys(PARAMETRIZATIONS)}
-        if travels(config.low_rank):
-            config.auto_map = auto_map(type(config))
-            write_modeling(type(config), work)
-        config.save_pretrained(work)
-        work.rename(out)
+        with new_folder(out) as work:
+            num_layers = _fold_weights(folder, work)
+            for file in folder.iterdir():
+                if file.is_file() and any(fnmatch(file.name, pattern) for pattern in COPIED):
+                    shutil.copy2(file, work / file.name)
+            config.low_rank = {**config.low_rank, **dict.fromkeys(PARAMETRIZATIONS)}
+            if is_portable(config.low_rank):
+                config.auto_map = auto_map(type(config))
+                write_modeling(type(config), work)
+            config.save_pretrained(work)
     except SafetensorError as error:
         raise ValueError(f"{folder} has a damaged file: {_line(error)}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    return num_layers
+
+
+def _fold_weights(folder: Path, work: Path) -> int:
+    """Writes the folded weights, file by file, and their index; returns the number of layers folded."""
+    with _weights(folder) as files:
+        names = {file: list(weights.keys()) for file, weights in files.items()}
+        owners = {name: files[file] for file, names_in_file in names.items() for name in names_in_file}
+        dropped = unfolded_keys(owners)
+        # Copies, because a tensor keeps the whole file mapped that it was read from.
+        plan = fold_plan({name: owners[name].get_tensor(name).clone() for name in dropped})
+    check_whole(plan, owners)
+    kept = {
+        file: {name: folded_key(name) if name in plan else name for name in names_in_file if name not in dropped}
+        for file, names_in_file in names.items()
+    }
+    total = sum(rewrite(folder / file, work / file, names=renamed, changes=plan) for file, renamed in kept.items())
+    if (folder / INDEX).exists():
+        weight_map = {name: file for file, renamed in kept.items() for name in renamed.values()}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return len(plan)
 
 

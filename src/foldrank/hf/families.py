@@ -90,6 +90,8 @@ def convert_(model: PreTrainedModel, config: LowRankConfig | None = None) -> Fac
         'LowRankLlamaForCausalLM'
     """
     low_rank_class = LOW_RANK_CLASSES.get(type(model))
+    if isinstance(model, LowRankModelMixin):
+        raise ValueError(f"the model is a {type(model).__name__} already: it saves as a low-rank model as it is")
     if low_rank_class is None:
         known = ", ".join(sorted(dense.__name__ for dense in LOW_RANK_CLASSES))
         raise ValueError(

@@ -39,7 +39,7 @@ FAMILIES: dict[type[PreTrainedConfig], Family] = {}
 """From each low-rank config class to its family; `low_rank_classes` fills it."""
 
 
-def travels(low_rank: Mapping[str, Any]) -> bool:
+def is_portable(low_rank: Mapping[str, Any]) -> bool:
     """Whether a model of this `LowRankConfig` loads from the modelling file: folded, and on a backbone it knows."""
     return low_rank["residual"] is None and low_rank["scale"] is None and low_rank["backbone"] in template.BACKBONES
 

@@ -13,7 +13,7 @@ import yaml
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from foldrank.atomic import write
+from foldrank.atomic import write_text
 from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.fold import fold_
 from foldrank.core.inventory import count_parameters
@@ -203,7 +203,7 @@ def pretrain(
         "commit": commit(),
     }
     if processes.is_main_process:
-        write(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
@@ -281,7 +281,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def save_config(recipe: Recipe, name: str, file: Path) -> None:
     """The resolved settings, as a recipe that can be run again, with what they ran on."""
     about = {"schema": SCHEMA, "recipe": name, "versions": versions(), "commit": commit()}
-    write(file, yaml.safe_dump({"run": about, **recipe.to_dict()}, sort_keys=False))
+    write_text(file, yaml.safe_dump({"run": about, **recipe.to_dict()}, sort_keys=False))
 
 
 def history(trainer: PretrainTrainer, tokens_per_step: float) -> list[dict[str, Any]]:

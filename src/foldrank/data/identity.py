@@ -1,0 +1,123 @@
+"""What a run was trained on: enough to open exactly that again, or to say that it is gone."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataIdentity:
+    """The text and the tokenizer of a run.
+
+    Raises:
+        ValueError: naming the fields that are no text, or no number, where they must be.
+    """
+
+    kind: Literal["prepared", "stream"]
+    """Tokenized before the training, or while it goes on."""
+
+    tokenizer_sha256: str
+    """Of what the tokenizer computes (`tokenizer_sha256`); the copy in a checkpoint has the same."""
+
+    text_sha256: str | None = None
+    """Of all text in its order; None of a stream, which nobody has read to its end."""
+
+    folder: str | None = None
+    """Absolute path of the prepared data; None of a stream."""
+
+    train_tokens: int | None = None
+    """Tokens of the training split, an end token for each document included; None of a stream."""
+
+    validation_tokens: int | None = None
+    """Tokens of the validation split, counted alike."""
+
+    source: str | None = None
+    """Where a stream reads, with its revision behind "@" where one was named."""
+
+    subset: str | None = None
+    """Configuration of the data set that a stream reads."""
+
+    split: str | None = None
+    """Split that a stream reads."""
+
+    first_documents_sha256: str | None = None
+    """Of the first documents of a stream."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{field.name} is {value!r}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+            and not isinstance(value, int if field.name.endswith("_tokens") else str)
+        ]
+        if self.kind not in ("prepared", "stream"):
+            problems.append(f"kind is {self.kind!r}")
+        if not isinstance(self.tokenizer_sha256, str):
+            problems.append(f"tokenizer_sha256 is {self.tokenizer_sha256!r}")
+        if problems:
+            raise ValueError("DataIdentity: " + "; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values; `from_dict` is the way back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DataIdentity":
+        """The identity with these values.
+
+        Raises:
+            ValueError: for values that no `to_dict` gave.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"DataIdentity: {error}") from error
+
+    def check(self, found: "DataIdentity") -> None:
+        """Refuses data that is not this.
+
+        Raises:
+            ValueError: naming both hashes.
+        """
+        for what, name in (("text", "text_sha256"), ("tokenizer", "tokenizer_sha256"), ("text", FIRST)):
+            then, now = getattr(self, name), getattr(found, name)
+            if then is not None and then != now:
+                raise ValueError(
+                    f"the {what} has changed since the run was trained: its sha256 was {then[:12]} and is "
+                    f"{str(now)[:12]}; restore it, or start a new run"
+                )
+
+
+FIRST = "first_documents_sha256"
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what a tokenizer computes, equal for the same tokenizer wherever it is saved and loaded."""
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    parts: list[Any] = [sorted(tokenizer.get_vocab().items()), special]
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts += [state["model"].get("merges"), state["normalizer"], state["pre_tokenizer"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_identity(file: Path) -> DataIdentity | None:
+    """The identity that a run saved; None where there is no such file, as in runs of foldrank 0.1.
+
+    Raises:
+        ValueError: for a file that holds something else.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged: it holds {type(values).__name__}, not an identity of data")
+    return DataIdentity.from_dict(values)
