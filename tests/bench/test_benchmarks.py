@@ -17,9 +17,8 @@ from foldrank.bench.settings import COMPILED, DEFAULT_METHODS, VARIANTS, Setting
 from foldrank.bench.subjects import TrainedModel, outcome_gates, variant_gates
 from foldrank.core.residual import DuplicatedLatentResidual
 from foldrank.train import chunked_loss
-from foldrank.train.accounting import flops_per_token
+from foldrank.train.accounting import training_flops
 from foldrank.train.malloc import KEEP
-from foldrank.train.model import meta_model
 
 from ..called import Foldrank
 
@@ -157,7 +156,7 @@ def test_mfu_is_the_share_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> 
     options = ("--methods", "cola", "cola-dlr", "--peak-flops", 1e12)
     figures = measured(foldrank, "step", recipe_file, *options)["cases"]["step"]["cola-dlr"]
     recipe = Settings(benchmark="step", recipe=str(recipe_file), layers=1).recipe_of("cola-dlr")
-    flops = flops_per_token(meta_model(recipe, 300), 32).total
+    flops = training_flops(recipe, vocab_size=300).total
     assert figures["flops_per_token"] == flops
     assert figures["mfu"] == pytest.approx(flops * 4 * 32 / figures["seconds"] / 1e12)
 

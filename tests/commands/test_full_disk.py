@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from foldrank.atomic import write_text
 from foldrank.hf.checkpoint import load
 from foldrank.train.run_folder import save
 
@@ -87,10 +88,10 @@ def test_saving_a_model_is_all_or_nothing(finished_run: Run, tmp_path: Path, fil
 def test_a_text_file_is_all_or_nothing(tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
     with room_for(10), pytest.raises(OSError, match="too large"):
-        write(file, "x" * 11)
+        write_text(file, "x" * 11)
     assert list(tmp_path.iterdir()) == []
-    write(file, "before")
+    write_text(file, "before")
     with room_for(10), pytest.raises(OSError, match="too large"):
-        write(file, "x" * 11)
+        write_text(file, "x" * 11)
     assert file.read_text() == "before"
     assert list(tmp_path.iterdir()) == [file]

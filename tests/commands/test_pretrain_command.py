@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foldrank.commands.progress import Preparation
+from foldrank.commands.progress import PreparationProgressBar
 from foldrank.recipes import RECIPES
 from foldrank.recipes.reading import load_recipe
 
@@ -117,7 +117,7 @@ def test_interrupted_before_training_it_says_so_and_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("FOLDRANK_CACHE", str(tmp_path / "cache"))
     # The moment is chosen; the signal is the one of Ctrl-C.
-    monkeypatch.setattr(Preparation, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(PreparationProgressBar, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it
     try:
         done = foldrank("pretrain", finished_run.recipe, "--out", tmp_path / "run")

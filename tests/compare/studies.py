@@ -9,7 +9,7 @@ from typing import Any
 
 from foldrank.compare.plan import Run
 from foldrank.compare.records import Record, Stage, write_record
-from foldrank.compare.study import Method, Size, Study, Sweep
+from foldrank.compare.study import Size, Study, StudyMethod, Sweep
 
 RATES = (0.003, 0.006, 0.012)
 BEST = 0.006
@@ -24,9 +24,9 @@ Planted = Callable[[str, int], float]
 """From method and seed to the final test loss."""
 
 
-def study_of(*methods: str | Method, **changes: Any) -> Study:
+def study_of(*methods: str | StudyMethod, **changes: Any) -> Study:
     """A study of these methods on one corpus, at one size, with five seeds and one seed of the sweep."""
-    every = tuple(Method(name=method) if isinstance(method, str) else method for method in methods)
+    every = tuple(StudyMethod(name=method) if isinstance(method, str) else method for method in methods)
     whole = Study(
         title="Planted", question="Is the planted difference found?", methods=every, sweep=Sweep(learning_rates=RATES)
     )
@@ -44,7 +44,7 @@ def planted(differences: Mapping[str, float], *, noise: float = 0.01, shared: fl
 
 
 def run(
-    method: Method,
+    method: StudyMethod,
     seed: int,
     final: float,
     *,
@@ -168,7 +168,7 @@ def large_study() -> tuple[Study, list[Record]]:
     methods = ("dense", "lowrank", "lowrank-dlr", "cola", "cola-dlr")
     study = study_of(
         *methods,
-        Method(
+        StudyMethod(
             name="dense-short",
             kind="dense",
             flops_of="cola",
@@ -176,14 +176,14 @@ def large_study() -> tuple[Study, list[Record]]:
             group="same cost",
             against=("cola-dlr",),
         ),
-        Method(
+        StudyMethod(
             name="alpha-0.5",
             kind="cola-dlr",
             settings={"low_rank.residual.alpha": 0.5},
             group="alpha",
             against=("cola-dlr",),
         ),
-        Method(
+        StudyMethod(
             name="alpha-2",
             kind="cola-dlr",
             settings={"low_rank.residual.alpha": 2.0},

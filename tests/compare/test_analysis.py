@@ -8,7 +8,7 @@ import pytest
 
 from foldrank.compare.analysis import Analysis, Row, Table, analyse
 from foldrank.compare.records import Record
-from foldrank.compare.study import Method, Study
+from foldrank.compare.study import Study, StudyMethod
 from foldrank.compare.summary import summary
 
 from .studies import BEST, RATES, by_id, failed, final_runs, large_study, planted, run, study_of, sweep_runs
@@ -32,7 +32,7 @@ def verdicts(analysis: Analysis) -> dict[tuple[str, str], str]:
 
 
 def test_a_planted_difference_is_found_and_a_method_against_itself_is_not() -> None:
-    study = study_of("dense", "cola", "cola-dlr", Method(name="again", kind="cola", against=("cola",)))
+    study = study_of("dense", "cola", "cola-dlr", StudyMethod(name="again", kind="cola", against=("cola",)))
     records = whole(study, {"cola": 0.1, "again": 0.1, "cola-dlr": 0.06})
     found = analyse(study, by_id(records))
     assert verdicts(found) == {
@@ -174,7 +174,9 @@ def test_methods_of_another_group_stand_beside_those_compared_with_them() -> Non
 
 
 def test_a_control_is_not_counted_as_a_method_with_the_residual() -> None:
-    ablation = Method(name="cola-scaled", kind="cola-dlr", settings={"train.ablation": "scaled"}, against=("cola",))
+    ablation = StudyMethod(
+        name="cola-scaled", kind="cola-dlr", settings={"train.ablation": "scaled"}, against=("cola",)
+    )
     study = study_of("cola", "cola-dlr", ablation)
     found = analyse(study, by_id(whole(study, {"cola-dlr": -0.1, "cola-scaled": 0.1})))
     assert [row.dlr for row in only(found).rows] == [False, True, False]
@@ -195,7 +197,7 @@ def test_summary_counts_and_says_each_verdict() -> None:
         "cola-dlr is better than dense",
         "cola-dlr is better than cola",
     ]
-    many = [Method(name=f"m{place}", kind="cola-dlr", group="many", against=("cola",)) for place in range(9)]
+    many = [StudyMethod(name=f"m{place}", kind="cola-dlr", group="many", against=("cola",)) for place in range(9)]
     study = study_of("cola", *many)
     found = summary(analyse(study, by_id(whole(study, {f"m{place}": 0.5 * (place % 2) for place in range(9)}))))
     (_, (count, *rest)) = next(entry for entry in found if entry[0] == "stdlib, tiny: many")
@@ -235,7 +237,7 @@ def test_the_order_of_the_records_does_not_matter() -> None:
 
 def test_records_that_the_study_does_not_name_are_in_no_table() -> None:
     study = study_of("dense")
-    stranger = run(Method(name="cola"), 0, 1.0)
+    stranger = run(StudyMethod(name="cola"), 0, 1.0)
     found = analyse(study, by_id([*whole(study, {}), stranger]))
     assert found.orphaned_records == (stranger.id,)
     assert "cola" not in json.dumps(found.to_dict()["tables"])

@@ -11,7 +11,7 @@ import pytest
 
 from foldrank.cli import main
 from foldrank.commands import prepare as prepare_command
-from foldrank.commands.progress import Preparation
+from foldrank.commands.progress import PreparationProgressBar
 from foldrank.data import prepare, tokenizer
 from foldrank.data.prepared import PreparedData
 from tests.data.texts import some_texts, write_folder
@@ -101,7 +101,7 @@ def test_progress_says_stages_and_counts(source: Path, tmp_path: Path, capsys: p
 def test_interrupted_says_how_to_go_on(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(_: Preparation, stage: str, documents: int, share: float | None) -> None:  # noqa: ARG001
+    def stop(_: PreparationProgressBar, stage: str, documents: int, share: float | None) -> None:  # noqa: ARG001
         if stage == "tokenizing" and documents > 60:
             raise KeyboardInterrupt
 
@@ -109,7 +109,7 @@ def test_interrupted_says_how_to_go_on(
     monkeypatch.setattr(tokenizer, "BATCH_CHARACTERS", 1000)
     command = ("prepare", source, "--out", tmp_path / "data", "--vocab-size", 300)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(Preparation, "__call__", stop)
+        interrupted.setattr(PreparationProgressBar, "__call__", stop)
         assert run(*command) == 130
     assert f"kept in {tmp_path / 'data.partial'}: the same command goes on there" in capsys.readouterr().err
     assert run(*command) == 0

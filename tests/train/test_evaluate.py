@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from foldrank.data.tokenizer import train_tokenizer
-from foldrank.train.evaluate import IGNORED, continue_text, drift, evaluate_loss, first, logits_of
+from foldrank.train.evaluate import IGNORED, continue_text, evaluate_loss, first, fold_error, logits_of
 
 VOCABULARY = 31
 
@@ -113,21 +113,21 @@ def test_nothing_to_predict_is_an_error(model: PreTrainedModel, length: int) -> 
 def test_drift_is_the_largest_change_and_the_share_of_equal_choices() -> None:
     before = [torch.tensor([[[1.0, 2.0, 0.0], [5.0, 4.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 9.0], [1.0, 0.0, 0.0]]])]
     after = [before[0] + torch.tensor([0.25, 0.0, 0.0]), before[1] + torch.tensor([0.0, 1.5, 0.0])]
-    found = drift(before, after)
-    assert found.max_abs_logit == 1.5
+    found = fold_error(before, after)
+    assert found.max_abs_error == 1.5
     assert found.argmax_agreement == 0.75
-    same = drift(before, before)
-    assert (same.max_abs_logit, same.argmax_agreement) == (0.0, 1.0)
+    same = fold_error(before, before)
+    assert (same.max_abs_error, same.argmax_agreement) == (0.0, 1.0)
 
 
 def test_drift_is_not_silent_about_values_that_are_not_finite() -> None:
     logits = [torch.zeros(1, 2, 3)]
-    assert not drift(logits, [torch.full((1, 2, 3), math.nan)]).max_abs_logit <= 1e-3
+    assert not fold_error(logits, [torch.full((1, 2, 3), math.nan)]).max_abs_error <= 1e-3
 
 
 def test_logits_come_in_batches(model: PreTrainedModel) -> None:
     items = sequences(5)
-    found = logits_of(model, items, batch_size=2)
+    found = list(logits_of(model, items, batch_size=2))
     assert [tuple(part.shape) for part in found] == [(2, 9, VOCABULARY), (2, 9, VOCABULARY), (1, 9, VOCABULARY)]
     with torch.no_grad():
         expected = model.eval()(input_ids=items[4]["input_ids"][None]).logits
@@ -162,3 +162,13 @@ def test_a_continuation_begins_with_the_prompt_and_follows_from_the_seed(speaker
 def test_temperature_zero_is_greedy(speaker: tuple[PreTrainedModel, Any]) -> None:
     one, other = (continue_text(*speaker, "text ", seed=seed, max_new_tokens=12, temperature=0) for seed in (1, 2))
     assert one == other
+
+
+def test_few_positions_are_kept_where_all_would_be_too_many(model: PreTrainedModel) -> None:
+    items = sequences(5)
+    some = list(logits_of(model, items, batch_size=2, most=5 * 4 * VOCABULARY))
+    assert [part.shape[1] for part in some] == [4, 4, 4]
+    everything = list(logits_of(model, items, batch_size=2))
+    for part, every in zip(some, everything, strict=True):
+        torch.testing.assert_close(part, every[:, :4])
+    assert next(iter(logits_of(model, items, most=1))).shape[1] == 1

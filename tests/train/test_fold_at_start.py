@@ -44,13 +44,13 @@ def test_equals_the_residual_form(settings: dict[str, object], seed: int, tmp_pa
     recipe = Recipe.from_dict(settings).override({"seed": seed})
     with_residual = pretrain(recipe, tmp_path / "residual")
     at_start = pretrain(recipe.override({"train.fold_at_start": True}), tmp_path / "start")
-    for key in ("val_loss", "val_loss_folded"):
-        assert at_start[key] == pytest.approx(with_residual[key], rel=1e-6)
+    assert at_start.val_loss == pytest.approx(with_residual.val_loss, rel=1e-6)
+    assert at_start.val_loss_folded == pytest.approx(with_residual.val_loss_folded, rel=1e-6)
     assert losses(tmp_path / "start") == pytest.approx(losses(tmp_path / "residual"), rel=1e-4)
-    assert with_residual["folded_layers"] == 14
-    assert at_start["folded_layers"] == 0
+    assert with_residual.folded_layers == 14
+    assert at_start.folded_layers == 0
     no_decay = pretrain(recipe.override({"train.weight_decay": 0.0}), tmp_path / "plain")
-    assert abs(no_decay["val_loss"] / with_residual["val_loss"] - 1) > 1e-3
+    assert abs(no_decay.val_loss / with_residual.val_loss - 1) > 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_stopped_and_resumed_it_ends_as_if_never_interrupted(
     process.join()
     assert not (out / "metrics.json").exists(), "it finished before it was stopped"
     resumed = pretrain(load_recipe(str(recipe)).override({"train.save_every": 5}), out, resume=True)
-    assert 5 <= resumed["resumed_at_step"] < 40
+    assert 5 <= resumed.resumed_at_step < 40
     assert losses(out) == losses(undisturbed)
     assert len(losses(out)) == 40
     ours, theirs = (load_file(run / "folded" / "model.safetensors") for run in (out, undisturbed))

@@ -47,7 +47,7 @@ def test_golden_losses(recipe_file: Path, tmp_path: Path, method: str) -> None:
     assert losses(tmp_path / "run") == pytest.approx(GOLDEN[method], rel=1e-4)
     state = inspect(tmp_path / "run" / "folded").state
     assert state == ("dense" if method == "dense" else "folded")
-    assert metrics["folded_layers"] == (14 if method == "cola-dlr" else 0)
+    assert metrics.folded_layers == (14 if method == "cola-dlr" else 0)
 
 
 @pytest.mark.parametrize("method", ["dense", "cola-dlr"])
@@ -59,9 +59,9 @@ def test_a_run_with_the_chunked_loss_is_the_same_run(recipe_file: Path, tmp_path
         runs.append(pretrain(recipe, tmp_path / str(on)))
     plain, chunked = runs
     assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-6)
-    assert chunked["val_loss_folded"] == pytest.approx(plain["val_loss_folded"], rel=1e-6)
-    assert chunked["flops"] == plain["flops"]
-    assert chunked["memory_bytes"]["head_and_loss"] < plain["memory_bytes"]["head_and_loss"]
+    assert chunked.val_loss_folded == pytest.approx(plain.val_loss_folded, rel=1e-6)
+    assert chunked.flops == plain.flops
+    assert chunked.memory_bytes["head_and_loss"] < plain.memory_bytes["head_and_loss"]
     files = [{file.name for file in (tmp_path / on / "folded").iterdir()} for on in ("False", "True")]
     assert files[0] == files[1]
 
@@ -78,7 +78,7 @@ def test_two_runs_are_equal_to_the_last_bit(finished_run: Run, tmp_path: Path) -
         }
         for file in (finished_run.out / part).iterdir():
             assert (tmp_path / "again" / part / file.name).read_bytes() == file.read_bytes(), file.name
-    assert without_clock(metrics) == without_clock(finished_run.metrics)
+    assert without_clock(metrics.to_dict()) == without_clock(finished_run.metrics)
 
 
 def test_another_seed_is_another_run(finished_run: Run, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_folded_checkpoint_is_what_was_verified(finished_run: Run) -> None:
     for part, key in (("unfolded", "val_loss"), ("folded", "val_loss_folded")):
         model = AutoModelForCausalLM.from_pretrained(finished_run.out / part)
         assert evaluate_loss(model, validation).loss == finished_run.metrics[key]
-        assert finished_run.metrics["val_tokens"] == len(validation) * 31  # pyright: ignore[reportArgumentType]
+        assert finished_run.metrics.val_tokens == len(validation) * 31  # pyright: ignore[reportArgumentType]
 
 
 def test_the_fold_of_a_trained_model_is_at_rounding_level(finished_run: Run) -> None:
@@ -111,9 +111,9 @@ def test_the_fold_of_a_trained_model_is_at_rounding_level(finished_run: Run) -> 
 
 
 def test_training_lowers_the_loss(finished_run: Run) -> None:
-    history = finished_run.metrics["history"]
+    history = finished_run.metrics.history
     assert [row["step"] for row in history] == [5, 10, 12]
-    assert history[-1]["val_loss"] == finished_run.metrics["val_loss"] < history[0]["val_loss"] < math.log(300)
+    assert history[-1]["val_loss"] == finished_run.metrics.val_loss < history[0]["val_loss"] < math.log(300)
     trained = losses(finished_run.out)
     assert len(trained) == 12
     assert history[0]["train_loss"] == pytest.approx(sum(trained[:5]) / 5)

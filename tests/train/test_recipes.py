@@ -11,7 +11,7 @@ from foldrank.data.tokenizer import train_tokenizer
 from foldrank.recipes import RECIPES
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig
-from foldrank.train.accounting import memory
+from foldrank.train.accounting import model_memory
 from foldrank.train.model import dense_parameters, meta_model, resolve_vocab_size
 from foldrank.train.trainer import training_arguments
 
@@ -107,7 +107,7 @@ def test_micro_batch_is_the_largest_that_leaves_a_tenth_of_80_gb(size: str):
             assert train.micro_batch_size is not None
             # Steps of more sequences, so that there are enough for each GPU.
             train = replace(train, batch_size=4096, micro_batch_size=factor * train.micro_batch_size)
-            needs.append(memory(meta_model_of(name), train, gpus=8, sharded=size == "7b").total)
+            needs.append(model_memory(meta_model_of(name), train, gpus=8, sharded=size == "7b").total)
         return max(needs)
 
     assert largest(1) <= 0.9 * 80e9 < largest(2)

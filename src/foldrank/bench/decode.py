@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from foldrank.bench.inference_model import bytes_read, deployed, prompt
 from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings
-from foldrank.bench.settings import COMPILED, Settings, split
+from foldrank.bench.settings import COMPILED, Settings, parse
 from foldrank.core.inventory import count_parameters
 
 
@@ -61,7 +61,7 @@ def run(settings: Settings) -> Findings:
     for method in settings.subjects:
         model, passed = deployed(settings, method)
         gates += passed
-        decodings[method] = Decoding(model, ids, settings, compiled=COMPILED in split(method)[1])
+        decodings[method] = Decoding(model, ids, settings, compiled=COMPILED in parse(method).variants)
     turns = {method: timed(one.decode, settings.device, one.prefill) for method, one in decodings.items()}
     figures = interleaved_timing(turns, settings.rounds, profile=settings.profile)
     for method, one in decodings.items():

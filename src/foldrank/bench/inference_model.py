@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foldrank.bench.record import Gate
-from foldrank.bench.settings import COLUMNWISE, Settings, split
+from foldrank.bench.settings import COLUMNWISE, Settings, parse
 from foldrank.core.fold import fold_
 from foldrank.core.memory_format import to_column_major_
 from foldrank.train.model import build_model
@@ -47,7 +47,7 @@ def deployed(settings: Settings, method: str) -> tuple[PreTrainedModel, list[Gat
 
     if fold_(model).errors:
         compare("the fold")
-    if COLUMNWISE in split(method)[1]:
+    if COLUMNWISE in parse(method).variants:
         to_column_major_(model)
         compare("its weights lay column by column")
     if settings.bfloat16:

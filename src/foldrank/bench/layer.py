@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from foldrank.bench.activations import on_activations_
 from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings, Gate
-from foldrank.bench.settings import COMPILED, ON_ACTIVATIONS, Settings, split
+from foldrank.bench.settings import COMPILED, ON_ACTIVATIONS, Settings, parse
 from foldrank.bench.subjects import autocast
 from foldrank.core.surgery import factorize_
 
@@ -76,7 +76,7 @@ def _passes(settings: Settings, in_features: int, out_features: int) -> dict[str
         holder = nn.ModuleDict({"q_proj": nn.Linear(in_features, out_features, bias=False)})
         if config is not None:
             factorize_(holder, config)
-        variants = split(method)[1]
+        variants = parse(method).variants
         if ON_ACTIVATIONS in variants:
             on_activations_(holder)
         layer = holder["q_proj"].to(settings.device)
@@ -88,12 +88,12 @@ def _gates(settings: Settings, case: str, passes: Mapping[str, Pass]) -> list[Ga
     """That a method that is computed otherwise gives the outputs and gradients of the method itself."""
     found = []
     for method, one in passes.items():
-        other = passes.get(split(method)[0])
+        other = passes.get(str(parse(method).plain))
         if other is None or other is one:
             continue
         pairs = zip(one.outcome(), other.outcome(), strict=True)
         difference = max(float((a - b).norm() / b.norm()) for a, b in pairs)
         bound = BOUND["bfloat16" if settings.bfloat16 else "float32"]
-        what = f"{case}: outputs and gradients of {method} and {split(method)[0]}"
+        what = f"{case}: outputs and gradients of {method} and {parse(method).plain}"
         found.append(Gate(what=what, difference=difference, bound=bound).check())
     return found

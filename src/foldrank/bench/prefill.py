@@ -7,7 +7,7 @@ import torch
 from foldrank.bench.inference_model import deployed, prompt
 from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings
-from foldrank.bench.settings import COMPILED, Settings, split
+from foldrank.bench.settings import COMPILED, Settings, parse
 from foldrank.core.inventory import count_parameters
 
 
@@ -22,7 +22,7 @@ def run(settings: Settings) -> Findings:
     for method in settings.subjects:
         model, passed = deployed(settings, method)
         gates += passed
-        called: Any = torch.compile(model) if COMPILED in split(method)[1] else model
+        called: Any = torch.compile(model) if COMPILED in parse(method).variants else model
         models[method] = model
 
         def read(called: Any = called) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from foldrank.bench import BENCHMARKS
-from foldrank.recipes.methods import DENSE, DLR, KINDS, METHODS, derived
+from foldrank.recipes.methods import BACKBONE_RECIPES, DENSE, Method
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
 from foldrank.train.activation_checkpointing import checkpoint_activations_
 from foldrank.train.model import meta_model, resolve_vocab_size
 
-AT_START, ON_ACTIVATIONS, COMPILED, COLUMNWISE = "-folded", "-activations", "-compiled", "-columnwise"
-LATENTS, WHOLE_BLOCKS, CHUNKED, BFLOAT16 = "-latents", "-checkpointed", "-chunked-loss", "-bfloat16"
+AT_START, ON_ACTIVATIONS, COMPILED, COLUMNWISE = "folded", "activations", "compiled", "columnwise"
+LATENTS, WHOLE_BLOCKS, CHUNKED, BFLOAT16 = "latents", "checkpointed", "chunked-loss", "bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,11 +190,13 @@ class Settings:
         recipe = self.sizes()
         assert recipe.low_rank is not None
         assert isinstance(recipe.low_rank.rank, int)
-        kind, variants = split(method)
         own = {name: variant for name, variant in VARIANTS.items() if self.benchmark in variant.benchmarks}
-        if kind not in KINDS or not all(
-            name in own and (kind.endswith(DLR) or not own[name].of_residual) for name in variants
-        ):
+        try:
+            parsed = parse(method)
+        except ValueError as error:
+            raise ValueError(f"{self.benchmark} knows no method {method!r}: {_known(own)}") from error
+        variants = parsed.variants
+        if not all(name in own and (parsed.residual or not own[name].of_residual) for name in variants):
             raise ValueError(f"{self.benchmark} knows no method {method!r}: {_known(own)}")
         settings: dict[str, Any] = {}
         for name in variants:
@@ -203,7 +205,7 @@ class Settings:
                     f"{method} sets {', '.join(twice)} twice: leave out all but one of {' '.join(variants)}"
                 )
             settings |= own[name].settings
-        recipe = derived(kind, replace(recipe, low_rank=None), recipe.low_rank.rank).override(settings)
+        recipe = parsed.recipe(replace(recipe, low_rank=None), recipe.low_rank.rank).override(settings)
         if LATENTS in variants:
             checkpoint_activations_(meta_model(recipe, self.vocabulary_size()), recipe.train.activation_checkpointing)
             if COMPILED in variants:
@@ -215,18 +217,14 @@ class Settings:
         return resolve_vocab_size(self.sizes())
 
 
-def split(method: str) -> tuple[str, tuple[str, ...]]:
-    """A method's name without its variants, and these, in the order in which they stand."""
-    variants: list[str] = []
-    while last := next((name for name in VARIANTS if method.endswith(name)), None):
-        method = method.removesuffix(last)
-        variants.insert(0, last)
-    return method, tuple(variants)
+def parse(method: str) -> Method:
+    """What a method's name means, its variants among it."""
+    return Method.parse(method, VARIANTS)
 
 
 def _known(variants: Mapping[str, Variant]) -> str:
-    said = f"there are {DENSE} and {', '.join(METHODS)}, these with {DLR}"
-    for whose, of_residual in (("any", False), (f"those with {DLR}", True)):
-        names = [name for name, variant in variants.items() if variant.of_residual == of_residual]
+    said = f"there are {DENSE} and {', '.join(BACKBONE_RECIPES)}, these with -dlr"
+    for whose, of_residual in (("any", False), ("those with -dlr", True)):
+        names = [f"-{name}" for name, variant in variants.items() if variant.of_residual == of_residual]
         said += f"; {whose} with {', '.join(names)}" if names else ""
     return said

@@ -6,7 +6,6 @@ from foldrank.bench.settings import Settings
 from foldrank.bench.subjects import TrainedModel, gates, start_gates
 from foldrank.core.inventory import count_parameters
 from foldrank.train.accounting import training_flops
-from foldrank.train.model import meta_model
 
 
 def run(settings: Settings) -> Findings:
@@ -24,9 +23,7 @@ def run(settings: Settings) -> Findings:
     turns = {method: timed(subject.step, settings.device) for method, subject in subjects.items()}
     figures = interleaved_timing(turns, settings.rounds, profile=settings.profile)
     for method, subject in subjects.items():
-        train = subject.recipe.train
-        shape = meta_model(subject.recipe, settings.vocabulary_size())
-        flops = training_flops(shape, train, checkpointing=train.activation_checkpointing)
+        flops = training_flops(subject.recipe, vocab_size=settings.vocabulary_size())
         speed = subject.tokens / figures[method]["seconds"]
         figures[method] |= {
             "parameters": count_parameters(subject.model),

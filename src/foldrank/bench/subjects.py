@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from foldrank.bench.activations import on_activations_
 from foldrank.bench.record import Gate
-from foldrank.bench.settings import AT_START, COMPILED, ON_ACTIVATIONS, Settings, split
+from foldrank.bench.settings import AT_START, COMPILED, ON_ACTIVATIONS, Settings, parse
 from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.fold import fold_
 from foldrank.core.inventory import low_rank_layers
@@ -29,7 +29,7 @@ class TrainedModel:
 
     def __init__(self, settings: Settings, method: str) -> None:
         recipe = settings.recipe_of(method)
-        variants = split(method)[1]
+        variants = parse(method).variants
         self.recipe = recipe
         self.device = settings.device
         self.model: PreTrainedModel = build_model(recipe, settings.vocabulary_size()).to(self.device)  # pyright: ignore[reportArgumentType]
@@ -89,7 +89,7 @@ def variant_gates(settings: Settings) -> list[Gate]:
     """
     found, outcomes = [], {}
     for method in dict.fromkeys(settings.subjects):
-        kind = split(method)[0]
+        kind = str(parse(method).plain)
         if method != kind:
             if kind not in outcomes:
                 outcomes[kind] = TrainedModel(settings, kind).outcome()
@@ -106,7 +106,7 @@ def outcome_gates(
         ValueError: where they are not.
     """
     (loss, gradients), (expected_loss, expected_gradients) = outcome, expected
-    what = f"of {method} and {split(method)[0]}"
+    what = f"of {method} and {parse(method).plain}"
     return [
         _gate(settings, method, f"losses {what}", float((loss - expected_loss).abs())),
         _gate(settings, method, f"gradients {what}", _apart(gradients, expected_gradients), GRADIENT_BOUND),
@@ -126,7 +126,7 @@ def fold_gates(settings: Settings) -> list[Gate]:
         ValueError: where one does not.
     """
     found = []
-    for method in dict.fromkeys(split(method)[0] for method in settings.subjects):
+    for method in dict.fromkeys(str(parse(method).plain) for method in settings.subjects):
         subject = TrainedModel(settings, method)
         if all(layer.residual is None for layer in low_rank_layers(subject.model).values()):
             continue
@@ -148,7 +148,7 @@ def start_gates(settings: Settings, subjects: dict[str, TrainedModel]) -> list[G
     found = []
     with torch.no_grad():
         for method, subject in subjects.items():
-            other = subjects.get(method.replace(AT_START, ""))
+            other = subjects.get(str(parse(method).without(AT_START)))
             if other is not None and other is not subject:
                 difference = float((subject.loss() - other.loss()).abs())
                 what = f"losses of {method} and of the residual form after some steps"

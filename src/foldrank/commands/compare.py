@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from foldrank.commands.progress import Preparation
+from foldrank.commands.progress import PreparationProgressBar
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What `torchrun` and `accelerate launch` tell their processes."""
@@ -39,9 +39,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.atomic import write_text
     from foldrank.compare.plan import planned
     from foldrank.compare.records import read_records
-    from foldrank.compare.study import find_study, load_study
+    from foldrank.compare.study import WRITTEN_BY_US, check_folder, find_study, load_study
     from foldrank.compare.worker import check_records, work
     from foldrank.data.prepare import prepared
+    from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError
 
     if arguments.workers < 1:
@@ -51,24 +52,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.plan:
         from foldrank.compare.cost import cost
 
+        apply_malloc_settings()  # as the runs will
         return {"plan": cost(study, arguments.workers), "study": str(file)}
     out = arguments.out or Path("studies") / file.stem
+    check_folder(out, file)
     check_records(study, out)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    apply_malloc_settings()
     with _alone(rank):
-        with Preparation() as progress:
+        with PreparationProgressBar() as progress:
             for corpus in study.corpora:
                 config = study.recipe(corpus, next(iter(study.sizes)), study.methods[0]).data
                 if not config.stream:
                     prepared(config, progress)
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "study.yaml", study.to_yaml())
+        write_text(out / "study.yaml", WRITTEN_BY_US + study.to_yaml())
         try:
             if arguments.workers > 1:
                 _share(arguments.workers, [str(file), "--out", str(out)])
             else:
-                work(study, out, say)
+                work(study, out, console.print)
         except InterruptedRunError as stopped:
             print("foldrank compare: stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(128 + stopped.signal_number) from stopped

@@ -25,32 +25,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluates."""
     from foldrank.data.config import DataConfig
-    from foldrank.data.stream import encode, open_data
+    from foldrank.data.stream import encode
     from foldrank.hf.checkpoint import check, load
-    from foldrank.recipes.reading import load_recipe
     from foldrank.train.evaluate import evaluate_loss
+    from foldrank.train.run_folder import find_run
 
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     if arguments.sequence_length is not None and arguments.sequence_length < 2:
         raise ValueError(f"--sequence-length must be at least 2, got {arguments.sequence_length}")
     check(arguments.checkpoint)
-    config = arguments.checkpoint.parent / "config.yaml"
-    recipe = load_recipe(str(config)) if config.exists() else None
-    if recipe is None and arguments.data is None:
-        raise ValueError(f"{config} does not exist, so the run's validation text is unknown: name a text with --data")
+    run = find_run(arguments.checkpoint)
+    if run is None and arguments.data is None:
+        raise ValueError(
+            f"{arguments.checkpoint} does not lie in the folder of a run (no config.yaml of one above it), so the "
+            "run's validation text is unknown: name a text with --data"
+        )
     model, tokenizer = load(arguments.checkpoint)
-    length = arguments.sequence_length or (recipe.train.sequence_length if recipe is not None else 256)
+    trained_length = None if run is None else run.read_config().recipe.train.sequence_length
+    length = arguments.sequence_length or trained_length or 256
     if arguments.data is not None:
         sequences = encode(DataConfig(source=arguments.data), tokenizer, length)
     else:
-        assert recipe is not None  # refused above
-        sequences = open_data(recipe.data).validation(length, recipe.train.layout, recipe.train.eval_tokens)
+        assert run is not None  # refused above
+        sequences = run.validation(tokenizer, length)
     result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
     legacy = {"legacy_perplexity": result.legacy_perplexity(arguments.batch_size), "batch_size": arguments.batch_size}
     return {
         "checkpoint": str(arguments.checkpoint),
-        "data": arguments.data or f"the validation text of {config}",
+        "data": arguments.data or f"the validation text of {run and run.path}",
         "sequence_length": length,
         "tokens": result.tokens,
         "loss": result.loss,

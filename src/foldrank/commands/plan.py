@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the plan."""
     from foldrank.recipes.schema import Checkpointing
-    from foldrank.train.accounting import factors, memory, parameters, training_flops
-    from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents
-    from foldrank.train.model import dense_parameters, meta_model
+    from foldrank.train.accounting import evaluation_memory, factors, memory, parameters, training_flops
+    from foldrank.train.activation_checkpointing import without_latents
+    from foldrank.train.model import check_recipe, dense_parameters, meta_model
 
     gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, arguments.mfu, arguments.gpu_memory
     if gpus < 1:
@@ -67,16 +67,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--peak-flops and --gpu-memory must be above 0")
     recipe = recipe_from(arguments)
     train = recipe.train
+    check_recipe(recipe)
     model = meta_model(recipe)
-    checkpoint_activations_(model, train.activation_checkpointing)  # refuses what cannot be trained
     ways: list[Checkpointing | None] = [None, "block"] if without_latents(model) else [None, "latents", "block"]
     trained = parameters(model)
     tokens_per_step = train.batch_size * train.sequence_length
     micro_batch = train.resolve_micro_batch_size(gpus)
 
     flops, uses = [], []
-    for checkpointing in ways:
-        per_token = training_flops(model, train, gpus=gpus, checkpointing=checkpointing)
+    recipes = {way: recipe.override({"train.activation_checkpointing": way}) for way in ways}
+    for checkpointing, way in recipes.items():
+        per_token = training_flops(way, gpus=gpus)
         per_step = per_token.total * tokens_per_step
         flops.append(
             {
@@ -87,14 +88,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             }
         )
     for sharded in (False, True) if gpus > 1 else (False,):
-        for checkpointing in ways:
-            used = memory(model, train, gpus=gpus, sharded=sharded, checkpointing=checkpointing)
+        for checkpointing, way in recipes.items():
+            used = memory(way, gpus=gpus, sharded=sharded)
+            evaluation = evaluation_memory(way, gpus=gpus, sharded=sharded)
             uses.append(
                 {
                     "strategy": ("FSDP" if sharded else "DDP") if gpus > 1 else "one GPU",
                     "activation_checkpointing": checkpointing,
                     "bytes_per_gpu": {**used.parts(), "total": used.total},
-                    "fits": None if limit is None else used.total <= limit * GIB,
+                    "bytes_per_gpu_in_evaluation": evaluation,
+                    "fits": None if limit is None else max(used.total, evaluation) <= limit * GIB,
                 }
             )
     return {
@@ -108,7 +111,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_step": tokens_per_step,
         "tokens": tokens_per_step * train.steps,
         "gpus": gpus,
-        "resolve_micro_batch_size": micro_batch,
+        "micro_batch_size": micro_batch,
         "accumulation_steps": train.batch_size // (gpus * micro_batch),
         "dtype": train.dtype,
         "gpu_memory_gib": limit,
@@ -153,7 +156,9 @@ def show(result: dict[str, Any]) -> None:
     table = _columns("memory, GiB per GPU", uses)
     for part in uses[0]["bytes_per_gpu"]:
         amounts = (f"{use['bytes_per_gpu'][part] / GIB:,.3f}" for use in uses)
-        table.add_row(part.replace("_", " "), *amounts, end_section=part in ("working", "total"))
+        table.add_row(part.replace("_", " "), *amounts, end_section=part in ("transient", "total"))
+    evaluations = (f"{use['bytes_per_gpu_in_evaluation'] / GIB:,.3f}" for use in uses)
+    table.add_row("an evaluation", *evaluations, end_section=True)
     if (limit := result["gpu_memory_gib"]) is not None:
         table.add_row(f"fits in {limit:g}", *("yes" if use["fits"] else "no" for use in uses))
     console.print(table)

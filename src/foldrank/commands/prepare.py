@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from foldrank.commands.progress import Preparation
+from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import yaml_value
 from foldrank.recipes.schema import Recipe, field_help
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     began = time.perf_counter()
     try:
-        with Preparation() as progress:
+        with PreparationProgressBar() as progress:
             data = prepare(config, arguments.out, progress)
     except KeyboardInterrupt:
         kept = arguments.out.with_name(f"{arguments.out.name}.partial")

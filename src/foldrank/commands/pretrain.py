@@ -9,8 +9,9 @@ import yaml
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
-from foldrank.commands.progress import Preparation
+from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 
 
@@ -37,19 +38,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = recipe_from(arguments)
     if arguments.print_config:
         return {"config": recipe.to_dict()}
+    import torch
+
+    from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError, pretrain
 
     name = Path(arguments.recipe).stem
     out = arguments.out or Path("runs") / name
+    if recipe.train.device == "cpu" or not torch.accelerator.is_available():
+        apply_malloc_settings()
     try:
-        with Preparation() as progress:
+        with PreparationProgressBar() as progress:
             metrics = pretrain(
                 recipe, out, name=name, overwrite=arguments.overwrite, resume=arguments.resume, progress=progress
             )
     except InterruptedRunError as stopped:
         print(f"foldrank pretrain: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal_number) from stopped
-    return {**metrics, "out": str(out)}
+    return {**metrics.to_dict(), "out": str(out)}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -57,40 +63,43 @@ def show(result: dict[str, Any]) -> None:
     if "config" in result:
         sys.stdout.write(yaml.safe_dump(result["config"], sort_keys=False))
         return
-    out = Path(result["out"])
-    console = Console(highlight=False)
+    from foldrank.train.metrics import RunMetrics, perplexity_of
+    from foldrank.train.run_folder import RunFolder
+
+    metrics, run = RunMetrics.from_dict(result), RunFolder(Path(result["out"]))
+    console = Console(highlight=False, markup=False)
     losses = Table(title="losses", title_justify="left")
     for column in ("step", "training", "validation"):
         losses.add_column(column, justify="right")
-    for row in result["history"]:
-        training = "" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
-        losses.add_row(str(row["step"]), training, f"{row['val_loss']:.4f}")
+    for point in metrics.history:
+        training = "" if point.train_loss is None else f"{point.train_loss:.4f}"
+        losses.add_row(str(point.step), training, f"{point.val_loss:.4f}")
     console.print(losses)
 
-    share = result["params"] / result["params_dense"]
-    summary = Table(title=f"{result['recipe']}, seed {result['seed']}", title_justify="left", show_header=False)
+    fraction = metrics.params / metrics.params_dense
+    summary = Table(title=f"{metrics.recipe}, seed {metrics.seed}", title_justify="left", show_header=False)
     summary.add_column()
     summary.add_column(overflow="fold")  # or a long path would be cut
     for label, value in (
-        ("parameters, low rank", f"{result['params']:,} ({share:.0%} of dense)"),
-        ("parameters, dense equivalent", f"{result['params_dense']:,}"),
-        ("training tokens", f"{result['tokens']:,}"),
-        ("training seconds", f"{result['seconds']:.1f}"),
-        ("tokens per second", f"{result['tokens_per_second']:,.0f}"),
-        ("validation loss, before the fold", f"{result['val_loss']:.6f} (over {result['val_tokens']:,} tokens)"),
-        ("validation loss, folded", f"{result['val_loss_folded']:.6f}"),
-        ("validation perplexity, before the fold", f"{result['val_perplexity']:.4f}"),
-        ("validation perplexity, folded", f"{result['val_perplexity_folded']:.4f}"),
-        ("layers folded", str(result["folded_layers"])),
-        ("largest change of a logit by the fold", f"{result['fold_max_abs_logit_drift']:.2e}"),
-        ("largest rounding of a weight", f"{result['fold_max_abs_weight_rounding']:.2e}"),
-        ("same next token before and after", f"{result['fold_argmax_agreement']:.2%}"),
-        ("folded checkpoint", str(out / "folded")),
-        ("trained weights, not folded", str(out / "unfolded")),
-        ("these figures", str(out / "metrics.json")),
-        ("settings", str(out / "config.yaml")),
-        ("log", str(out / "log.jsonl")),
+        ("parameters, low rank", f"{metrics.params:,} ({fraction:.0%} of dense)"),
+        ("parameters, dense equivalent", f"{metrics.params_dense:,}"),
+        ("training tokens", f"{metrics.tokens:,}"),
+        ("training seconds", f"{metrics.seconds:.1f}"),
+        ("tokens per second", f"{metrics.tokens_per_second:,.0f}"),
+        ("validation loss, before the fold", f"{metrics.val_loss:.6f} (over {metrics.val_tokens:,} tokens)"),
+        ("validation loss, folded", f"{metrics.val_loss_folded:.6f}"),
+        ("validation perplexity, before the fold", f"{perplexity_of(metrics.val_loss):.4f}"),
+        ("validation perplexity, folded", f"{perplexity_of(metrics.val_loss_folded):.4f}"),
+        ("layers folded", str(metrics.folded_layers)),
+        ("largest change of a logit by the fold", f"{metrics.fold_max_abs_logit_drift:.2e}"),
+        ("largest rounding of a weight", f"{metrics.fold_max_abs_weight_rounding:.2e}"),
+        ("same next token before and after", f"{metrics.fold_argmax_agreement:.2%}"),
+        ("folded checkpoint", str(run.folded)),
+        ("trained weights, not folded", str(run.unfolded)),
+        ("these figures", str(run.metrics)),
+        ("settings", str(run.config)),
+        ("log", str(run.log)),
     ):
         summary.add_row(label, value)
     console.print(summary)
-    console.print(Panel(result["sample"], title="written by the folded model", title_align="left"), markup=False)
+    console.print(Panel(Text(metrics.sample), title="written by the folded model", title_align="left"))

@@ -10,7 +10,7 @@ SECONDS_BETWEEN_LINES = 10.0
 """Of output that is no terminal."""
 
 
-class Preparation:
+class PreparationProgressBar:
     """A live bar with an estimate on standard error; where that is no terminal, a line now and then.
 
     An instance is a `Progress` of `foldrank.data.prepare`, to be used in a `with` block.
@@ -23,7 +23,7 @@ class Preparation:
         self.said = 0.0
         self.bar: Progress | None = None
 
-    def __enter__(self) -> "Preparation":
+    def __enter__(self) -> "PreparationProgressBar":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

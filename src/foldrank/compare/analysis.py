@@ -1,7 +1,7 @@
 """From a study and its records to everything that a report shows: one frozen tree of plain data."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -13,8 +13,9 @@ from foldrank.compare.plan import choice, settings
 from foldrank.compare.progress import Unfinished
 from foldrank.compare.records import Record
 from foldrank.compare.statistics import Estimate, difference, estimate
-from foldrank.compare.study import Method, Study
-from foldrank.recipes.methods import DENSE, DLR
+from foldrank.compare.study import Study, StudyMethod
+from foldrank.recipes.methods import DENSE, Method
+from foldrank.train.metrics import RunMetrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,7 @@ class Row:
     """A method on one corpus, at one size."""
 
     method: str
-    kind: str
+    kind: Method
     dlr: bool
     """Whether it trains with the residual; an ablation does not."""
     reference: bool
@@ -173,7 +174,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
     shown = [method for method in study.methods if method.name in named and corpus in study.corpora_of(method)]
     finals = {method.name: _finals(study, records, corpus, size, method) for method in shown}
     finished = {name: [run for run in runs if usable(run)] for name, runs in finals.items()}
-    test = {name: _by_seed(runs, "test_loss") for name, runs in finished.items()}
+    test = {name: _by_seed(runs, lambda metrics: metrics.test_loss) for name, runs in finished.items()}
     dense = _dense_parameters(study, records, corpus, size)
     rows = []
     for method in shown:
@@ -183,8 +184,8 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
         rows.append(
             Row(
                 method=method.name,
-                kind=method.whole_kind,
-                dlr=method.whole_kind.endswith(DLR) and method.settings.get("train.ablation") is None,
+                kind=method.parsed_kind(),
+                dlr=method.parsed_kind().residual and method.settings.get("train.ablation") is None,
                 reference=method.name not in against,
                 learning_rate=choice(*place).best,
                 learning_rate_of=method.learning_rate_of,
@@ -193,7 +194,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
                 failed=len(begun) - len(runs),
                 missing=tuple(seed for seed in study.seeds_of(method) if seed not in {run.seed for run in begun}),
                 other_rate=sum(run.stage == "final" for run in every) - len(begun),
-                validation=_estimate(_by_seed(runs, "val_loss_folded")),
+                validation=_estimate(_by_seed(runs, lambda metrics: metrics.val_loss_folded)),
                 test=_estimate(test[method.name]),
                 against=tuple(
                     Against(method=other, difference=difference(test[method.name], test[other]))
@@ -204,7 +205,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
                 curve=curve_of(runs),
                 rates=rates_tried(*place),
                 drift=_drift(runs),
-                sample=_printable(runs[0].metrics["sample"]) if runs else None,
+                sample=_printable(runs[0].measured.sample) if runs else None,
                 records=tuple(run.id for run in runs),
             )
         )
@@ -220,7 +221,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
     )
 
 
-def _finals(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> list[Record]:
+def _finals(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod) -> list[Record]:
     """The final runs of a method at its chosen learning rate, in the order of their seeds."""
     chosen = choice(study, records, corpus, size, method).best
     found = [
@@ -242,21 +243,21 @@ def _asked(study: Study, run: Record) -> bool:
     return method is not None and run.corpus in study.corpora_of(method) and run.size in study.sizes
 
 
-def _costs(method: Method, runs: Sequence[Record], dense: int | None) -> Costs | None:
+def _costs(method: StudyMethod, runs: Sequence[Record], dense: int | None) -> Costs | None:
     if not runs:
         return None
-    first = runs[0].metrics
-    finals = [run.metrics for run in runs if run.stage == "final"]
-    rank = None if method.whole_kind == DENSE else runs[0].recipe["low_rank"]["rank"]
+    first = runs[0].measured
+    final_metrics = [run.measured for run in runs if run.stage == "final"]
+    rank = None if method.parsed_kind().backbone == DENSE else runs[0].recipe["low_rank"]["rank"]
     return Costs(
         rank=None if rank is None else str(rank),
-        parameters=first["params"],
-        parameters_share=first["params"] / (dense or first["params_dense"]),
-        flops_per_token=first["flops_per_token"],
-        memory=first["memory_bytes"],
-        tokens=finals[0]["tokens"] if finals else None,
-        flops=finals[0]["flops"] if finals else None,
-        tokens_per_second=median(run["tokens_per_second"] for run in finals) if finals else None,
+        parameters=first.params,
+        parameters_share=first.params / (dense or first.params_dense),
+        flops_per_token=first.flops_per_token,
+        memory=first.memory_bytes,
+        tokens=final_metrics[0].tokens if final_metrics else None,
+        flops=final_metrics[0].flops if final_metrics else None,
+        tokens_per_second=median(run.tokens_per_second for run in final_metrics) if final_metrics else None,
         records=tuple(run.id for run in runs),
     )
 
@@ -266,21 +267,21 @@ def _dense_parameters(study: Study, records: Mapping[str, Record], corpus: str, 
     own_shape = {m.name for m in study.methods if any(name.startswith("model.") for name in m.settings)}
     for run in records.values():
         if (run.corpus, run.size) == (corpus, size) and usable(run) and run.method not in own_shape:
-            return run.metrics["params_dense"]
+            return run.measured.params_dense
     return None
 
 
 def _drift(runs: Sequence[Record]) -> Drift | None:
     layers: dict[str, float] = {}
     for run in runs:
-        for layer, rounding in run.metrics["fold_weight_rounding"].items():
+        for layer, rounding in run.measured.fold_weight_rounding.items():
             layers[layer] = max(rounding, layers.get(layer, 0.0))
     if not layers:
         return None
     return Drift(
         layers=dict(sorted(layers.items(), key=lambda entry: _natural(entry[0]))),
-        logit=max(run.metrics["fold_max_abs_logit_drift"] for run in runs),
-        agreement=min(run.metrics["fold_argmax_agreement"] for run in runs),
+        logit=max(run.measured.fold_max_abs_logit_drift for run in runs),
+        agreement=min(run.measured.fold_argmax_agreement for run in runs),
     )
 
 
@@ -317,14 +318,16 @@ def _made_with(runs: Iterable[Record]) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[str]] = {}
     for run in runs:
         if run.finished:
-            about = {name: run.metrics[name] for name in ("device", "threads", "commit")}
-            for name, value in {**about, **run.metrics["versions"]}.items():
+            metrics = run.measured
+            about = {"device": metrics.device, "threads": metrics.threads, "commit": metrics.commit}
+            for name, value in {**about, **metrics.versions}.items():
                 found.setdefault(name, set()).add(str(value))
     return {name: tuple(sorted(values)) for name, values in found.items()}
 
 
-def _by_seed(runs: Sequence[Record], metric: str) -> dict[int, float]:
-    return {run.seed: run.metrics[metric] for run in runs if run.metrics.get(metric) is not None}
+def _by_seed(runs: Sequence[Record], loss_of: Callable[[RunMetrics], float | None]) -> dict[int, float]:
+    losses = {run.seed: loss_of(run.measured) for run in runs}
+    return {seed: loss for seed, loss in losses.items() if loss is not None}
 
 
 def _estimate(values: Mapping[int, float]) -> Estimate | None:

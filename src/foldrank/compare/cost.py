@@ -42,7 +42,7 @@ def cost(study: Study, workers: int = 1) -> dict[str, Any]:
                 "FLOPs": 0,
                 "seconds a step": _seconds_per_step(model, recipe),
                 "minutes": 0.0,
-                "per_token": training_flops(model, train).total,
+                "per_token": training_flops(recipe).total,
             }
         evaluations = steps // train.eval_every + 3 * (sweeps + finals)
         evaluated = evaluations * (train.eval_tokens or 0) + finals * (train.test_tokens or 0)
@@ -69,12 +69,14 @@ def _seconds_per_step(model: Any, recipe: Recipe) -> float:
     shape = (train.resolve_micro_batch_size(), train.sequence_length)
     ids = torch.randint(model.config.vocab_size, shape, device=device)
     passes = train.batch_size // shape[0]
+    autocast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=train.dtype == "bfloat16")
     seconds = []
     for _ in range(TIMED_STEPS):
         began = time.perf_counter()
         losses = []
         for _ in range(passes):
-            losses.append(model(input_ids=ids, labels=ids, use_cache=False).loss)
+            with autocast:
+                losses.append(model(input_ids=ids, labels=ids, use_cache=False).loss)
             losses[-1].backward()
         optimizer.step()
         optimizer.zero_grad()

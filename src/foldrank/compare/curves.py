@@ -60,19 +60,19 @@ class Budget:
 
 def curve_of(runs: Sequence[Record]) -> tuple[Point, ...]:
     """The mean over runs at each step that all of them have."""
-    histories = [{row["step"]: row for row in run.metrics["history"]} for run in runs]
+    histories = [{point.step: point for point in run.measured.history} for run in runs]
     if not histories:
         return ()
     points = []
     for step in sorted(set.intersection(*map(set, histories))):
         rows = [history[step] for history in histories]
-        losses = [row["val_loss"] for row in rows]
-        seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
-        tokens = sum(row["tokens"] for row in rows) / len(rows)
+        losses = [row.val_loss for row in rows]
+        seconds = [row.seconds for row in rows if row.seconds is not None]
+        tokens = sum(row.tokens for row in rows) / len(rows)
         points.append(
             Point(
                 tokens=tokens,
-                flops=runs[0].metrics["flops_per_token"] * tokens,
+                flops=runs[0].measured.flops_per_token * tokens,
                 seconds=sum(seconds) / len(seconds) if len(seconds) == len(rows) else None,
                 mean=sum(losses) / len(losses),
                 low=min(losses),
@@ -130,21 +130,22 @@ def equal_budget(
 
 def _path(run: Record, axis: Axis) -> list[tuple[float, float]]:
     """(budget, loss) at each evaluation; empty where the times of a run are not known."""
-    rows = run.metrics["history"]
+    rows = run.measured.history
     if axis == "seconds":
-        places = [row["seconds"] for row in rows]
+        budgets = [row.seconds for row in rows]
     else:
-        scale = run.metrics["flops_per_token"] if axis == "flops" else 1
-        places = [scale * row["tokens"] for row in rows]
-    if None in places:
+        scale = run.measured.flops_per_token if axis == "flops" else 1
+        budgets = [scale * row.tokens for row in rows]
+    known = [budget for budget in budgets if budget is not None]
+    if len(known) < len(budgets):
         return []
-    return [(float(place), row["val_loss"]) for place, row in zip(places, rows, strict=True)]
+    return [(float(budget), row.val_loss) for budget, row in zip(known, rows, strict=True)]
 
 
 def _at(path: Sequence[tuple[float, float]], value: float) -> float | None:
     """The loss at a budget, on the straight line between the two evaluations around it."""
-    for place, loss in path:
-        if place == value:
+    for budget, loss in path:
+        if budget == value:
             return loss
     for (left, before), (right, after) in pairwise(path):
         if left < value < right:

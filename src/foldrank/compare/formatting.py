@@ -1,9 +1,9 @@
 """Numbers as text, the same in the summary, the tables and the descriptions of charts."""
 
-import math
 from collections.abc import Callable
 
 from foldrank.compare.statistics import Estimate
+from foldrank.train.metrics import perplexity_of
 
 MINUS = "\N{MINUS SIGN}"
 """As wide as plus."""
@@ -19,7 +19,8 @@ def loss(value: float) -> str:
 
 def perplexity(loss: float) -> str:
     """Of a mean loss."""
-    return f"{math.exp(loss):,.2f}"
+    value = perplexity_of(loss)
+    return f"{value:,.2f}" if value < 1e9 else f"{value:.2e}"
 
 
 def signed(value: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from foldrank.compare.plan import choice
 from foldrank.compare.records import Record
 from foldrank.compare.statistics import Estimate, estimate
-from foldrank.compare.study import Method, Study
+from foldrank.compare.study import Study, StudyMethod
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,7 @@ class Rate:
 
 
 def rates_tried(
-    study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method
+    study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod
 ) -> tuple[Rate, ...]:
     """The rates of a method's own sweep so far, from small to large."""
     found: dict[float, list[Record]] = {}
@@ -32,7 +32,7 @@ def rates_tried(
             found.setdefault(record.learning_rate, []).append(record)
     rates = []
     for rate, runs in sorted(found.items()):
-        losses = [run.metrics["val_loss_folded"] for run in runs if usable(run)]
+        losses = [run.measured.val_loss_folded for run in runs if usable(run)]
         rates.append(
             Rate(
                 learning_rate=rate,
@@ -44,7 +44,9 @@ def rates_tried(
     return tuple(rates)
 
 
-def best_at_boundary(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> str | None:
+def best_at_boundary(
+    study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod
+) -> str | None:
     """Why a better rate than the chosen one may lie outside those tried; None where it lies between two of them."""
     found = choice(study, records, corpus, size, method)
     if not found.best_at_boundary:
@@ -56,6 +58,7 @@ def best_at_boundary(study: Study, records: Mapping[str, Record], corpus: str, s
 
 def usable(record: Record) -> bool:
     """Whether a run finished with losses that are numbers."""
-    test = record.metrics.get("test_loss")
-    losses = [record.metrics.get("val_loss_folded", math.nan), *([] if test is None else [test])]
-    return record.finished and all(map(math.isfinite, losses))
+    if record.metrics is None:
+        return False
+    losses = (record.metrics.val_loss_folded, record.metrics.test_loss)
+    return record.finished and all(loss is None or math.isfinite(loss) for loss in losses)

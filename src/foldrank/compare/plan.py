@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from foldrank.compare.records import Record, Stage
-from foldrank.compare.study import Method, Study
+from foldrank.compare.study import Study, StudyMethod
 from foldrank.recipes.schema import Recipe
 
 
@@ -64,7 +64,7 @@ def expected(study: Study, records: Mapping[str, Record]) -> list[Run]:
     return runs
 
 
-def settings(study: Study) -> list[tuple[str, str, Method]]:
+def settings(study: Study) -> list[tuple[str, str, StudyMethod]]:
     """Corpus, size and method of all comparisons, in the order of running."""
     return [
         (corpus, size, method)
@@ -83,7 +83,7 @@ def total(study: Study) -> int:
     )
 
 
-def choice(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> Choice:
+def choice(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod) -> Choice:
     """The learning rate with the lowest mean validation loss over the sweep's seeds, at the sweep's budget.
 
     While the best rate is the last at its end, one more beyond it is asked for, `extend` times at each end. A method
@@ -112,7 +112,7 @@ def choice(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
             return Choice(rates=rates, losses=losses, best=best, best_at_boundary=best in (rates[0], rates[-1]))
 
 
-def sweep_runs(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method) -> list[Run]:
+def sweep_runs(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod) -> list[Run]:
     """The runs of a method's sweep that the records so far ask for."""
     return [
         Run(corpus=corpus, size=size, method=method.name, stage="sweep", learning_rate=rate, seed=seed)
@@ -132,7 +132,7 @@ def recipe_of(study: Study, run: Run) -> Recipe:
 
 
 def _loss(
-    study: Study, records: Mapping[str, Record], corpus: str, size: str, method: Method, rate: float
+    study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod, rate: float
 ) -> float | None:
     losses = []
     for seed in study.sweep.seeds:
@@ -140,7 +140,7 @@ def _loss(
         if run.id not in records:
             return None
         record = records[run.id]
-        losses.append(float(record.metrics["val_loss_folded"]) if record.finished else math.inf)
+        losses.append(record.measured.val_loss_folded if record.finished else math.inf)
     return math.fsum(losses) / len(losses)
 
 

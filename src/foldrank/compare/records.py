@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from foldrank.atomic import write_text
+from foldrank.train.metrics import RunMetrics
 
 SCHEMA = 1
 """Version of a record."""
@@ -32,8 +33,8 @@ class Record:
     error: str | None = None
     """Why the run failed, one line; None for one that finished."""
 
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    """What the run's `metrics.json` holds; empty for a run that failed."""
+    metrics: RunMetrics | None = None
+    """What the run measured; None for a run that failed."""
 
     spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Singular values of each layer's whole matrix in the folded model, largest first, by layer name; of a low-rank
@@ -43,16 +44,27 @@ class Record:
     """All settings of the run."""
 
     @property
+    def measured(self) -> RunMetrics:
+        """What a run that finished measured."""
+        assert self.metrics is not None
+        return self.metrics
+
+    @property
     def finished(self) -> bool:
         """Whether the run finished."""
-        return self.error is None
+        return self.error is None and self.metrics is not None
 
 
 def write_record(study: Path, record: Record) -> None:
     """Keeps a record, whole or not at all."""
     folder = study / "records"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{record.id}.json", json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1) + "\n")
+    write_text(folder / f"{record.id}.json", json.dumps(_to_dict(record), indent=1, allow_nan=False) + "\n")
+
+
+def _to_dict(record: Record) -> dict[str, Any]:
+    metrics = {} if record.metrics is None else record.metrics.to_dict()
+    return {"schema": SCHEMA, **asdict(replace(record, metrics=None)), "metrics": metrics}
 
 
 def read_records(study: Path) -> dict[str, Record]:
@@ -67,7 +79,8 @@ def read_records(study: Path) -> dict[str, Record]:
             entries = json.loads(file.read_text(encoding="utf-8"))
             if entries.pop("schema") != SCHEMA:
                 raise ValueError("it is of another version of foldrank")
-            record = Record(**entries)
+            metrics = entries.pop("metrics", None)
+            record = Record(**entries, metrics=RunMetrics.from_dict(metrics) if metrics else None)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is no record of a run ({error}): delete it, and the run is run again") from error
         found[record.id] = record

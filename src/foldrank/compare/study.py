@@ -1,6 +1,7 @@
 """What a study asks: frozen settings, read from YAML, and the recipe of each of its runs."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -11,9 +12,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from foldrank.core.config import STRICT
-from foldrank.recipes.methods import DENSE, DLR, KINDS, derived
+from foldrank.recipes.methods import DENSE, Method
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
+
+PRINTABLE = re.compile(r"[\w.+-]+")
+"""Names that can be part of a file's name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +45,7 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
+class StudyMethod:
     """One method of a study: a shipped kind, with settings of its own.
 
     Raises:
@@ -81,13 +85,16 @@ class Method:
     """Seeds of its final runs; None: those of the study."""
 
     def __post_init__(self) -> None:
-        if self.whole_kind not in KINDS:
-            raise ValueError(f"method {self.name!r} is of no known kind: give kind, one of {', '.join(KINDS)}")
+        if bad := [part for part in (self.name, self.group) if not PRINTABLE.fullmatch(part)]:
+            raise ValueError(f"{bad[0]!r} is no name: letters, digits, '.', '_', '+' and '-' make one")
+        try:
+            self.parsed_kind()
+        except ValueError as error:
+            raise ValueError(f"method {self.name!r} is of no known kind: give kind ({error})") from error
 
-    @property
-    def whole_kind(self) -> str:
-        """The kind, said or implied by the name."""
-        return self.kind or self.name
+    def parsed_kind(self) -> Method:
+        """What the kind means, which the name implies where none is given."""
+        return Method.parse(self.kind or self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +162,7 @@ class Study:
     sizes: Mapping[str, Size] = field(default_factory=lambda: {"tiny": Size(rank=32)})
     """Sizes by name."""
 
-    methods: Sequence[Method]
+    methods: Sequence[StudyMethod]
     """What is compared, in the order of running. In YAML a kind alone stands for a method of that name."""
 
     sweep: Sweep
@@ -167,45 +174,66 @@ class Study:
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
         problems = [f"two methods are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
-        places = {name: place for place, name in enumerate(names)}
+        order = {name: number for number, name in enumerate(names)}
         for method in self.methods:
             spoken_of = (*(method.against or ()), method.learning_rate_of, method.flops_of)
             problems += [
                 f"method {method.name!r} speaks of {other!r}, which is no method of this study"
                 for other in spoken_of
-                if other is not None and other not in places
+                if other is not None and other not in order
             ]
-            if (other := method.learning_rate_of) in places and places[other] >= places[method.name]:
+            if (other := method.learning_rate_of) in order and order[other] >= order[method.name]:
                 problems.append(f"method {method.name!r} must stand behind {other!r}, whose learning rate it takes")
+            if cycle := self._flops_cycle(method, names):
+                problems.append(f"flops_of goes in a circle: {' -> '.join(cycle)}")
             if missing := set(method.corpora or ()) - set(self.corpora):
                 problems.append(f"method {method.name!r} speaks of unknown corpora: {', '.join(sorted(missing))}")
+        problems += [
+            f"{name!r} is no name of a corpus or size: letters, digits, '.', '_', '+' and '-' make one"
+            for name in (*self.corpora, *self.sizes)
+            if not PRINTABLE.fullmatch(name)
+        ]
+        places = [f"{corpus}-{size}" for corpus in self.corpora for size in self.sizes]
+        problems += [
+            f"two pairs of corpus and size are both called {name!r} in the names of runs: rename one"
+            for name in sorted({name for name in places if places.count(name) > 1})
+        ]
         if not self.methods or not self.seeds or not self.corpora or not self.sizes:
             problems.append("a study needs methods, seeds, corpora and sizes")
         if problems:
             raise ValueError("; ".join(problems))
 
-    def method(self, name: str) -> Method:
+    def _flops_cycle(self, method: StudyMethod, names: Sequence[str]) -> list[str]:
+        """The chain of `flops_of` from a method back to itself; empty where it ends."""
+        by_name, chain = dict(zip(names, self.methods, strict=True)), [method.name]
+        while (other := by_name[chain[-1]].flops_of) in by_name:
+            chain.append(other)
+            if other in chain[:-1]:
+                return chain
+        return []
+
+    def method(self, name: str) -> StudyMethod:
         """The method called `name`."""
         return next(method for method in self.methods if method.name == name)
 
-    def corpora_of(self, method: Method) -> Sequence[str]:
+    def corpora_of(self, method: StudyMethod) -> Sequence[str]:
         """The corpora on which a method runs."""
         return method.corpora if method.corpora is not None else tuple(self.corpora)
 
-    def seeds_of(self, method: Method) -> Sequence[int]:
+    def seeds_of(self, method: StudyMethod) -> Sequence[int]:
         """The seeds of a method's final runs."""
         return method.seeds if method.seeds is not None else self.seeds
 
-    def against(self, method: Method) -> Sequence[str]:
+    def against(self, method: StudyMethod) -> Sequence[str]:
         """The methods with which a method is compared."""
         if method.against is not None:
             return method.against
-        kinds = {other.whole_kind: other.name for other in reversed(self.methods) if other.group == method.group}
-        backbone = method.whole_kind.removesuffix(DLR)
-        wanted = (DENSE, backbone) if method.whole_kind.endswith(DLR) else (DENSE,)
-        return [kinds[kind] for kind in wanted if kind in kinds and kinds[kind] != method.name]
+        kinds = {other.parsed_kind(): other.name for other in reversed(self.methods) if other.group == method.group}
+        kind = method.parsed_kind()
+        wanted = [Method(backbone=DENSE), *([kind.without_residual()] if kind.residual else [])]
+        return [kinds[other] for other in wanted if other in kinds and kinds[other] != method.name]
 
-    def recipe(self, corpus: str, size: str, method: Method) -> Recipe:
+    def recipe(self, corpus: str, size: str, method: StudyMethod) -> Recipe:
         """The recipe of a method, its learning rate and seed still those of the base.
 
         Raises:
@@ -216,7 +244,7 @@ class Study:
         if recipe.low_rank is not None:
             raise ValueError(f"{of_size.base or self.base} is low-rank: a study derives from a dense recipe")
         recipe = recipe.override({**self.settings, **self.corpora[corpus], **of_size.settings})
-        recipe = derived(method.whole_kind, recipe, method.rank or of_size.rank)
+        recipe = method.parsed_kind().recipe(recipe, method.rank or of_size.rank)
         recipe = recipe.override(method.settings)
         if method.flops_of is None:
             return recipe
@@ -230,6 +258,31 @@ class Study:
 
 
 _ADAPTER = TypeAdapter(Study)
+
+
+WRITTEN_BY_US = "# What the study in this folder asks; written by foldrank compare.\n"
+"""First line of a `study.yaml` that may be written anew."""
+
+
+def check_folder(out: Path, study_file: Path) -> None:
+    """Refuses a folder that is no study's, and one whose `study.yaml` somebody else wrote.
+
+    Raises:
+        FileExistsError: saying what the folder holds.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    ours = out / "study.yaml"
+    if out.is_dir() and (out / "records").is_dir() and ours.is_file() and not _same(ours, study_file):
+        return
+    if ours.is_file() and ours.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN_BY_US):
+        return
+    what = "holds files that are no study's" if out.is_dir() else "is a file"
+    raise FileExistsError(f"{out} {what}: choose another folder with --out")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
 
 
 def find_study(name: str) -> Path:
@@ -275,7 +328,6 @@ def load_study(file: Path) -> Study:
 
 def _flops(recipe: Recipe) -> int:
     from foldrank.train.accounting import training_flops
-    from foldrank.train.model import meta_model
 
     train = recipe.train
-    return training_flops(meta_model(recipe), train).total * train.batch_size * train.sequence_length
+    return training_flops(recipe).total * train.batch_size * train.sequence_length

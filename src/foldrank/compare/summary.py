@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from foldrank.compare import formatting as words
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.statistics import Verdict
-from foldrank.recipes.methods import DLR
 
 SAID: dict[Verdict, str] = {
     "lower": "better",
@@ -83,7 +82,9 @@ def _sorted(pairs: Sequence[Compared]) -> Iterator[str]:
 def _count(pairs: Sequence[Compared], table: Table) -> Iterator[str]:
     """How methods with DLR came out against the same without."""
     kinds = {row.method: row.kind for row in table.rows}
-    verdicts = Counter(pair.verdict for pair in pairs if pair.row.dlr and pair.row.kind == kinds[pair.other] + DLR)
+    verdicts = Counter(
+        pair.verdict for pair in pairs if pair.row.dlr and pair.row.kind.without_residual() == kinds[pair.other]
+    )
     if verdicts.total() > 1:
         said = ", ".join(f"{verdicts[verdict]} {text}" for verdict, text in SAID.items() if verdicts[verdict])
         yield f"{verdicts.total()} methods with DLR against the same kind without: {said}."

@@ -5,7 +5,6 @@ whatever way. What a killed process has begun, the next one goes on with, from t
 """
 
 import gc
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -22,27 +21,33 @@ from foldrank.compare.study import Study
 from foldrank.hf.checkpoint import load
 from foldrank.recipes.reading import diff
 from foldrank.recipes.schema import Recipe
-from foldrank.train.pretrain import find_checkpoint, pretrain
+from foldrank.train.metrics import RunMetrics
+from foldrank.train.pretrain import pretrain
+from foldrank.train.run_folder import RunFolder
+
+PASSING = (RuntimeError, MemoryError)
+"""What may go as it came, such as memory that another process had for a while."""
 
 SECONDS_TO_WAIT = 1.0
 """For the runs that other processes hold and that decide what comes next."""
 
 
-def work(study: Study, folder: Path, say: Callable[[str], None]) -> None:
+def work(study: Study, folder: Path, report: Callable[[str], None]) -> None:
     """Runs what the study still needs, until nothing is left, also by other processes.
 
     Args:
         study: what is asked.
         folder: the study's folder.
-        say: is told a line about each run that ends.
+        report: is told a line about each run that ends.
 
     Raises:
         ValueError: where a record or an unfinished run in the folder is of other settings.
         OSError: where something cannot be written.
         InterruptedRunError: after SIGTERM or SIGINT, with a checkpoint saved.
     """
-    while todo := planned(study, read_records(folder)):
-        if not any(_tried(study, run, folder, say) for run in todo):
+    given_up: set[str] = set()
+    while todo := [run for run in planned(study, read_records(folder)) if run.id not in given_up]:
+        if not any(_tried(study, run, folder, report, given_up) for run in todo):
             time.sleep(SECONDS_TO_WAIT)
 
 
@@ -63,7 +68,7 @@ def check_records(study: Study, folder: Path) -> None:
             )
 
 
-def _tried(study: Study, run: Run, folder: Path, say: Callable[[str], None]) -> bool:
+def _tried(study: Study, run: Run, folder: Path, report: Callable[[str], None], given_up: set[str]) -> bool:
     """Runs `run`; False where another process holds it."""
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
@@ -72,52 +77,72 @@ def _tried(study: Study, run: Run, folder: Path, say: Callable[[str], None]) -> 
             records = read_records(folder)
             if run.id not in records:
                 began = time.perf_counter()
-                record = _run(study, run, runs / run.id, began)
-                _check_text(record, records)
+                try:
+                    record = _run(study, run, runs / run.id, records, began)
+                except PASSING as error:
+                    # Perhaps another process had the memory: no result of the method, and tried again.
+                    given_up.add(run.id)
+                    _free_memory()
+                    report(f"{run.id}  not finished, the same command tries it again: {_line(error)}")
+                    return True
                 write_record(folder, record)
                 _clean(runs / run.id, record)
                 done = len(read_records(folder))
-                loss = record.metrics.get("val_loss_folded")
-                outcome = record.error if loss is None else f"validation loss {loss:.4f}"
+                outcome = record.error if record.metrics is None else f"validation loss {_loss(record):.4f}"
                 seconds = time.perf_counter() - began
-                say(f"{done} of {max(done, total(study))}  {run.id}  {outcome}  ({seconds:.0f} s)")
+                report(f"{done} of {max(done, total(study))}  {run.id}  {outcome}  ({seconds:.0f} s)")
             return True
     except Timeout:
         return False
 
 
-def _run(study: Study, run: Run, out: Path, began: float) -> Record:
-    recipe = recipe_of(study, run)
+def _run(study: Study, run: Run, out: Path, others: Mapping[str, Record], began: float) -> Record:
+    recipe, folder = recipe_of(study, run), RunFolder(out)
     record = Record(id=run.id, recipe=recipe.to_dict(), **asdict(run))
-    finished, begun = (out / "metrics.json").exists(), (out / "config.yaml").exists()
-    if begun and not finished:
-        find_checkpoint(recipe, out, resume=True)  # what is wrong with the folder is no result of the method
+    begun = folder.is_run() and not folder.metrics.exists()
+    if begun:
+        folder.find_checkpoint(recipe, resume=True)  # what is wrong with the folder is no result of the method
     try:
-        if finished:
-            metrics = json.loads((out / "metrics.json").read_text())
+        if folder.metrics.exists():
+            metrics = RunMetrics.read(folder.metrics)
         else:
             metrics = pretrain(recipe, out, name=run.id, quiet=True, resume=begun)
-    except (ValueError, RuntimeError, MemoryError) as error:
-        # What a method does is a result: a loss that is not finite, a model that memory does not hold.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return replace(record, error=" ".join(f"{type(error).__name__}: {error}".split()))
-    metrics["study_seconds"] = time.perf_counter() - began
+    except ValueError as error:
+        # What a method does is a result: a loss that is not finite.
+        _free_memory()
+        return replace(record, error=_line(error))
+    record = replace(record, metrics=replace(metrics, study_seconds=time.perf_counter() - began))
+    _check_text(record, others)
     first = run.stage == "final" and run.seed == study.seeds_of(study.method(run.method))[0]
-    return replace(record, metrics=metrics, spectra=spectra(load(out / "folded")[0]) if first else {})
+    return replace(record, spectra=spectra(load(folder.folded)[0])) if first else record
+
+
+def _loss(record: Record) -> float:
+    return record.measured.val_loss_folded
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _check_text(record: Record, others: Mapping[str, Record]) -> None:
     """Runs that did not train on the same text are not compared."""
     for other in others.values():
         if record.finished and other.finished and other.corpus == record.corpus:
-            if other.metrics["text_sha256"] != record.metrics["text_sha256"]:
-                raise ValueError(
-                    f"the text of the corpus {record.corpus!r} is not what it was for {other.id}: restore it and "
-                    f"delete the folder of the run {record.id}, or begin the study anew in another folder"
-                )
-            return
+            for what in ("text_sha256", "tokenizer_sha256"):
+                then, now = getattr(other.measured, what), getattr(record.measured, what)
+                if then is not None and now is not None and then != now:
+                    raise ValueError(
+                        f"the text of the corpus {record.corpus!r} is not what it was for {other.id} ({what} was "
+                        f"{then[:12]} and is {now[:12]}): restore it and delete the folder of the run {record.id}, or "
+                        "begin the study anew in another folder"
+                    )
 
 
 def _clean(out: Path, record: Record) -> None:

@@ -145,7 +145,17 @@ def fold_at_start_(model: nn.Module) -> FoldAtStartReport:
         ValueError: where there is no residual, or a trainable alpha or a low-rank scale, which only the unfolded form
             can train, and as `fold_`; the model is then unchanged.
     """
-    targets = []
+    targets = [_Target(layer, residual) for layer, residual in check_foldable_at_start(model)]
+    return FoldAtStartReport(fold=fold_(model), decay=AnchoredDecay(targets))
+
+
+def check_foldable_at_start(model: nn.Module) -> list[tuple[LowRankLinear, DuplicatedLatentResidual]]:
+    """The layers that `fold_at_start_` would fold, with their residuals; on the meta device as well.
+
+    Raises:
+        ValueError: as `fold_at_start_`, as far as the settings tell.
+    """
+    layers = []
     for name, layer in low_rank_layers(model).items():
         if layer.residual is None:
             continue
@@ -153,7 +163,7 @@ def fold_at_start_(model: nn.Module) -> FoldAtStartReport:
             raise ValueError(f"alpha of {name} is trainable: train with the residual and fold afterwards")
         if layer.scale is not None:
             raise ValueError(f"{name} has a low-rank scale, without which it takes other steps: fold after training")
-        targets.append(_Target(layer, layer.residual))
-    if not targets:
+        layers.append((layer, layer.residual))
+    if not layers:
         raise ValueError("the model has no residual to fold")
-    return FoldAtStartReport(fold=fold_(model), decay=AnchoredDecay(targets))
+    return layers

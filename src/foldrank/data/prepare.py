@@ -130,7 +130,7 @@ def _manifest_config(work: Path) -> dict[str, Any] | None:
 @contextmanager
 def _alone(out: Path, progress: Progress) -> Iterator[None]:
     """Keeps other processes from preparing the same folder meanwhile."""
-    lock = FileLock(_lock_folder() / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16])
+    lock = FileLock(lock_folder() / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16])
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -142,7 +142,7 @@ def _alone(out: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _lock_folder() -> Path:
+def lock_folder() -> Path:
     """In the cache, or where that cannot be written, in the folder for temporary files."""
     try:
         locks = cache_folder() / "locks"

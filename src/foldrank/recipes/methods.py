@@ -1,7 +1,11 @@
-"""How a dense recipe becomes one of each method. A further method is one row of METHODS."""
+"""What the name of a method means, parsed once, and how a dense recipe becomes one of it.
 
-from collections.abc import Callable
-from dataclasses import replace
+A further method is one row of BACKBONE_RECIPES.
+"""
+
+import difflib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 from foldrank.core.config import LowRankConfig, ResidualConfig
 from foldrank.recipes.schema import Recipe
@@ -26,12 +30,12 @@ def sltrain(dense: Recipe, rank: int) -> Recipe:
     )
 
 
-METHODS: dict[str, Callable[[Recipe, int], Recipe]] = {
+BACKBONE_RECIPES: dict[str, Callable[[Recipe, int], Recipe]] = {
     "lowrank": lowrank,
     "cola": cola,
     "sltrain": sltrain,
 }
-"""From a low-rank method's name to what makes the dense recipe, with a rank, one of it."""
+"""From the name of a low-rank backbone to what makes the dense recipe, with a rank, one on it."""
 
 
 def with_dlr(recipe: Recipe) -> Recipe:
@@ -40,19 +44,70 @@ def with_dlr(recipe: Recipe) -> Recipe:
     return replace(recipe, low_rank=replace(recipe.low_rank, residual=ResidualConfig()))
 
 
-DENSE, DLR = "dense", "-dlr"
-KINDS = (DENSE, *(name + ending for name in METHODS for ending in ("", DLR)))
-"""All methods by name: dense, and each low-rank one without and with DLR."""
+DENSE = "dense"
 
 
-def derived(kind: str, dense: Recipe, rank: int) -> Recipe:
-    """The recipe of a method in `KINDS`, made of the dense one. Methods differ in nothing else."""
-    if kind == DENSE:
-        return dense
-    recipe = METHODS[kind.removesuffix(DLR)](dense, rank)
-    return with_dlr(recipe) if kind.endswith(DLR) else recipe
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """What a method's name says: `cola-dlr-folded` is CoLA's backbone with the residual, in the variant `folded`."""
+
+    backbone: str
+    """dense, or a key of BACKBONE_RECIPES."""
+
+    residual: bool = False
+    """Whether it trains with DLR."""
+
+    variants: tuple[str, ...] = ()
+    """Other ways to compute the same, in the order in which the name has them; a benchmark says what they are."""
+
+    def __str__(self) -> str:
+        return "-".join((self.backbone, *(("dlr",) if self.residual else ()), *self.variants))
+
+    @classmethod
+    def parse(cls, name: str, variants: Collection[str] = ()) -> "Method":
+        """The method called `name`, which may end in some of `variants`.
+
+        Raises:
+            ValueError: where there is none, naming the nearest.
+        """
+        rest, behind = name, []
+        while last := next((variant for variant in variants if rest.endswith(f"-{variant}")), None):
+            rest = rest.removesuffix(f"-{last}")
+            behind.insert(0, last)
+        for method in METHODS:
+            if str(method) == rest:
+                return replace(method, variants=tuple(behind))
+        near = ", ".join(difflib.get_close_matches(rest, map(str, METHODS), n=3, cutoff=0))
+        raise ValueError(f"no method is called {name!r}; the nearest are {near}")
+
+    @property
+    def plain(self) -> "Method":
+        """The same without its variants."""
+        return replace(self, variants=())
+
+    def without(self, variant: str) -> "Method":
+        """The same without one variant."""
+        return replace(self, variants=tuple(name for name in self.variants if name != variant))
+
+    def without_residual(self) -> "Method":
+        """The same backbone without DLR."""
+        return replace(self, residual=False)
+
+    def recipe(self, dense: Recipe, rank: int) -> Recipe:
+        """The recipe of this method, made of the dense one. Methods differ in nothing else."""
+        if self.backbone == DENSE:
+            return dense
+        recipe = BACKBONE_RECIPES[self.backbone](dense, rank)
+        return with_dlr(recipe) if self.residual else recipe
+
+
+METHODS = (
+    Method(backbone=DENSE),
+    *(Method(backbone=backbone, residual=residual) for backbone in BACKBONE_RECIPES for residual in (False, True)),
+)
+"""All methods: dense, and each low-rank backbone without and with DLR."""
 
 
 def family(name: str, dense: Recipe, rank: int) -> dict[str, Recipe]:
     """The recipe of every method, by name."""
-    return {f"{name}-{kind}": derived(kind, dense, rank) for kind in KINDS}
+    return {f"{name}-{method}": method.recipe(dense, rank) for method in METHODS}

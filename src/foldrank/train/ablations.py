@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foldrank.core.fold import fold_
 from foldrank.core.inventory import low_rank_layers
+from foldrank.core.linear import LowRankLinear
 from foldrank.recipes.schema import Ablation
 
 
@@ -24,11 +25,7 @@ def start_as_ablation_(model: nn.Module, ablation: Ablation) -> None:
     Raises:
         ValueError: where there is no residual, or one with a trainable alpha; the model is then unchanged.
     """
-    layers = [layer for layer in low_rank_layers(model).values() if layer.residual is not None]
-    if not layers:
-        raise ValueError("an ablation stands in for the residual: the model has none (low_rank.residual)")
-    if any(layer.residual is not None and layer.residual.config.trainable for layer in layers):
-        raise ValueError("an ablation has the norm that a fixed alpha gives, and alpha is trainable")
+    layers = check_ablation(model)
     before = [layer.up.weight.clone() for layer in layers]
     if ablation == "scaled" and not all(weight.any() for weight in before):
         raise ValueError("B starts at 0 in this backbone: there is nothing to scale")
@@ -38,6 +35,20 @@ def start_as_ablation_(model: nn.Module, ablation: Ablation) -> None:
         if ablation != "folded":
             drawn = _drawn(ablation, start, weight - start)
             weight.copy_(drawn * (weight.norm() / drawn.norm()))
+
+
+def check_ablation(model: nn.Module) -> list[LowRankLinear]:
+    """The layers whose residual an ablation takes away; on the meta device as well.
+
+    Raises:
+        ValueError: where there is no residual, or one with a trainable alpha.
+    """
+    layers = [layer for layer in low_rank_layers(model).values() if layer.residual is not None]
+    if not layers:
+        raise ValueError("an ablation stands in for the residual: the model has none (low_rank.residual)")
+    if any(layer.residual is not None and layer.residual.config.trainable for layer in layers):
+        raise ValueError("an ablation has the norm that a fixed alpha gives, and alpha is trainable")
+    return layers
 
 
 def _drawn(ablation: Ablation, start: Tensor, added: Tensor) -> Tensor:

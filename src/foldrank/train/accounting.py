@@ -9,8 +9,8 @@ FLOPs per token (a multiplication and an addition are 2)
                        the causal mask, as there)
     + 2 N + 4 L d T    of the blocks, where activation checkpointing computes them again (arXiv 2104.04473); less the
                        last matrix of each block: PyTorch stops before the product, which the backward pass does not
-                       need (with a residual, behind it); where the latents are kept, less the down-projections too
-                       (CoLA-M, arXiv 2502.10940)
+                       need (SLTrain's, behind it); where the latents are kept, less the down-projections too (CoLA-M,
+                       arXiv 2502.10940)
     SLTrain's layers multiply by one matrix of d_in d_out weights. Making it in both passes and the gradients of its
     factors are 8 r d_in d_out / n, and 2 r d_in d_out / n where activation checkpointing makes it again.
     The residual, one addition per output feature and pass, is not counted.
@@ -28,10 +28,14 @@ with activation checkpointing
     4 d                its input, in float32
     r w                where the latents are kept, A x of each low-rank layer
 and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. In bfloat16
-it also keeps copies of the weights, but of an up-projection with a residual: B + c R is made anew where it is needed,
-and kept only where a pass has many tokens a latent (mapped.py).
+it also keeps copies of the weights. Where a layer has a residual or a scale, its effective weight is a copy of the
+up-projection that is kept until the backward pass, in bfloat16 in place of the cast one.
 With `train.chunked_loss` the gradient of the head's weight, 4 V d in all, takes the place of the log-probabilities, and
 the head's weight is not kept as a copy; the FLOPs are the same (train/chunked_loss.py).
+
+An evaluation holds weights, the optimizer's averages and, of a micro-batch, either what one block makes, 3 (d + f) 4 a
+token, or 3 V 4 for logits, their copy and log-probabilities (of a chunk of tokens with `train.chunked_loss`). The check
+of the fold keeps at most `MOST_LOGITS` logits besides (train/evaluate.py).
 """
 
 from dataclasses import dataclass, fields
@@ -43,8 +47,13 @@ from transformers import PreTrainedModel
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.sparse import SparseLowRankLinear
-from foldrank.recipes.schema import Checkpointing, TrainConfig
+from foldrank.recipes.schema import Recipe, TrainConfig
 from foldrank.train import chunked_loss
+from foldrank.train.evaluate import MOST_LOGITS
+from foldrank.train.model import meta_model
+
+FOLD_CHECK_SEQUENCES = 32
+"""Validation sequences on which the fold is verified."""
 
 KEEPS_INPUT = ("silu", "gelu")
 """Activations whose backward pass needs their input; that of the others needs their output, which the product keeps."""
@@ -99,12 +108,12 @@ class Memory(_Parts):
     communication: int
     """DDP: buckets as large as the gradients. FSDP: what is gathered at one moment, see `memory`."""
     weight_copies: int
-    """Weights cast to bfloat16, and mapped ones that are kept."""
+    """Weights cast to bfloat16, and effective weights."""
     blocks: int
     """What the blocks keep for the backward pass; with activation checkpointing their inputs, or these and latents."""
     head_and_loss: int
     """What the last norm, the head and the loss keep."""
-    working: int
+    transient: int
     """The gradient of the logits, twice, in float32; with activation checkpointing, at least what one block takes. With
     `train.chunked_loss` the most that one moment takes: a chunk's logits, the head's gradients, or those of an MLP."""
 
@@ -127,24 +136,17 @@ def factors(model: PreTrainedModel) -> dict[str, int]:
     return counts
 
 
-def flops_per_token(
-    model: PreTrainedModel,
-    sequence_length: int,
-    *,
-    tokens_per_pass: int | None = None,
-    checkpointing: Checkpointing | None = None,
-) -> Flops:
-    """FLOPs that one token costs in training (top of this file).
+def flops_per_token(model: PreTrainedModel, train: TrainConfig, *, tokens_per_pass: int | None = None) -> Flops:
+    """FLOPs that one token costs in training a Llama (top of this file).
 
     Args:
-        model: the recipe's model, on any device.
-        sequence_length: T.
+        model: the model, on any device.
+        train: its training settings.
         tokens_per_pass: n, among which what is done once per pass is shared out; None: so many that it does not count.
-        checkpointing: what each block keeps, while the rest is computed again; None: everything.
     """
-    blocks = _blocks(model)
-    scores = len(blocks) * model.config.hidden_size * sequence_length
-    recomputed = sum(_products(block) - _last_product(block, tokens_per_pass) for block in blocks)
+    blocks, checkpointing = _blocks(model), train.activation_checkpointing
+    scores = len(blocks) * model.config.hidden_size * train.sequence_length
+    recomputed = sum(_products(block) - _last_product(block) for block in blocks)
     if checkpointing == "latents":
         recomputed -= sum(layer.down.weight.numel() for block in blocks for layer in _with_latents(block))
     sums = sum(layer.rank * layer.in_features * layer.out_features for layer in _sparse(model))
@@ -156,54 +158,77 @@ def flops_per_token(
     )
 
 
-def training_flops(
-    model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, checkpointing: Checkpointing | None = None
-) -> Flops:
-    """FLOPs that one token costs in a run with these settings: `flops_per_token` with the tokens of its forward pass.
+def training_flops(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None = None) -> Flops:
+    """FLOPs that one token costs in a run of the recipe.
 
     Args:
-        model: the recipe's model, on any device.
-        train: its training settings.
+        recipe: all settings.
         gpus: processes, each with one GPU.
-        checkpointing: as `flops_per_token`.
+        vocab_size: entries of the embedding; None: as many as the recipe says.
 
     Raises:
         ValueError: where a step's sequences cannot be shared out among the GPUs.
     """
+    tokens = recipe.train.resolve_micro_batch_size(gpus) * recipe.train.sequence_length
+    return flops_per_token(meta_model(recipe, vocab_size), recipe.train, tokens_per_pass=tokens)
+
+
+def memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, vocab_size: int | None = None) -> Memory:
+    """Bytes on each GPU at the peak of a step of the recipe (`model_memory`).
+
+    Args:
+        recipe: all settings.
+        gpus: processes, each with one GPU.
+        sharded: FSDP, everything sharded, instead of DDP.
+        vocab_size: entries of the embedding; None: as many as the recipe says.
+
+    Raises:
+        ValueError: where a step's sequences cannot be shared out among the GPUs.
+    """
+    return model_memory(meta_model(recipe, vocab_size), recipe.train, gpus=gpus, sharded=sharded)
+
+
+def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, vocab_size: int | None = None) -> int:
+    """Bytes on each GPU at the peak of an evaluation, and of the check of the fold: an upper bound.
+
+    Arguments and errors are those of `memory`.
+    """
+    model, train = meta_model(recipe, vocab_size), recipe.train
+    shards = gpus if sharded else 1
     tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
-    return flops_per_token(model, train.sequence_length, tokens_per_pass=tokens, checkpointing=checkpointing)
+    d, f, vocabulary = model.config.hidden_size, model.config.intermediate_size, model.config.vocab_size
+    rows = min(chunked_loss.CHUNK, tokens) if train.chunked_loss else tokens
+    logits = 4 * (3 * vocabulary * rows + 2 * d * tokens)
+    kept = 4 * min(MOST_LOGITS, FOLD_CHECK_SEQUENCES * train.sequence_length * vocabulary)
+    # In the check of the fold a batch's logits are there whole, at fewer positions where they would be too many.
+    checked = kept + min(2 * kept, 4 * 3 * vocabulary * tokens)
+    body = 4 * 3 * (d + f) * tokens
+    return _share(12 * count_parameters(model), shards) + body + max(logits, checked)
 
 
-def memory(
-    model: PreTrainedModel,
-    train: TrainConfig,
-    *,
-    gpus: int = 1,
-    sharded: bool = False,
-    checkpointing: Checkpointing | None = None,
-) -> Memory:
-    """Bytes on each GPU (top of this file).
+def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, sharded: bool = False) -> Memory:
+    """Bytes on each GPU at the peak of a step (top of this file).
 
     Under FSDP (`sharded`; arXiv 2304.11277, each block a unit) weights, gradients and optimizer state are divided by
     the GPUs. A GPU holds at one moment the gathered weights of embedding, head and two blocks (one prefetched), and the
     gradients of embedding, head and one block, all as wide as the products.
 
     Args:
-        model: the recipe's model, on any device.
+        model: a Llama, on any device.
         train: its training settings.
         gpus: processes, each with one GPU.
         sharded: FSDP, everything sharded, instead of DDP.
-        checkpointing: as `flops_per_token`.
 
     Raises:
         ValueError: where a step's sequences cannot be shared out among the GPUs.
     """
-    width = 2 if train.dtype == "bfloat16" else 4
+    width, checkpointing = 2 if train.dtype == "bfloat16" else 4, train.activation_checkpointing
     tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
     d, vocabulary = model.config.hidden_size, model.config.vocab_size
     count = count_parameters(model)
     blocks = _blocks(model)
     kept = [tokens * _kept_per_token(block, model.config, width) for block in blocks]
+    effective = [_effective_weights(block, width) for block in blocks]
 
     shards = gpus if sharded else 1
     communication = 0
@@ -214,33 +239,37 @@ def memory(
     elif gpus > 1:
         communication = 4 * count
 
+    # Weights that autocast copies; of a layer with a residual or a scale its effective weight is there in their place.
+    copied = 0
+    if width == 2 and not sharded:
+        copied = _products(model) - sum(layer.in_features * layer.out_features for layer in _sparse(model))
+        copied -= sum(layer.up.weight.numel() for layer in _with_latents(model) if layer.weight_parametrizations)
     head_and_loss = tokens * (4 * (2 * d + 1) + width * d)
-    copied = _products(model) - _products_made_anew(model, tokens)
     if train.chunked_loss:
         head_and_loss += 4 * vocabulary * d
-        copied -= vocabulary * d
-        working = _working_in_chunks(tokens, d, vocabulary, width)
+        copied -= vocabulary * d if copied else 0
+        transient = _transient_in_chunks(tokens, d, vocabulary, width)
     else:
         head_and_loss += tokens * 4 * vocabulary
-        working = 2 * 4 * vocabulary * tokens
+        transient = 2 * 4 * vocabulary * tokens
     # Two gradients of the width of an MLP; with checkpointing the block is computed again. What the head kept is gone.
     in_a_block = 2 * width * model.config.intermediate_size * tokens - head_and_loss
     if checkpointing:
         latents = [0] * len(blocks)
         if checkpointing == "latents":
             latents = [tokens * width * sum(layer.rank for layer in _with_latents(block)) for block in blocks]
-        in_a_block += max(whole - latent for whole, latent in zip(kept, latents, strict=True))
+        in_a_block += max(all_of_it - latent for all_of_it, latent in zip(kept, latents, strict=True)) + max(effective)
         kept = [4 * d * tokens + latent for latent in latents]
-    working = max(working, in_a_block)
+        effective = []
     return Memory(
         weights=_share(4 * count, shards) + sum(layer.rows.nbytes + layer.columns.nbytes for layer in _sparse(model)),
         gradients=_share(4 * count, shards),
         optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
         communication=communication,
-        weight_copies=2 * copied if width == 2 and not sharded else width * _mapped_and_kept(model, tokens),
+        weight_copies=2 * copied + sum(effective),
         blocks=sum(kept),
         head_and_loss=head_and_loss,
-        working=working,
+        transient=max(transient, in_a_block),
     )
 
 
@@ -266,26 +295,17 @@ def _products(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in linears) + sum(part.in_features * part.out_features for part in sparse)
 
 
-def _products_made_anew(model: nn.Module, tokens: int) -> int:
-    """Of N, the matrices that are made for each pass and not kept: up-projections with a map, and SLTrain's sums."""
-    mapped = sum(layer.up.weight.numel() for layer in _with_latents(model) if layer.weight_parametrizations)
-    sums = sum(layer.in_features * layer.out_features for layer in _sparse(model))
-    return mapped - _mapped_and_kept(model, tokens) + sums
+def _effective_weights(module: nn.Module, width: int) -> int:
+    """Bytes of the effective weights that are kept: as wide as the products, but for SLTrain, which casts by itself."""
+    layers = [layer for layer in _low_rank(module) if layer.weight_parametrizations]
+    return sum(layer.up.weight.numel() * (4 if isinstance(layer, SparseLowRankLinear) else width) for layer in layers)
 
 
-def _mapped_and_kept(model: nn.Module, tokens: int | None) -> int:
-    """Weights of the up-projections whose map is kept for the backward pass, as so many tokens make it worth."""
-    return sum(layer.up.weight.numel() for layer in _with_latents(model) if layer.weight_parametrizations)
-
-
-def _last_product(block: Any, tokens: int | None) -> int:
+def _last_product(block: Any) -> int:
     last = block.mlp.down_proj
     if not isinstance(last, LowRankLinear):
         return last.weight.numel()
-    own_pass = isinstance(last, SparseLowRankLinear) or (
-        last.weight_parametrizations and not _mapped_and_kept(last, tokens)
-    )
-    return 0 if own_pass else last.up.weight.numel()
+    return 0 if isinstance(last, SparseLowRankLinear) else last.up.weight.numel()
 
 
 def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
@@ -296,7 +316,7 @@ def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
     return 2 * (2 * d + 1) * 4 + (inputs + 4) * d * width + 4 * heads + 4 * f * width + latents * width
 
 
-def _working_in_chunks(tokens: int, d: int, vocabulary: int, width: int) -> int:
+def _transient_in_chunks(tokens: int, d: int, vocabulary: int, width: int) -> int:
     """Bytes of the most that the head takes by chunks: a chunk in the forward pass beside the head's input, or in the
     backward pass both gradients once more, scaled, or three tensors of the last norm, when what the head kept is gone.
     """

@@ -3,6 +3,7 @@
 import json
 import signal
 import statistics
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from foldrank.atomic import write_text
 
 PLAIN_LINES = 10
 """Progress lines of a run whose output is no terminal."""
@@ -93,9 +96,8 @@ class JsonLines(TrainerCallback):
     ) -> None:
         # A run that goes on repeats the steps since its checkpoint.
         if state.is_world_process_zero and self.file.exists():
-            lines = self.file.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-            self.file.write_text("".join(kept))
+            lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            write_text(self.file, "".join(line for line in lines if _is_entry(line, state.global_step)))
 
     def on_log(
         self,
@@ -110,13 +112,22 @@ class JsonLines(TrainerCallback):
                 lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+def _is_entry(line: str, last_step: int) -> bool:
+    """Whether a line of the log is whole and of a step that is not repeated; a power cut may leave anything there."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= last_step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 class GradientSpikes(TrainerCallback):
-    """Says on standard error when a gradient norm is far above the recent ones."""
+    """Logs when a gradient norm is far above the recent ones; on standard error too, unless it is to be quiet."""
 
     FACTOR = 10.0
     RECENT = 50
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.recent: deque[float] = deque(maxlen=self.RECENT)
 
     def on_log(
@@ -131,27 +142,33 @@ class GradientSpikes(TrainerCallback):
             return
         norm = float(logs["grad_norm"])
         if len(self.recent) == self.RECENT and norm > self.FACTOR * (usual := statistics.median(self.recent)):
-            Console(stderr=True, highlight=False).print(
-                f"step {state.global_step}: gradient norm {norm:.3g}, usually {usual:.3g}"
-            )
+            if not self.quiet:
+                Console(stderr=True, highlight=False).print(
+                    f"step {state.global_step}: gradient norm {norm:.3g}, usually {usual:.3g}"
+                )
             logs["grad_norm_spike"] = norm / usual
         self.recent.append(norm)
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT: saves a checkpoint after the step in progress and ends the training.
+    """On SIGTERM, SIGINT or SIGHUP (a closed terminal): saves a checkpoint after the step in progress and ends the training.
 
-    A second signal acts as it would without this class. Enter it as a context around the training.
+    A second signal acts as it would without this class. Enter it as a context around the training. In a thread other
+    than the main one, where Python knows no handlers, it does nothing.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
-        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            # Under nohup a hang-up is to be ignored.
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            handled = [number for number in self.SIGNALS if number != signal.SIGHUP or not ignored]
+            self._before = {number: signal.signal(number, self._receive) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,35 +1,35 @@
 """Checkpoints of a run in progress: whole or absent, with checksums, the newest few kept.
 
 A checkpoint is the folder `checkpoints/checkpoint-STEP`: what `Trainer` saves (weights, optimizer, scheduler, random
-states, position) and `manifest.json` with the size and SHA-256 of each file. It is written in `checkpoints/partial/`,
-flushed to the disk, and renamed when whole.
+states, position) and `manifest.json` with the id of the run, the step, and the size and SHA-256 of each file. It is
+written in `checkpoints/partial/`, synced to the disk, and renamed when whole. What it is says its content, not its name.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+from foldrank.atomic import sync, write_text
+from foldrank.provenance import sha256_of_file
 
 MANIFEST = "manifest.json"
 PARTIAL = "partial"
 PREFIX = "checkpoint-"
 
 
-def finish(work: Path, folder: Path, *, keep: int) -> None:
-    """Makes the written folder `work` the checkpoint `folder`, and removes all but the newest `keep`."""
+def commit_checkpoint(work: Path, folder: Path, *, keep: int, run_id: str | None) -> None:
+    """Makes the written folder `work` the checkpoint `folder` of a run, and removes all but the newest `keep`."""
     files = {}
     for file in sorted(path for path in work.rglob("*") if path.is_file()):
-        files[str(file.relative_to(work))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        _flush(file)
-    manifest = work / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=2) + "\n")
-    _flush(manifest)
-    _flush(work)
+        files[str(file.relative_to(work))] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+        sync(file)
+    manifest = {"run": run_id, "step": step_of(folder), "files": files}
+    write_text(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
     work.rename(folder)
-    _flush(folder.parent)
+    sync(folder.parent)
     for old in checkpoints(folder.parent)[:-keep]:
         shutil.rmtree(old)
 
@@ -41,8 +41,28 @@ def checkpoints(parent: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which it was written."""
-    return int(checkpoint.name.removeprefix(PREFIX))
+    """The step after which it was written: by its name, or where that does not say so, by its content.
+
+    Raises:
+        ValueError: where neither tells.
+    """
+    number = checkpoint.name.removeprefix(PREFIX)
+    if number != checkpoint.name and number.isdigit():
+        return int(number)
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{checkpoint} is no checkpoint of a run: its trainer_state.json tells no step") from error
+
+
+def run_of(checkpoint: Path) -> str | None:
+    """The id of the run that wrote it; None in checkpoints of foldrank 0.1.
+
+    Raises:
+        ValueError: where it has no manifest.
+    """
+    run_id = _manifest(checkpoint).get("run")
+    return run_id if isinstance(run_id, str) else None
 
 
 def verify(checkpoint: Path) -> None:
@@ -51,38 +71,34 @@ def verify(checkpoint: Path) -> None:
     Raises:
         ValueError: naming the file that is missing, truncated or altered, and the checkpoint to use instead.
     """
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{checkpoint / MANIFEST} is missing or damaged{_instead(checkpoint)}") from error
-    for name, expected in files.items():
+    for name, expected in _manifest(checkpoint)["files"].items():
         file = checkpoint / name
         if not file.is_file():
             problem = "is missing"
         elif file.stat().st_size != expected["bytes"]:
             problem = f"has {file.stat().st_size} bytes, not {expected['bytes']}"
-        elif _sha256(file) != expected["sha256"]:
+        elif sha256_of_file(file) != expected["sha256"]:
             problem = "is not what was written (its checksum differs)"
         else:
             continue
         raise ValueError(f"{file} {problem}{_instead(checkpoint)}")
 
 
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        if not isinstance(manifest["files"], dict):
+            raise TypeError("files")
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{checkpoint / MANIFEST} is missing or damaged{_instead(checkpoint)}") from error
+
+
 def _instead(checkpoint: Path) -> str:
-    before = [path for path in checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    try:
+        before = [path for path in checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    except ValueError:
+        before = []
     if not before:
         return "; there is no earlier checkpoint: start again with --overwrite"
     return f"; go on from the one before it with --resume {before[-1]}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from foldrank.data.sequences import IGNORED
+from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
+from foldrank.train.metrics import perplexity_of
+
+MOST_LOGITS = 1 << 25
+"""Numbers that the check of a fold keeps of the unfolded model: 128 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +44,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return _exp(self.loss)
+        return perplexity_of(self.loss)
 
     def legacy_perplexity(self, batch_size: int) -> float:
         """As the published code of this line of work computes it, to stand beside its tables; see docs/perplexity.md.
@@ -50,7 +55,7 @@ class Evaluation:
             math.fsum(self.sums[start : start + batch_size]) / sum(self.counts[start : start + batch_size])
             for start in range(0, len(self.sums), batch_size)
         ]
-        return _exp(math.fsum(means) / (len(means) + 1))
+        return perplexity_of(math.fsum(means) / (len(means) + 1))
 
 
 @torch.no_grad()
@@ -69,7 +74,7 @@ def evaluate_loss(model: nn.Module, sequences: Dataset, *, batch_size: int = 16)
     found: list[tuple[int, float, int]] = []
     for batch in _batches(model, Subset(sequences, mine), batch_size):
         labels = batch["labels"][:, 1:]
-        losses = token_losses(_logits(model, batch)[:, :-1], labels)
+        losses = _losses(model, batch, labels)
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
         found += zip(mine[len(found) :], sums, counts, strict=False)
     everyone = sorted(gather_object(found))
@@ -90,22 +95,30 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drift:
+class FoldError:
     """How far two models' outputs on the same tokens lie apart."""
 
-    max_abs_logit: float
+    max_abs_error: float
     """Largest difference of a logit."""
     argmax_agreement: float
     """Share of positions whose most likely next token is the same."""
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, sequences: Dataset, *, batch_size: int = 16) -> list[Tensor]:
-    """The logits of each batch, on the CPU."""
-    return [_logits(model, batch).float().cpu() for batch in _batches(model, sequences, batch_size)]
+def logits_of(
+    model: nn.Module, sequences: Dataset, *, batch_size: int = 16, most: int = MOST_LOGITS
+) -> Iterator[Tensor]:
+    """The logits of each batch in turn, on the CPU: of its first positions where all would be more numbers than `most`."""
+    total = len(sequences)  # pyright: ignore[reportArgumentType]
+    for batch in _batches(model, sequences, batch_size):
+        length = batch["input_ids"].shape[1]
+        positions = min(length, max(1, most // (total * model.config.vocab_size)))  # pyright: ignore
+        # Causal: what comes behind changes nothing, and is not computed.
+        batch = {name: tensor[:, :positions] for name, tensor in batch.items()}
+        yield _logits(model, batch).float().cpu()
 
 
-def drift(before: Iterable[Tensor], after: Iterable[Tensor]) -> Drift:
+def fold_error(before: Iterable[Tensor], after: Iterable[Tensor]) -> FoldError:
     """Compares logits batch by batch.
 
     Shape:
@@ -117,7 +130,7 @@ def drift(before: Iterable[Tensor], after: Iterable[Tensor]) -> Drift:
         same = one.argmax(-1) == other.argmax(-1)
         equal += int(same.sum())
         positions += same.numel()
-    return Drift(max_abs_logit=float(largest), argmax_agreement=equal / positions)
+    return FoldError(max_abs_error=float(largest), argmax_agreement=equal / positions)
 
 
 @torch.no_grad()
@@ -145,12 +158,15 @@ def first(sequences: Dataset, count: int | None) -> Dataset:
     return sequences if count is None else Subset(sequences, range(min(count, len(sequences))))  # pyright: ignore[reportArgumentType]
 
 
+def _losses(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    if is_chunked(model):
+        others = {"attention_mask": batch["attention_mask"]} if "attention_mask" in batch else {}
+        return token_losses_by_chunks(model, batch["input_ids"], labels, **others)  # pyright: ignore[reportArgumentType]
+    return token_losses(_logits(model, batch)[:, :-1], labels)
+
+
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False).logits
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _batches(model: nn.Module, sequences: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from foldrank.core.anchored_decay import check_foldable_at_start
 from foldrank.core.inventory import count_parameters
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
 from foldrank.recipes.schema import Recipe
+from foldrank.train.ablations import check_ablation
 from foldrank.train.activation_checkpointing import checkpoint_activations_
 from foldrank.train.chunked_loss import chunk_loss_
 
@@ -30,6 +32,22 @@ def build_model(
         chunk_loss_(model)
     checkpoint_activations_(model, recipe.train.activation_checkpointing)
     return model
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuses a recipe whose parts do not fit together, before any data is read; nothing is allocated.
+
+    Raises:
+        ValueError: saying what does not fit.
+    """
+    # The vocabulary matters to none of this.
+    model = meta_model(recipe, recipe.model.vocab_size or recipe.data.vocab_size)
+    checkpoint_activations_(model, recipe.train.activation_checkpointing)
+    if recipe.train.fold_at_start:
+        check_foldable_at_start(model)
+    if recipe.train.ablation is not None:
+        check_ablation(model)
+    recipe.train.resolve_micro_batch_size()
 
 
 def resolve_vocab_size(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> int:

@@ -18,7 +18,7 @@ from foldrank.core.anchored_decay import AnchoredDecay
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream
 from foldrank.recipes.schema import Recipe
-from foldrank.train.checkpoints import PARTIAL, checkpoints, finish
+from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
 from foldrank.train.evaluate import evaluate_loss
 
 
@@ -38,6 +38,7 @@ class PretrainTrainer(Trainer):
         keep_checkpoints: int,
         decay: AnchoredDecay | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        run_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
@@ -45,9 +46,11 @@ class PretrainTrainer(Trainer):
         self.validation = eval_dataset
         self.keep_checkpoints = keep_checkpoints
         self.decay = decay
+        self.run_id = run_id
         self.tokenizer = tokenizer  # not as Trainer's processing_class, which would pad, and set tokens of the model
         self.evaluation_seconds = 0.0
         self.began = 0.0
+        self.ended: float | None = None
         self.resumed = False
         self.seconds_at: dict[int, float] = {}
         self._unchecked: list[tuple[int, Tensor]] = []
@@ -58,8 +61,12 @@ class PretrainTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_seconds(self) -> float:
-        """Time since the training began, or went on; without evaluations."""
-        return time.perf_counter() - self.began - self.evaluation_seconds
+        """Time since the training began, or went on, until it ended; without evaluations."""
+        return (self.ended or time.perf_counter()) - self.began - self.evaluation_seconds
+
+    def stop_the_clock(self) -> None:
+        """What comes from now on is no training."""
+        self.ended = time.perf_counter()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
         assert isinstance(self.sequences, ShuffledDataset)  # a stream is asked for no sampler
@@ -143,7 +150,7 @@ class PretrainTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                finish(work / name, parent / name, keep=self.keep_checkpoints)
+                commit_checkpoint(work / name, parent / name, keep=self.keep_checkpoints, run_id=self.run_id)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError of its zip writer.
             kept = checkpoints(parent)

@@ -10,7 +10,7 @@ from foldrank.compare.analysis import Row, Table
 from foldrank.compare.curves import Point
 from foldrank.compare.report.blocks import Chart
 from foldrank.compare.statistics import Estimate
-from foldrank.recipes.methods import DENSE, DLR
+from foldrank.recipes.methods import DENSE
 
 COLOURS = 8
 """How many colours the page has (style.css)."""
@@ -38,13 +38,13 @@ class Style:
 def styles(table: Table) -> dict[str, Style]:
     """A colour per backbone, solid with DLR and dashed without; where a kind has several methods, a colour each."""
     one_of_a_kind = len({row.kind for row in table.rows}) == len(table.rows)
-    names = [row.kind.removesuffix(DLR) if one_of_a_kind else row.method for row in table.rows]
+    names = [row.kind.backbone if one_of_a_kind else row.method for row in table.rows]
     order = list(dict.fromkeys(names))
     return {
         row.method: Style(
             colour=f"@{order.index(name) % COLOURS + 1}",
             symbol=SYMBOLS[(place + place // COLOURS) % len(SYMBOLS)],
-            dash="dot" if row.kind == DENSE else "solid" if row.kind.endswith(DLR) else "dash",
+            dash="dot" if row.kind.backbone == DENSE else "solid" if row.kind.residual else "dash",
         )
         for place, (row, name) in enumerate(zip(table.rows, names, strict=True))
     }

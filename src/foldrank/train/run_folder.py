@@ -1,0 +1,275 @@
+"""The folder of a run: its files, whose it is, what it was trained on, and from where it goes on.
+
+A folder is a run's where its `config.yaml` says so: it has the settings, and under `run` the run's id and the identity
+of its data. Nothing else is ever emptied.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from foldrank.atomic import new_folder, write_text
+from foldrank.data.identity import DataIdentity, tokenizer_sha256
+from foldrank.data.prepare import lock_folder
+from foldrank.data.stream import reopen_data, resolve_source
+from foldrank.provenance import commit, versions
+from foldrank.recipes.reading import diff
+from foldrank.recipes.schema import Recipe
+from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
+from foldrank.train.metrics import RunMetrics
+
+SCHEMA = 2
+"""Version of config.yaml."""
+
+LEVELS = 3
+"""How many folders above a checkpoint its run is looked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What `config.yaml` holds."""
+
+    recipe: Recipe
+    """The resolved settings."""
+    id: str | None
+    """Written into each checkpoint as well; None in runs of foldrank 0.1."""
+    data: DataIdentity | None
+    """What the run was trained on; None in runs of foldrank 0.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's folder, whether it is there or not."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings, as a recipe that can be run again, with what they ran on."""
+        return self.path / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a log entry."""
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """From which an interrupted run goes on."""
+        return self.path / "checkpoints"
+
+    @property
+    def unfolded(self) -> Path:
+        """The trained weights."""
+        return self.path / "unfolded"
+
+    @property
+    def folded(self) -> Path:
+        """The deployed checkpoint, with its tokenizer."""
+        return self.path / "folded"
+
+    @property
+    def metrics(self) -> Path:
+        """What the run measured, written last."""
+        return self.path / "metrics.json"
+
+    @property
+    def evaluation_text(self) -> Path:
+        """Of a run on a stream, the text that it is evaluated on."""
+        return self.path / "evaluation.jsonl"
+
+    def is_run(self) -> bool:
+        """Whether the folder is a run's, by what its config.yaml says."""
+        return self._about() is not None
+
+    def read_config(self) -> RunConfig:
+        """The settings of the run, its id, and what it was trained on.
+
+        Raises:
+            ValueError: where the folder holds no run, or its config.yaml is damaged.
+        """
+        about, settings = self._about(), self._settings()
+        if about is None:
+            raise ValueError(f"{self.path} holds no run")
+        try:
+            data = about.get("data")
+            identity = None if data is None else DataIdentity.from_dict(data)
+            recipe = Recipe.from_dict({name: value for name, value in settings.items() if name != "run"})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.config} is damaged: {error}") from error
+        return RunConfig(recipe=recipe, id=about.get("id"), data=identity)
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Refuses a folder that holds something, saying what. Nothing but a run is ever overwritten.
+
+        Raises:
+            FileExistsError: naming what the folder holds.
+        """
+        try:
+            out = self.path.resolve()
+        except (OSError, RuntimeError) as error:  # a link that points at itself
+            raise FileExistsError(f"{self.path} cannot be a folder: {error}") from error
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        if not self.is_run():
+            what = "holds files that are no run" if out.is_dir() else "is a file"
+            raise FileExistsError(f"{self.path} {what}: choose another folder with --out")
+        if not overwrite:
+            raise FileExistsError(self._what_it_holds())
+        below = [file.parent for file in sorted(out.rglob("config.yaml")) if file.parent != out]
+        if other := next((folder for folder in below if RunFolder(folder).is_run()), None):
+            raise FileExistsError(f"{self.path} has another run below it, {other}: move it away before --overwrite")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Holds the folder for this process, until the block ends or the process does.
+
+        Raises:
+            FileExistsError: where another process on this machine holds it.
+        """
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        lock = FileLock(lock_folder() / f"run-{name}", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise FileExistsError(
+                f"another run has begun in {self.path} and goes on: choose another folder with --out"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, recipe: Recipe, name: str, run_id: str, identity: DataIdentity) -> None:
+        """Empties the folder of the run before, if there was one, and writes the settings.
+
+        Raises:
+            FileExistsError: as `check_free`.
+            OSError: where it cannot be written.
+        """
+        self.check_free(overwrite=True)
+        # Its content and not the folder itself, which may be a mount point, a link, or where somebody stands.
+        folder = self.path.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        about = {"schema": SCHEMA, "recipe": name, "id": run_id, "versions": versions(), "commit": commit()}
+        about["data"] = identity.to_dict()
+        write_text(self.config, yaml.safe_dump({"run": about, **recipe.to_dict()}, sort_keys=False))
+
+    def find_checkpoint(self, recipe: Recipe, resume: bool | Path) -> Path | None:
+        """The verified checkpoint from which the run goes on; None where it has none yet and starts again.
+
+        Args:
+            recipe: must be that of the run.
+            resume: a checkpoint of this run, whatever its folder is called; True: the newest.
+
+        Raises:
+            ValueError: where the folder holds no such run or a finished one, the recipe differs, or the checkpoint is
+                damaged or of another run.
+        """
+        if not self.is_run():
+            raise ValueError(f"{self.path} holds no run to go on with: leave out --resume to start one")
+        if self.metrics.exists():
+            raise ValueError(f"the run in {self.path} is finished: nothing is left to do")
+        config = self.read_config()
+        then, now = (replace(each, data=resolve_source(each.data)) for each in (config.recipe, recipe))
+        if changed := diff(then, now):
+            raise ValueError(f"the run in {self.path} was started with other settings: {'; '.join(changed[:3])}")
+        if not isinstance(resume, Path):
+            newest = next(reversed(checkpoints(self.checkpoints)), None)
+            if newest is not None:
+                verify(newest)
+            return newest
+        verify(resume)
+        inside = resume.resolve().parent == self.checkpoints.resolve()
+        if (found := run_of(resume)) != config.id or (found is None and not inside):
+            raise ValueError(
+                f"{resume} is a checkpoint of another run, not of that in {self.path}: name one of its own, or leave "
+                "out the name to take the newest"
+            )
+        return resume
+
+    def validation(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Dataset[dict[str, Tensor]]:
+        """The validation sequences of the run, of exactly the text that it recorded.
+
+        Args:
+            tokenizer: of the checkpoint that is evaluated, which must be the run's.
+            sequence_length: tokens a sequence.
+
+        Raises:
+            ValueError: where text or tokenizer are others now, naming both hashes.
+        """
+        config = self.read_config()
+        train, identity = config.recipe.train, config.data
+        if identity is None:
+            # A run of foldrank 0.1 recorded the hash of its text in its metrics, and none of its tokenizer.
+            then = RunMetrics.read(self.metrics).text_sha256 if self.metrics.exists() else None
+            kind = "stream" if config.recipe.data.stream else "prepared"
+            identity = DataIdentity(kind=kind, text_sha256=then, tokenizer_sha256=tokenizer_sha256(tokenizer))
+        identity.check(replace(identity, tokenizer_sha256=tokenizer_sha256(tokenizer)))
+        text = self.evaluation_text if self.evaluation_text.exists() else None
+        data = reopen_data(config.recipe.data, identity, evaluation_text=text)
+        return data.validation(sequence_length, train.layout, train.eval_tokens)
+
+    def _settings(self) -> dict[str, Any]:
+        try:
+            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
+    def _about(self) -> Mapping[str, Any] | None:
+        about = self._settings().get("run")
+        return about if isinstance(about, dict) and isinstance(about.get("schema"), int) else None
+
+    def _what_it_holds(self) -> str:
+        if not self.metrics.exists():
+            saved = checkpoints(self.checkpoints)
+            at = f"its newest checkpoint is of step {step_of(saved[-1])}" if saved else "it has no checkpoint yet"
+            return f"{self.path} holds a run that did not finish, {at}: go on with --resume, or --overwrite it"
+        try:
+            metrics = RunMetrics.read(self.metrics)
+            what = f"recipe {metrics.recipe}, seed {metrics.seed}, {metrics.steps} steps"
+            if metrics.val_perplexity_folded is not None:
+                what += f", validation perplexity {metrics.val_perplexity_folded:.2f}"
+        except ValueError as error:
+            what = f"its metrics.json is damaged: {error}"
+        return (
+            f"{self.path} holds a finished run ({what}): choose another folder with --out, or replace it with "
+            "--overwrite"
+        )
+
+
+def find_run(checkpoint: Path) -> RunFolder | None:
+    """The run that a checkpoint lies in: the folder itself, or one above it; None where there is none."""
+    place = checkpoint.resolve()
+    candidates = [RunFolder(folder) for folder in (place, *place.parents)[: LEVELS + 1]]
+    return next((run for run in candidates if run.is_run()), None)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Model and tokenizer in the Hugging Face format, whole or not at all, in place of an attempt before.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    try:
+        with new_folder(folder, replace=True) as work:
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+    except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk
+        raise OSError(f"{folder} was not written: {error}. With room for it, go on with --resume") from error
