@@ -10,6 +10,7 @@ from typing import Any
 from foldrank.compare.plan import Run
 from foldrank.compare.records import Record, Stage, write_record
 from foldrank.compare.study import Size, Study, StudyMethod, Sweep
+from foldrank.train.metrics import EvaluationPoint, RunMetrics
 
 RATES = (0.003, 0.006, 0.012)
 BEST = 0.006
@@ -43,6 +44,29 @@ def planted(differences: Mapping[str, float], *, noise: float = 0.01, shared: fl
     return loss
 
 
+def metrics_of(**values: Any) -> RunMetrics:
+    """What a run measured: these values, and others where they do not matter."""
+    others = {
+        **dict.fromkeys(("seed", "params", "params_dense", "steps", "tokens", "flops_per_token", "flops"), 1),
+        **dict.fromkeys(("seconds", "tokens_per_second", "val_loss", "val_perplexity", "val_loss_folded"), 1.0),
+        "val_tokens": 1,
+        "val_perplexity_folded": 1.0,
+        "folded_layers": 0,
+        "fold_max_abs_weight_rounding": 0.0,
+        "recipe": "tiny",
+        "memory_bytes": {},
+        "fold_weight_rounding": {},
+        "fold_max_abs_logit_drift": 0.0,
+        "fold_argmax_agreement": 1.0,
+        "history": (),
+        "sample": "",
+        "device": "cpu",
+        "threads": 1,
+    }
+    history = tuple(EvaluationPoint(**point) for point in values.pop("history", ()))
+    return RunMetrics(**{**others, "history": history, **values})
+
+
 def run(
     method: StudyMethod,
     seed: int,
@@ -57,7 +81,8 @@ def run(
     **metrics: Any,
 ) -> Record:
     """A finished run that ends at this loss."""
-    backbone = method.whole_kind.removesuffix("-dlr")
+    kind = method.parsed_kind()
+    backbone = kind.backbone
     params, flops = COSTS.get(backbone, COSTS["cola"])
     speed = 4000.0 if backbone == "dense" else 5000.0
     share = (0.25, 0.5, 0.75, 1.0)
@@ -71,7 +96,7 @@ def run(
         }
         for part in share
     ]
-    dlr = method.whole_kind.endswith("-dlr")
+    dlr = kind.residual
     whole = {
         "params": params,
         "params_dense": COSTS["dense"][0],
@@ -109,7 +134,7 @@ def run(
         stage=stage,
         learning_rate=rate,
         seed=seed,
-        metrics={**whole, **metrics},
+        metrics=metrics_of(**{**whole, **metrics}),
         spectra={layer: [10 * math.exp(-decay * place) for place in range(values)] for layer in LAYERS}
         if spectra
         else {},
@@ -201,7 +226,7 @@ def large_study() -> tuple[Study, list[Record]]:
         records += [*sweep_runs(study, corpus, size), *final_runs(study, loss, corpus, size)]
     odd = "</script><img src=x onerror=alert(1)> ```` \x1b[31m \ud800 |"
     first = next(place for place, record in enumerate(records) if record.stage == "final")
-    records[first] = replace(records[first], metrics={**records[first].metrics, "sample": odd})
+    records[first] = replace(records[first], metrics=replace(records[first].measured, sample=odd))
     records[-1] = failed(records[-1], "the loss is not finite at step 17 (|grad| = inf); lower the learning rate")
     del records[-3]
     return study, records

@@ -42,7 +42,7 @@ def test_a_planted_difference_is_found_and_a_method_against_itself_is_not() -> N
         ("again", "cola"): "no difference shown",
     }
     (_, pair) = row(found, "cola-dlr").against
-    losses = {(each.method, each.seed): each.metrics["test_loss"] for each in records if each.stage == "final"}
+    losses = {(each.method, each.seed): each.measured.test_loss for each in records if each.stage == "final"}
     by_hand = [losses["cola-dlr", seed] - losses["cola", seed] for seed in study.seeds]
     assert pair.difference.estimate is not None
     assert pair.difference.estimate.mean == pytest.approx(sum(by_hand) / 5, rel=1e-12)
@@ -55,14 +55,15 @@ def test_failed_and_missing_runs_are_told_and_in_no_mean() -> None:
     finals = [name for name, record in records.items() if (record.method, record.stage) == ("cola", "final")]
     records[finals[1]] = failed(records[finals[1]], "ValueError: the loss is not finite")
     nan = records[finals[2]]
-    records[finals[2]] = replace(nan, metrics={**nan.metrics, "test_loss": float("nan")})
+    records[finals[2]] = replace(nan, metrics=replace(nan.measured, test_loss=float("nan")))
     del records[finals[3]]
+    losses_of = {name: record.metrics.test_loss or 0.0 for name, record in records.items() if record.metrics}
     found = analyse(study, records)
     cola = row(found, "cola")
     assert (cola.finished, cola.failed, cola.missing) == (2, 2, (3,))
     assert cola.records == (finals[0], finals[4])
     assert cola.test is not None
-    assert cola.test.mean == pytest.approx(sum(records[name].metrics["test_loss"] for name in cola.records) / 2)
+    assert cola.test.mean == pytest.approx(sum(losses_of[name] for name in cola.records) / 2)
     assert [failure.id for failure in found.failures] == finals[1:3]
     assert "not finite" in found.failures[0].error
     assert (found.final_records_done, found.final_records_expected) == (9, 10)
@@ -138,10 +139,8 @@ def test_a_resumed_run_has_no_time() -> None:
     study = study_of("dense", "cola")
     records = final_and_sweep(study)
     last = records[-1]
-    history = [
-        {**entry, "seconds": None if entry["step"] < 300 else entry["seconds"]} for entry in last.metrics["history"]
-    ]
-    records[-1] = replace(last, metrics={**last.metrics, "history": history})
+    history = [replace(point, seconds=None if point.step < 300 else point.seconds) for point in last.measured.history]
+    records[-1] = replace(last, metrics=replace(last.measured, history=tuple(history)))
     found = only(analyse(study, by_id(records)))
     rows = {(budget.axis, entry.method): entry for budget in found.budgets for entry in budget.rows}
     assert last.id not in rows["seconds", "cola"].records

@@ -62,7 +62,7 @@ def facts(folder: Path) -> dict[str, Any]:
     """All that is known of a study's runs, without what the clock said."""
 
     def of(record: Record) -> dict[str, Any]:
-        metrics = without_clock(record.metrics) if record.finished else {}
+        metrics = without_clock(record.measured.to_dict()) if record.finished else {}
         for name in ("study_seconds", "resumed_at_step"):
             metrics.pop(name, None)
         return {"error": record.error, "spectra": record.spectra, "recipe": record.recipe, "metrics": metrics}
@@ -88,7 +88,7 @@ def test_each_run_has_a_record_and_what_is_of_no_more_use_is_gone(undisturbed: t
         left = {path.name for path in (out / "runs" / name).iterdir()}
         final = record.stage == "final"
         assert left == {"config.yaml", "log.jsonl", "metrics.json", *(["folded"] if final else [])}
-        assert (record.metrics["test_loss"] is not None) == final
+        assert (record.measured.test_loss is not None) == final
         assert bool(record.spectra) == (final and record.seed == 0)
         for values in record.spectra.values():
             assert len(values) == 4
@@ -199,9 +199,9 @@ def test_the_plan_says_what_it_costs_and_runs_nothing(
     plan = foldrank("compare", study, "--out", tmp_path / "out", "--plan", "--json").json["plan"]
     records = read_records(out)
     assert plan["runs"] == len(records)
-    trained = [record.metrics for record in records.values()]
-    assert plan["tokens"] == sum(metrics["tokens"] for metrics in trained)
-    assert plan["flops"] == sum(metrics["flops"] for metrics in trained)
+    trained = [record.measured for record in records.values()]
+    assert plan["tokens"] == sum(metrics.tokens for metrics in trained)
+    assert plan["flops"] == sum(metrics.flops for metrics in trained)
     assert 0 < plan["minutes"] < 5
     assert not (tmp_path / "out").exists()
 

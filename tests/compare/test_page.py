@@ -95,7 +95,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = study_of("dense", "cola", "cola-dlr", title=HOSTILE)
     records = [*sweep_runs(study), *final_runs(study, planted({"cola": 0.1, "cola-dlr": 0.05}))]
-    records = [replace(record, metrics={**record.metrics, "sample": HOSTILE}) for record in records]
+    records = [replace(record, metrics=replace(record.measured, sample=HOSTILE)) for record in records]
     file = tmp_path_factory.mktemp("page") / "report.html"
     running = Unfinished(id=records[-1].id, step=3, loss=4.5)
     file.write_text(report_html(analyse(study, by_id(records[:-1]), [running])))

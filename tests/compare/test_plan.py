@@ -11,6 +11,8 @@ from foldrank.compare.plan import choice, expected, planned, recipe_of, total
 from foldrank.compare.records import Record
 from foldrank.compare.study import Study, load_study
 
+from .studies import metrics_of
+
 STUDY: dict[str, Any] = {
     "title": "by hand",
     "methods": ["dense", "cola", "cola-dlr", {"name": "half", "kind": "cola-dlr", "learning_rate_of": "cola-dlr"}],
@@ -34,7 +36,7 @@ def run_all(study: Study, loss: Any, records: dict[str, Record], stage: str = "s
             records[run.id] = (
                 Record(id=run.id, error="ValueError: it is nan", **facts)
                 if value is None
-                else Record(id=run.id, metrics={"val_loss_folded": value}, **facts)
+                else Record(id=run.id, metrics=metrics_of(val_loss_folded=value), **facts)
             )
     return records
 

@@ -96,7 +96,7 @@ def test_the_folded_checkpoint_is_what_was_verified(finished_run: Run) -> None:
     for part, key in (("unfolded", "val_loss"), ("folded", "val_loss_folded")):
         model = AutoModelForCausalLM.from_pretrained(finished_run.out / part)
         assert evaluate_loss(model, validation).loss == finished_run.metrics[key]
-        assert finished_run.metrics.val_tokens == len(validation) * 31  # pyright: ignore[reportArgumentType]
+        assert finished_run.metrics["val_tokens"] == len(validation) * 31  # pyright: ignore[reportArgumentType]
 
 
 def test_the_fold_of_a_trained_model_is_at_rounding_level(finished_run: Run) -> None:
@@ -111,9 +111,9 @@ def test_the_fold_of_a_trained_model_is_at_rounding_level(finished_run: Run) -> 
 
 
 def test_training_lowers_the_loss(finished_run: Run) -> None:
-    history = finished_run.metrics.history
+    history = finished_run.metrics["history"]
     assert [row["step"] for row in history] == [5, 10, 12]
-    assert history[-1]["val_loss"] == finished_run.metrics.val_loss < history[0]["val_loss"] < math.log(300)
+    assert history[-1]["val_loss"] == finished_run.metrics["val_loss"] < history[0]["val_loss"] < math.log(300)
     trained = losses(finished_run.out)
     assert len(trained) == 12
     assert history[0]["train_loss"] == pytest.approx(sum(trained[:5]) / 5)

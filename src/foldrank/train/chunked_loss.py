@@ -65,7 +65,8 @@ def token_losses_by_chunks(model: PreTrainedModel, input_ids: Tensor, labels: Te
         input_ids (batch, time), labels (batch, time - 1): those of the positions from the second on, and the result.
     """
     hidden_ND = model.base_model(input_ids, use_cache=False, **others).last_hidden_state[:, :-1].flatten(0, 1)
-    head, label_N = model.get_output_embeddings(), labels.flatten()
+    head: Any = model.get_output_embeddings()
+    label_N = labels.flatten()
     losses = [
         F.cross_entropy(head(hidden_CD).float(), label_C, ignore_index=IGNORED, reduction="none")
         for hidden_CD, label_C in zip(hidden_ND.split(CHUNK), label_N.split(CHUNK), strict=True)

@@ -295,7 +295,7 @@ def _history(trainer: PretrainTrainer, tokens_per_step: float) -> tuple[Evaluati
         if "eval_loss" in entry:
             points.append(
                 EvaluationPoint(
-                    step=entry["step"],
+                    step=int(entry["step"]),
                     tokens=round(entry["step"] * tokens_per_step),
                     seconds=trainer.seconds_at.get(int(entry["step"])),
                     train_loss=sum(losses) / len(losses) if losses else None,
