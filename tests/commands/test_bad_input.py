@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import ViTConfig, ViTModel
 
 from ..called import Foldrank, tree
@@ -225,9 +226,12 @@ def test_a_dense_run_has_nothing_to_fold(foldrank: Foldrank, recipe_file: Path, 
 
 def test_the_corpus_of_a_run_is_gone(foldrank: Foldrank, finished_run: Run, place: Path) -> None:
     shutil.copytree(finished_run.out, place / "run")
-    config = (place / "run" / "config.yaml").read_text()
-    source = next(line for line in config.splitlines() if line.strip().startswith("source:"))
-    (place / "run" / "config.yaml").write_text(config.replace(source, "  source: gone"))
+    config = yaml.safe_load((place / "run" / "config.yaml").read_text())
+    config["data"]["source"] = "gone"
+    (place / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert foldrank("evaluate", "run/folded").code == 0  # what was prepared of it is still there
+    config["run"]["data"]["folder"] = str(place / "gone")
+    (place / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     assert_refused(foldrank, place, ("evaluate", "run/folded"), "no such corpus: 'gone'")
 
 

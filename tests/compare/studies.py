@@ -172,7 +172,7 @@ def final_runs(study: Study, loss: Planted, corpus: str = "stdlib", size: str = 
 
 def failed(record: Record, error: str) -> Record:
     """The same run, had it failed."""
-    return replace(record, error=error, metrics={}, spectra={})
+    return replace(record, error=error, metrics=None, spectra={})
 
 
 def by_id(records: Iterable[Record]) -> dict[str, Record]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig
 from foldrank.train import chunked_loss
-from foldrank.train.chunked_loss import chunk_loss_, linear_cross_entropy
+from foldrank.train.chunked_loss import chunk_loss_, is_chunked, linear_cross_entropy
 from foldrank.train.evaluate import evaluate_loss
 from foldrank.train.model import build_model
 
@@ -261,3 +261,15 @@ def test_trainer_comes_to_the_same_losses_and_gradients(
     assert len(plain) == 6
     assert plain[0] != pytest.approx(plain[4], rel=1e-3), "three steps should change something"
     assert entries(chunked=True) == pytest.approx(plain, rel=bound)
+
+
+def test_copies_and_replicas_compute_by_themselves() -> None:
+    plain, model = both("dense")
+    assert is_chunked(model)
+    assert not is_chunked(plain)
+    duplicate = copy.deepcopy(model)
+    replica = model._replicate_for_data_parallel()
+    for one in (duplicate, replica):
+        assert one.forward.__self__ is one
+    assert duplicate.lm_head.forward.__self__ is duplicate.lm_head
+    assert is_chunked(duplicate)

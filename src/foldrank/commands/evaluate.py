@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     run = find_run(arguments.checkpoint)
     if run is None and arguments.data is None:
         raise ValueError(
-            f"{arguments.checkpoint} does not lie in the folder of a run (no config.yaml of one above it), so the "
-            "run's validation text is unknown: name a text with --data"
+            f"{arguments.checkpoint}: a run's config.yaml does not exist there or above, so its validation text is "
+            "unknown: name a text with --data"
         )
     model, tokenizer = load(arguments.checkpoint)
     trained_length = None if run is None else run.read_config().recipe.train.sequence_length

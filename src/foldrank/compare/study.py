@@ -85,8 +85,8 @@ class StudyMethod:
     """Seeds of its final runs; None: those of the study."""
 
     def __post_init__(self) -> None:
-        if bad := [part for part in (self.name, self.group) if not PRINTABLE.fullmatch(part)]:
-            raise ValueError(f"{bad[0]!r} is no name: letters, digits, '.', '_', '+' and '-' make one")
+        if not PRINTABLE.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no name: letters, digits, '.', '_', '+' and '-' make one")
         try:
             self.parsed_kind()
         except ValueError as error:

@@ -14,7 +14,8 @@ is not used here because autocast does not reach it, and from bfloat16 inputs it
 10 nats goes in steps of 0.06. In float32 it takes the time and memory of what follows.
 """
 
-from functools import cache
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -46,15 +47,15 @@ def chunk_loss_(model: PreTrainedModel) -> None:
             f"the output head of this {type(model).__name__} is {head}: train.chunked_loss is for linear heads without "
             "bias; leave it out"
         )
-    # By their classes and not on the instances, so that copies and nn.DataParallel's replicas compute by themselves.
-    head.__class__ = ChunkedHead
-    model.__class__ = _with_chunked_loss(type(model))
+    # On the instances, as Liger Kernel does: a subclass would save under another name, and tools look for nn.Linear.
+    _bind(head, _head_forward)
+    _bind(model, _model_forward)
 
 
 def is_chunked(model: nn.Module) -> bool:
     """Whether `chunk_loss_` has been at a model."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return isinstance(head, ChunkedHead)
+    return head is not None and getattr(head.forward, "__func__", None) is _head_forward
 
 
 @torch.no_grad()
@@ -74,12 +75,16 @@ def token_losses_by_chunks(model: PreTrainedModel, input_ids: Tensor, labels: Te
     return torch.cat(losses).view(labels.shape)
 
 
-@cache
-def _with_chunked_loss(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    # Under the name of the class it stands for, by which a checkpoint is saved.
-    names = {"__module__": model_class.__module__, "__qualname__": model_class.__qualname__}
-    body = {"forward": _model_forward, "_unchunked": model_class, "__doc__": model_class.__doc__, **names}
-    return type(model_class.__name__, (model_class,), body)
+def _bind(module: nn.Module, forward: Callable[..., Any]) -> None:
+    module.forward = MethodType(forward, module)
+    # nn.DataParallel copies the attributes of a module, bound methods and all: its copies would call the original.
+    module._replicate_for_data_parallel = MethodType(_replicate, module)
+
+
+def _replicate(self: Any) -> Any:
+    replica = type(self)._replicate_for_data_parallel(self)
+    replica.forward = MethodType(self.forward.__func__, replica)
+    return replica
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, items: Tensor) -> Tensor:
@@ -145,14 +150,13 @@ def _loss_and_gradient_(z_CV: Tensor, target_C1: Tensor, share_C1: Tensor) -> Te
     return ((sums_C1.log() - target_z_C1) * share_C1).sum()
 
 
-class ChunkedHead(nn.Linear):
-    """An output head that gives logits, or, with labels, the loss by chunks."""
-
-    def forward(self, input: Tensor, labels: Tensor | None = None, items: Tensor | int | None = None) -> Tensor:  # noqa: A002 - the name is torch's
-        if labels is None:
-            return F.linear(input, self.weight)
-        count = (labels != IGNORED).sum() if items is None else torch.as_tensor(items, device=input.device)
-        return linear_cross_entropy(input.flatten(0, -2), self.weight, labels.flatten(), count)
+def _head_forward(
+    self: nn.Linear, hidden: Tensor, labels: Tensor | None = None, items: Tensor | int | None = None
+) -> Tensor:
+    if labels is None:
+        return F.linear(hidden, self.weight)
+    count = (labels != IGNORED).sum() if items is None else torch.as_tensor(items, device=hidden.device)
+    return linear_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten(), count)
 
 
 def _model_forward(
@@ -166,7 +170,7 @@ def _model_forward(
 ) -> CausalLMOutputWithPast:
     if labels is None or not (self.training and torch.is_grad_enabled()):
         given = {"labels": labels, "num_items_in_batch": num_items_in_batch, **kwargs}
-        return self._unchunked.forward(self, input_ids, attention_mask, *args, **given)
+        return type(self).forward(self, input_ids, attention_mask, *args, **given)
     hidden = self.base_model(input_ids, attention_mask, *args, **kwargs).last_hidden_state
     shifted = F.pad(labels, (0, 1), value=IGNORED)[..., 1:].to(hidden.device)
     return CausalLMOutputWithPast(loss=self.get_output_embeddings()(hidden, shifted, num_items_in_batch))
