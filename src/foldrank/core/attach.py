@@ -218,11 +218,11 @@ def _refuse_other_kind(
     there = f"{prefix}parametrizations.{attribute}.0.{SPEC}" in state_dict
     if there and not here:
         error_msgs.append(
-            f"{prefix}{attribute} is folded and the state dict is not: fold the state dict first (foldrank.fold_state_dict), "
-            "or load it into a model with the residual"
+            f"{prefix}{attribute} is folded and the state dict is not: fold the state dict first "
+            "(foldrank.fold_state_dict), or load it into a model with the residual"
         )
     if here and not there and prefix + attribute in state_dict:
         error_msgs.append(
-            f"{prefix}{attribute} has a residual and the state dict is folded, or from before it was attached: load it into "
-            "the model without residual (before attach_residual_, or after fold_)"
+            f"{prefix}{attribute} has a residual and the state dict is folded, or from before it was attached: load "
+            "it into the model without residual (before attach_residual_, or after fold_)"
         )

@@ -283,8 +283,8 @@ def _check_foldable(foldable: _Foldable, contents: Inventory) -> None:
         raise ValueError(f"alpha, scale or index of {foldable.name} is offloaded or on the meta device: load it first")
     if others := contents.shared_with(foldable.weight, foldable.parameter_name):
         raise ValueError(
-            f"{folded_key(foldable.parameter_name)} is shared with another module ({', '.join(others)}), where the fold would "
-            "change it too: fold the state dict (foldrank.fold_state_dict), in which each has a copy"
+            f"{folded_key(foldable.parameter_name)} is shared with another module ({', '.join(others)}), where the fold "
+            "would change it too: fold the state dict (foldrank.fold_state_dict), in which each has a copy"
         )
 
 

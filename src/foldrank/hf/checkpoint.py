@@ -44,8 +44,8 @@ COPIED = (
     "README.md",
     "LICENSE*",
 )
-"""Files beside the weights that a folded checkpoint has too. Not what belongs to a training: optimizer, scheduler, random
-states, pickles, manifests; nor weights in other formats, which are not folded."""
+"""Files beside the weights that a folded checkpoint has too. Not what belongs to a training: optimizer, scheduler,
+random states, pickles, manifests; nor weights in other formats, which are not folded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -151,7 +151,7 @@ class GradientSpikes(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM, SIGINT or SIGHUP (a closed terminal): saves a checkpoint after the step in progress and ends the training.
+    """On SIGTERM, SIGINT or SIGHUP (a closed terminal): saves a checkpoint after the step in progress and ends.
 
     A second signal acts as it would without this class. Enter it as a context around the training. In a thread other
     than the main one, where Python knows no handlers, it does nothing.

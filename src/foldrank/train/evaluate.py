@@ -108,7 +108,7 @@ class FoldError:
 def logits_of(
     model: nn.Module, sequences: Dataset, *, batch_size: int = 16, most: int = MOST_LOGITS
 ) -> Iterator[Tensor]:
-    """The logits of each batch in turn, on the CPU: of its first positions where all would be more numbers than `most`."""
+    """The logits of each batch in turn, on the CPU: of its first positions where all would be more than `most`."""
     total = len(sequences)  # pyright: ignore[reportArgumentType]
     for batch in _batches(model, sequences, batch_size):
         length = batch["input_ids"].shape[1]
