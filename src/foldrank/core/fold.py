@@ -282,8 +282,9 @@ def _check_foldable(foldable: _Foldable, contents: Inventory) -> None:
     if any(tensor.is_meta for tensor in state):
         raise ValueError(f"alpha, scale or index of {foldable.name} is offloaded or on the meta device: load it first")
     if others := contents.shared_with(foldable.weight, foldable.parameter_name):
+        name = folded_key(foldable.parameter_name)
         raise ValueError(
-            f"{folded_key(foldable.parameter_name)} is shared with another module ({', '.join(others)}), where the fold "
+            f"{name} is shared with another module ({', '.join(others)}), where the fold "
             "would change it too: fold the state dict (foldrank.fold_state_dict), in which each has a copy"
         )
 

@@ -2,7 +2,7 @@
 
 A checkpoint is the folder `checkpoints/checkpoint-STEP`: what `Trainer` saves (weights, optimizer, scheduler, random
 states, position) and `manifest.json` with the id of the run, the step, and the size and SHA-256 of each file. It is
-written in `checkpoints/partial/`, synced to the disk, and renamed when whole. Its content says what it is, not its name.
+written in `checkpoints/partial/`, synced to the disk, and renamed when whole. Its content tells what it is.
 """
 
 import json
