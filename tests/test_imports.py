@@ -66,13 +66,6 @@ def test_a_module_imports_what_the_table_allows(module: str) -> None:
     assert others <= table()[part], f"{module} imports {sorted(others - table()[part])}"
 
 
-def test_the_table_allows_nothing_that_nobody_does() -> None:
-    for part, allowed in table().items():
-        used = {part_of(other) for module in graph() if part_of(module) == part for other in graph()[module]}
-        if part != "cli":  # which names the commands by text
-            assert allowed <= used, f"{part} does not import {sorted(allowed - used)}"
-
-
 def test_no_module_imports_itself_by_way_of_others() -> None:
     links = graph()
     done: set[str] = set()
