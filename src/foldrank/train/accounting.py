@@ -200,8 +200,8 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, v
     rows = min(chunked_loss.CHUNK, tokens) if train.chunked_loss else tokens
     logits = 4 * (3 * vocabulary * rows + 2 * d * tokens)
     kept = 4 * min(MOST_LOGITS, FOLD_CHECK_SEQUENCES * train.sequence_length * vocabulary)
-    # In the check of the fold a batch's logits are there whole, at fewer positions where they would be too many.
-    checked = kept + min(2 * kept, 4 * 3 * vocabulary * tokens)
+    # The check of the fold holds the logits before and after, and their difference, at as many positions as allowed.
+    checked = 4 * kept
     body = 4 * 3 * (d + f) * tokens
     return _share(12 * count_parameters(model), shards) + body + max(logits, checked)
 

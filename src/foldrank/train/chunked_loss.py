@@ -68,11 +68,14 @@ def token_losses_by_chunks(model: PreTrainedModel, input_ids: Tensor, labels: Te
     hidden_ND = model.base_model(input_ids, use_cache=False, **others).last_hidden_state[:, :-1].flatten(0, 1)
     head: Any = model.get_output_embeddings()
     label_N = labels.flatten()
-    losses = [
-        F.cross_entropy(head(hidden_CD).float(), label_C, ignore_index=IGNORED, reduction="none")
-        for hidden_CD, label_C in zip(hidden_ND.split(CHUNK), label_N.split(CHUNK), strict=True)
-    ]
-    return torch.cat(losses).view(labels.shape)
+    # Allocated once: small results between the logits of two chunks would keep the heap from using their memory again.
+    loss_N = torch.empty(label_N.shape, dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=labels.device)
+    for start in range(0, len(label_N), CHUNK):
+        rows = slice(start, start + CHUNK)
+        z_CV = head(hidden_ND[rows]).to(loss_N.dtype)
+        loss_N[rows] = F.cross_entropy(z_CV, label_N[rows], ignore_index=IGNORED, reduction="none")
+        del z_CV
+    return loss_N.view(labels.shape)
 
 
 def _bind(module: nn.Module, forward: Callable[..., Any]) -> None:

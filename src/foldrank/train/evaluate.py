@@ -18,8 +18,8 @@ from foldrank.data.sequences import IGNORED
 from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
 from foldrank.train.metrics import perplexity_of
 
-MOST_LOGITS = 1 << 25
-"""Numbers that the check of a fold keeps of the unfolded model: 128 MiB in float32."""
+MOST_LOGITS = 1 << 23
+"""Numbers that the check of a fold keeps of the unfolded model: 32 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

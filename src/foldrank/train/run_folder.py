@@ -115,10 +115,7 @@ class RunFolder:
         Raises:
             FileExistsError: naming what the folder holds.
         """
-        try:
-            out = self.path.resolve()
-        except (OSError, RuntimeError) as error:  # a link that points at itself
-            raise FileExistsError(f"{self.path} cannot be a folder: {error}") from error
+        out = self._resolved()
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return
         if not self.is_run():
@@ -137,7 +134,7 @@ class RunFolder:
         Raises:
             FileExistsError: where another process on this machine holds it.
         """
-        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        name = hashlib.sha256(str(self._resolved()).encode()).hexdigest()[:16]
         lock = FileLock(lock_folder() / f"run-{name}", thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -159,7 +156,7 @@ class RunFolder:
         """
         self.check_free(overwrite=True)
         # Its content and not the folder itself, which may be a mount point, a link, or where somebody stands.
-        folder = self.path.resolve()
+        folder = self._resolved()
         folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -224,6 +221,14 @@ class RunFolder:
         text = self.evaluation_text if self.evaluation_text.exists() else None
         data = reopen_data(config.recipe.data, identity, evaluation_text=text)
         return data.validation(sequence_length, train.layout, train.eval_tokens)
+
+    def _resolved(self) -> Path:
+        try:
+            return self.path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise FileExistsError(
+                f"{self.path} cannot be a run's folder: it is a link that points at itself"
+            ) from error
 
     def _settings(self) -> dict[str, Any]:
         try:
