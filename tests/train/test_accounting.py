@@ -20,10 +20,19 @@ from foldrank.core.config import Activation, LowRankConfig, ResidualConfig
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.core.surgery import factorize_
 from foldrank.recipes.schema import Checkpointing, ModelConfig, Recipe, TrainConfig
-from foldrank.train import chunked_loss
-from foldrank.train.accounting import factors, flops_per_token, memory, model_memory, parameters, training_flops
+from foldrank.train import accounting, chunked_loss
+from foldrank.train.accounting import (
+    evaluation_memory,
+    factors,
+    flops_per_token,
+    memory,
+    model_memory,
+    parameters,
+    training_flops,
+)
 from foldrank.train.activation_checkpointing import checkpoint_activations_
 from foldrank.train.chunked_loss import chunk_loss_
+from foldrank.train.evaluate import evaluate_loss, fold_error, logits_of
 from foldrank.train.model import build_model, meta_model
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
@@ -361,3 +370,37 @@ def test_sltrain_multiplies_by_whole_matrices_and_keeps_their_inputs(dtype: str,
     dense = meta_model(recipe_of("dense", dtype=dtype))
     assert flops_per_token(model, TRAIN).matrices == flops_per_token(dense, TRAIN).matrices
     assert sum(factors(model).values()) == attention + parameters(model).mlp
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("method", ["dense", "cola-dlr"])
+def test_an_evaluation_and_the_check_of_the_fold_keep_to_the_plan(
+    method: str, chunked: bool, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = recipe_of(method, vocab_size=4096, chunked=chunked)
+    model = real_model(recipe)
+    ids = batch_of(recipe)
+    items: Any = [{"input_ids": row, "labels": row} for row in ids]
+    planned = evaluation_memory(recipe) - 12 * sum(parameter.numel() for parameter in model.parameters())
+    with Alive([*model.parameters(), *model.buffers(), ids]) as real:
+        evaluate_loss(model, items, batch_size=8)
+    assert real.peak <= planned
+    most = 8 * 4 * 4096
+    monkeypatch.setattr(accounting, "MOST_LOGITS", most)
+    bound = evaluation_memory(recipe) - 12 * sum(parameter.numel() for parameter in model.parameters())
+    with Alive([*model.parameters(), *model.buffers(), ids]) as real, torch.no_grad():
+        before = list(logits_of(model, items, batch_size=8, most=most))
+        fold_error(before, logits_of(model, items, batch_size=8, most=most))
+    assert real.peak <= bound
+
+
+def test_a_chunked_evaluation_takes_a_fraction_of_the_logits():
+    plain, chunked = (evaluation_memory(recipe_of("cola", vocab_size=65_536, chunked=on)) for on in (False, True))
+    assert chunked < plain
+
+
+def test_flops_of_a_recipe_count_what_it_computes_again():
+    recipe = recipe_of("cola")
+    again = training_flops(with_way(recipe, "block"))
+    assert again.total == training_flops(recipe).total + again.recomputed
+    assert again.recomputed > 0

@@ -18,25 +18,33 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
     `config.yaml` of a run is such a file.
 
     Raises:
-        ValueError: for an unknown name, a file that is no such file, an unknown or wrong setting.
+        ValueError: for an unknown name, a file that is no such file, an unknown or wrong setting, and files whose bases
+            go in a circle.
     """
+    return _load(name, ()).override(overrides or {})
+
+
+def _load(name: str, below: tuple[str, ...]) -> Recipe:
+    """A recipe, which those called `below` build on."""
     if name in RECIPES:
-        recipe = RECIPES[name]
-    elif name.endswith((".yaml", ".yml")):
+        return RECIPES[name]
+    if name.endswith((".yaml", ".yml")):
+        if name in below:
+            raise ValueError(f"base goes in a circle: {' -> '.join((*below[below.index(name) :], name))}")
         try:
-            settings = yaml.safe_load(Path(name).read_text())
-        except (OSError, yaml.YAMLError) as error:
+            settings = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{name} cannot be read as a recipe: {' '.join(str(error).split())}") from error
         if not isinstance(settings, dict):
             raise ValueError(f"{name} is no recipe: it holds {type(settings).__name__}, not settings by name")
         settings.pop("run", None)
         base = settings.pop("base", None)
-        start = load_recipe(base) if base is not None else Recipe()
-        recipe = start.override(flatten(settings))
-    else:
-        near = ", ".join(difflib.get_close_matches(name, RECIPES, n=3, cutoff=0))
-        raise ValueError(f"no recipe is called {name!r}; the nearest are {near} (or give a .yaml file)")
-    return recipe.override(overrides or {})
+        if not (base is None or isinstance(base, str)):
+            raise ValueError(f"{name}: base must be the name of a recipe or of a .yaml file, got {base!r}")
+        start = Recipe() if base is None else _load(base, (*below, name))
+        return start.override(flatten(settings))
+    near = ", ".join(difflib.get_close_matches(name, RECIPES, n=3, cutoff=0))
+    raise ValueError(f"no recipe is called {name!r}; the nearest are {near} (or give a .yaml file)")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
