@@ -69,9 +69,8 @@ def test_a_file_is_whole_or_what_it_was(tmp_path: Path) -> None:
 def test_a_folder_is_whole_or_absent_and_takes_nobody_s_name(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (tmp_path / "folder.partial").mkdir()
-    with pytest.raises(RuntimeError), new_folder(folder) as work:  # noqa: PT012
-        (work / "file").write_text("half")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), new_folder(folder) as work:
+        (work / "no folder" / "file").write_text("half")
     assert [path.name for path in tmp_path.iterdir()] == ["folder.partial"]
     with new_folder(folder) as work:
         (work / "file").write_text("one")

@@ -84,9 +84,7 @@ def study_file(corpus: Path, tmp_path: Path) -> Path:
     return file
 
 
-def test_a_folder_that_is_no_study_s_is_left_alone(
-    foldrank: Foldrank, study_file: Path, tmp_path: Path, corpus: Path
-) -> None:
+def test_a_folder_that_is_no_study_s_is_left_alone(foldrank: Foldrank, study_file: Path, tmp_path: Path) -> None:
     for folder in (tmp_path / "texts", tmp_path / "mine"):
         folder.mkdir()
     (tmp_path / "texts" / "a.txt").write_text("text")

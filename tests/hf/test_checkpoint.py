@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from foldrank import LowRankConfig, ResidualConfig, fold_
 from foldrank.core.inventory import count_parameters
 from foldrank.core.memory_format import to_column_major_
+from foldrank.hf import convert_
 from foldrank.hf.checkpoint import INDEX, fold_checkpoint, inspect, weight_files
 
 from .models import COLA_DLR, SHAPE, logits, trained
@@ -181,3 +182,40 @@ def test_the_order_in_memory_is_not_saved(tmp_path: Path) -> None:
         {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("rows", "columns")
     )
     assert rows == columns
+
+
+def test_a_fold_takes_along_what_belongs_to_a_model_and_nothing_else(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path / "unfolded")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json"):
+        (tmp_path / "unfolded" / name).write_text("of the training")
+    for name in ("manifest.json", "pytorch_model.bin", "model.fp16.safetensors", "notes.txt", ".hidden"):
+        (tmp_path / "unfolded" / name).write_text("stale, or not ours")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        (tmp_path / "unfolded" / name).write_text("of the model")
+    fold_checkpoint(tmp_path / "unfolded", tmp_path / "folded")
+    assert {path.name for path in (tmp_path / "folded").iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "modeling_lowrank_llama.py"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    }
+
+
+def test_a_checkpoint_of_foldrank_0_1_loads_and_folds(tmp_path: Path) -> None:
+    low_rank = LowRankConfig(
+        rank=3, backbone="sltrain", extra_config={"density": 0.2}, residual=ResidualConfig(alpha=0.9)
+    )
+    model = trained(low_rank)
+    model.save_pretrained(tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    config["low_rank"]["options"] = config["low_rank"].pop("extra_config")
+    # A pattern that was meant for the base model, which no layer of the language model has.
+    config["low_rank"]["exclude"] = [r"^layers\.9\.mlp\.up_proj$"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "old")), logits(model))
+    fold_checkpoint(tmp_path / "old", tmp_path / "folded")
+    fold_(model)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "folded")), logits(model))
+
+
+def test_converting_twice_says_that_it_is_one_already() -> None:
+    with pytest.raises(ValueError, match="the model is a LowRankLlamaForCausalLM already"):
+        convert_(trained())
