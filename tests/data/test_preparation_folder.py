@@ -81,7 +81,7 @@ def test_a_home_that_is_not_there_matters_to_nothing_that_names_its_cache(
     assert done.returncode == 0, done.stderr
 
 
-def test_locks_lie_where_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_locks_lie_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDRANK_CACHE", "/proc/none")
     assert cache_folder() == Path("/proc/none")
     assert os.access(lock_folder(), os.W_OK)
@@ -99,5 +99,5 @@ def test_a_tokenizer_has_one_hash_wherever_it_lies(config: DataConfig, tmp_path:
     "values", [{}, {"kind": "other", "tokenizer_sha256": "a"}, {"kind": "stream", "tokenizer_sha256": 3}, {"x": 1}]
 )
 def test_an_identity_of_the_wrong_kind_is_one_line(values: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="^DataIdentity: "):
+    with pytest.raises(ValueError, match=r"^DataIdentity: "):
         DataIdentity.from_dict(values)
