@@ -166,9 +166,8 @@ def _plan(model: nn.Module, contents: Inventory, config: LowRankConfig) -> tuple
     chosen, skipped = _choose(model, contents, config, unconvertible)
     if not chosen:
         reasons = {reason: [name for name in skipped if skipped[name] == reason] for reason in skipped.values()}
-        raise ValueError(
-            "nothing to convert: " + "; ".join(f"{abbreviate(reasons[reason])}: {reason}" for reason in reasons)
-        )
+        why = "; ".join(f"{abbreviate(names)}: {reason}" for reason, names in reasons.items())
+        raise ValueError(f"nothing to convert: {why}")
     ranks, residuals = _ranks(model, config, chosen), _residuals(config, chosen)
     plan = {
         name: _Planned(linear=linear, rank=ranks[name], residual=residuals[name]) for name, linear in chosen.items()
