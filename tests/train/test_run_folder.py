@@ -229,7 +229,14 @@ def test_a_stream_s_run_keeps_the_text_that_it_is_evaluated_on(
     AutoTokenizer.from_pretrained(finished_run.out / "unfolded").save_pretrained("tokenizer")
     streamed = [*settings, "--data.stream", "true", "--data.tokenizer", "tokenizer"]
     loss = foldrank(*streamed, "--out", "run", "--json").json["val_loss_folded"]
+    shutil.copytree("run", "stopped")
+    unfinished(Path("stopped"))
+    assert foldrank(*streamed, "--out", "stopped", "--resume", "--json").json["val_loss_folded"] == loss
+    unfinished(Path("stopped"))
+    drop_half(text)
+    refused(foldrank(*streamed, "--out", "stopped", "--resume"), "the text has changed since the run was trained")
     shutil.rmtree(text)
+    shutil.rmtree("tokenizer")
     assert foldrank("evaluate", "run/folded", "--json").json["loss"] == loss
 
 

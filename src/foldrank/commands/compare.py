@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.compare.plan import planned
     from foldrank.compare.records import read_records
     from foldrank.compare.study import WRITTEN_BY_US, check_folder, find_study, load_study
-    from foldrank.compare.worker import check_records, work
+    from foldrank.compare.worker import check_corpus, check_records, work
     from foldrank.data.prepare import prepared
     from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             for corpus in study.corpora:
                 config = study.recipe(corpus, next(iter(study.sizes)), study.methods[0]).data
                 if not config.stream:
-                    prepared(config, progress)
+                    check_corpus(corpus, prepared(config, progress).text_sha256(), out)
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "study.yaml", WRITTEN_BY_US + study.to_yaml())
         try:

@@ -131,6 +131,21 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def check_corpus(corpus: str, text_sha256: str, folder: Path) -> None:
+    """Refuses a corpus that is not what the runs in the folder were trained on, before any work.
+
+    Raises:
+        ValueError: naming both hashes.
+    """
+    for record in read_records(folder).values():
+        then = record.measured.text_sha256 if record.finished and record.corpus == corpus else None
+        if then is not None and then != text_sha256:
+            raise ValueError(
+                f"the text of the corpus {corpus!r} is not what it was for {record.id} (its sha256 was {then[:12]} and "
+                f"is {text_sha256[:12]}): restore it, or begin the study anew in another folder"
+            )
+
+
 def _check_text(record: Record, others: Mapping[str, Record]) -> None:
     """Runs that did not train on the same text are not compared."""
     for other in others.values():

@@ -48,6 +48,7 @@ def reopen_data(
     identity: DataIdentity,
     *,
     evaluation_text: Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress = lambda *_: None,
 ) -> "PreparedData | StreamedData":
     """Opens the data that a run recorded: exactly that, also where its source has changed meanwhile.
@@ -55,15 +56,17 @@ def reopen_data(
     Args:
         config: the run's settings of the data.
         identity: what the run recorded of it.
-        evaluation_text: of a stream, what `write_evaluation_text` wrote; with it, the source is not read.
+        evaluation_text: of a stream, what `write_evaluation_text` wrote, if it did.
+        tokenizer: of the checkpoint that is to be evaluated, with which a stream's evaluation text is read and its
+            source is not; None to train on the data.
         progress: told how far a preparation is.
 
     Raises:
         ValueError: where the text or the tokenizer is another one now, naming both hashes.
     """
     if identity.kind == "stream":
-        data = StreamedData(config, evaluation_text)
-        if evaluation_text is None:
+        data = StreamedData(config, evaluation_text, tokenizer)
+        if tokenizer is None or evaluation_text is None:
             identity.check(data.identity())
         return data
     # What the run read, while it is there.
@@ -91,12 +94,20 @@ def _absolute(name: str) -> str:
 class StreamedData:
     """Text as training data without preparation: packed, in the order of the source, the same in every run."""
 
-    def __init__(self, config: DataConfig, evaluation_text: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        evaluation_text: Path | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         self.config = config
         self.evaluation_text = evaluation_text
+        self._tokenizer = tokenizer
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that the settings name."""
+        """The one that it was given, or that the settings name."""
+        if self._tokenizer is not None:
+            return self._tokenizer
         assert self.config.tokenizer is not None  # the settings refuse a stream without
         return load_tokenizer(self.config.tokenizer)
 

@@ -219,7 +219,7 @@ class RunFolder:
             identity = DataIdentity(kind=kind, text_sha256=then, tokenizer_sha256=tokenizer_sha256(tokenizer))
         identity.check(replace(identity, tokenizer_sha256=tokenizer_sha256(tokenizer)))
         text = self.evaluation_text if self.evaluation_text.exists() else None
-        data = reopen_data(config.recipe.data, identity, evaluation_text=text)
+        data = reopen_data(config.recipe.data, identity, evaluation_text=text, tokenizer=tokenizer)
         return data.validation(sequence_length, train.layout, train.eval_tokens)
 
     def _resolved(self) -> Path:
