@@ -60,7 +60,7 @@ def test_a_folded_state_does_not_load_into_an_unfolded_model(how: dict[str, Any]
         RuntimeError, match=r"layers\.1\.mlp\.up_proj has a residual and the state dict is folded"
     ) as caught:
         model(ResidualConfig()).load_state_dict(state, **how)
-    assert "residual=None, or fold_ the model first" in str(caught.value)
+    assert "residual=None, before attach_residual_, or after fold_" in str(caught.value)
     assert str(caught.value).count("applied a second time") == 10
 
 

@@ -48,26 +48,16 @@ __all__ = [
     "to_column_major_",
 ]
 
-_MODULES = {
-    "anchored_decay": ("AnchoredDecay", "FoldAtStartReport", "fold_at_start_"),
-    "attach": ("AttachReport", "attach_residual_"),
-    "backbones": ("BACKBONES",),
-    "config": ("LowRankConfig", "ResidualConfig"),
-    "fold": ("FoldReport", "fold_", "fold_state_dict", "fold_weight"),
-    "functional": ("effective_weight", "expansion_index", "literal_residual", "named_generator"),
-    "linear": ("LowRankLinear",),
-    "memory_format": ("MemoryFormatReport", "to_column_major_"),
-    "residual": ("DuplicatedLatentResidual",),
-    "scale": ("LowRankScale",),
-    "sparse": ("SparseLowRankLinear",),
-    "surgery": ("FactorizeReport", "describe", "factorize_"),
-}
+_MODULES = (
+    *("config", "functional", "residual", "scale", "linear", "sparse"),
+    *("backbones", "surgery", "attach", "fold", "anchored_decay", "memory_format"),
+)
 
 
 def __getattr__(name: str) -> object:
-    # Lazy, because the configs are read where torch is not waited for.
-    for module, names in _MODULES.items():
-        if name in names:
+    # Lazy, and the configs first, because they are read where torch is not waited for.
+    for module in _MODULES if name in __all__ else ():
+        if name in vars(import_module(f"foldrank.core.{module}")):
             return getattr(import_module(f"foldrank.core.{module}"), name)
     raise AttributeError(f"module 'foldrank.core' has no attribute {name!r}")
 

@@ -16,7 +16,7 @@ from foldrank.core.config import ResidualConfig, matches
 from foldrank.core.formatting import abbreviate, table
 from foldrank.core.inventory import Inventory, check_patterns, inventory
 from foldrank.core.linear import LowRankLinear
-from foldrank.core.parametrization import SPEC
+from foldrank.core.parametrization import SPEC, check_same_state
 from foldrank.core.residual import DuplicatedLatentResidual
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def attach_residual_(
     plan, skipped = _plan(model, [names] if isinstance(names, str) else names, config, latent_dim)
     for owner, attribute, residual in plan.values():
         register_parametrization(owner, attribute, residual)
-        owner.register_load_state_dict_pre_hook(partial(_refuse_other_kind, attribute))
+        owner.register_load_state_dict_pre_hook(partial(_check_loading, attribute))
     report = AttachReport(
         attached=tuple(
             AttachedWeight(name=name, out_features=residual.out_features, rank=residual.rank, alpha=residual.start)
@@ -202,27 +202,9 @@ def _parametrizations(owner: nn.Module) -> Any:
     return owner.parametrizations if is_parametrized(owner) else {}
 
 
-def _refuse_other_kind(
-    attribute: str,
-    owner: nn.Module,
-    state_dict: Mapping[str, Any],
-    prefix: str,
-    local_metadata: dict[str, Any],  # noqa: ARG001 - the signature is torch's
-    strict: bool,  # noqa: ARG001
-    missing_keys: list[str],  # noqa: ARG001
-    unexpected_keys: list[str],  # noqa: ARG001
-    error_msgs: list[str],
-) -> None:
-    """Goes through error_msgs, which load_state_dict raises with strict=False too. Stays on after the fold."""
+def _check_loading(attribute: str, owner: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    """A hook before loading, which stays on after the fold."""
     here = is_parametrized(owner, attribute)
     there = f"{prefix}parametrizations.{attribute}.0.{SPEC}" in state_dict
-    if there and not here:
-        error_msgs.append(
-            f"{prefix}{attribute} is folded and the state dict is not: fold the state dict first "
-            "(foldrank.fold_state_dict), or load it into a model with the residual"
-        )
-    if here and not there and prefix + attribute in state_dict:
-        error_msgs.append(
-            f"{prefix}{attribute} has a residual and the state dict is folded, or from before it was attached: load "
-            "it into the model without residual (before attach_residual_, or after fold_)"
-        )
+    weight, present = prefix + attribute, prefix + attribute in state_dict
+    others[-1].extend(check_same_state(weight, "residual", here=here, there=there, folded_there=present))

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import torch
-
-from foldrank.core.config import LowRankConfig, ResidualConfig
+from foldrank.core.config import LowRankConfig
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.sparse import SparseLowRankLinear
 
@@ -26,37 +24,16 @@ def class_of(config: LowRankConfig) -> type[LowRankLinear]:
     return BACKBONES[config.backbone]
 
 
-def build(
-    config: LowRankConfig,
-    in_features: int,
-    out_features: int,
-    rank: int,
-    *,
-    bias: bool,
-    residual: ResidualConfig | None,
-    name: str,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> LowRankLinear:
-    """The layer that `config` means at one place, with fresh weights.
+def build(config: LowRankConfig, in_features: int, out_features: int, rank: int, **others: Any) -> LowRankLinear:
+    """The layer that `config` means at one place, with fresh weights; `others` as `LowRankLinear` takes them.
 
     Raises:
         ValueError: for an unknown backbone, an extra_config that it does not take, or what its class refuses.
     """
+    kind = class_of(config)
+    others = {"activation": config.activation, "scale": config.scale, **others, **config.extra_config}
     try:
-        return class_of(config)(
-            in_features,
-            out_features,
-            rank,
-            activation=config.activation,
-            scale=config.scale,
-            bias=bias,
-            residual=residual,
-            name=name,
-            device=device,
-            dtype=dtype,
-            **config.extra_config,
-        )
+        return kind(in_features, out_features, rank, **others)
     except TypeError as error:
         raise ValueError(f"extra_config of the backbone {config.backbone}: {error}") from error
 

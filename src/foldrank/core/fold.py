@@ -24,12 +24,14 @@ from foldrank.core.scale import LowRankScale, tanh_scale
 
 logger = logging.getLogger(__name__)
 
-SPEC_KEY = re.compile(rf"(?P<layer>(?:.*\.)?)(?P<kind>{'|'.join(PARAMETRIZATIONS)})\.{SPEC}")
-"""Keys that say how to fold a low-rank layer."""
+SPEC_KEY = re.compile(
+    rf"(?P<layer>(?:.*\.)?)(?P<kind>{'|'.join(PARAMETRIZATIONS)})\.{SPEC}"
+    rf"|(?P<attached>(?:.*\.)?parametrizations\.[^.]+\.)0\.{SPEC}"
+)
+"""Keys that say how to fold: the weight of a low-rank layer, or one to which `attach_residual_` gave a residual."""
 
-ATTACHED = re.compile(r"(?P<owner>(?:.*\.)?)parametrizations\.(?P<own>[^.]+)\.original")
-ATTACHED_SPEC = re.compile(rf"(?P<weight>(?:.*\.)?parametrizations\.[^.]+\.)0\.{SPEC}")
-"""Keys of a weight to which `attach_residual_` gave a residual, and of what says how to fold it."""
+ATTACHED = re.compile(r"(?P<owner>(?:.*\.)?)parametrizations\.(?P<weight>[^.]+)\.original")
+"""Keys of attached weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,12 +103,12 @@ def fold_weight(
         raise ValueError(f"index must lie in [0, {rank}), got {int(index.min())} to {int(index.max())}")
     _check_finite("alpha", torch.as_tensor(alpha))
     _check_finite("scale", torch.as_tensor(scale))
-    whole_weight = full_tensor(weight)
+    gathered = full_tensor(weight)
     c = _wide(alpha) * residual_coefficient(1.0, out_features, rank, variance_correction=variance_correction)
-    values = torch.as_tensor(c, dtype=at_least_float32(weight.dtype), device=whole_weight.device)
+    values = torch.as_tensor(c, dtype=at_least_float32(weight.dtype), device=gathered.device)
     # Without a scale, or a checkpoint would take one more pass over each weight.
     s = None if isinstance(scale, float) and scale == 1.0 else _wide(scale)
-    folded = effective_weight(whole_weight, index, values.expand(out_features), s, latent_dim)
+    folded = effective_weight(gathered, index, values.expand(out_features), s, latent_dim)
     return distribute_like(folded, like=weight)
 
 
@@ -131,13 +133,13 @@ def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def folded_key(key: str) -> str:
     """The key of a weight that `fold_plan` names, once it is folded."""
-    return ATTACHED.sub(r"\g<owner>\g<own>", key)
+    return ATTACHED.sub(r"\g<owner>\g<weight>", key)
 
 
 def unfolded_keys(keys: Iterable[str]) -> set[str]:
     """Those of a state dict's keys that belong to residuals and scales; a folded state dict has none."""
     keys = set(keys)
-    prefixes = [key.removesuffix(SPEC) for key in keys if SPEC_KEY.fullmatch(key) or ATTACHED_SPEC.fullmatch(key)]
+    prefixes = [key.removesuffix(SPEC) for key in keys if SPEC_KEY.fullmatch(key)]
     return {prefix + name for prefix in prefixes for name in (SPEC, "alpha", "index", "theta")} & keys
 
 
@@ -151,12 +153,12 @@ def fold_plan(unfolded_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Ten
     """
     how: dict[str, dict[str, Any]] = {}
     for key in unfolded_tensors:
-        if match := ATTACHED_SPEC.fullmatch(key):
-            how[match["weight"] + "original"] = _residual_settings(unfolded_tensors, key.removesuffix(SPEC))
-        elif match := SPEC_KEY.fullmatch(key):
-            read = _residual_settings if match["kind"] == "residual" else _scale_settings
-            found = read(unfolded_tensors, key.removesuffix(SPEC))
-            how.setdefault(match["layer"] + "up.weight", {"alpha": 0.0}).update(found)
+        if match := SPEC_KEY.fullmatch(key):
+            layer, kind, attached = match.groups()
+            read = _scale_settings if kind == "scale" else _residual_settings
+            settings = read(unfolded_tensors, key.removesuffix(SPEC))
+            weight = f"{layer}up.weight" if attached is None else f"{attached}original"
+            how.setdefault(weight, {"alpha": 0.0}).update(settings)
     return {weight: partial(_fold_named, weight, **settings) for weight, settings in how.items()}
 
 

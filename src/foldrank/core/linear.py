@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from foldrank.core.config import Activation, ResidualConfig, Scale
 from foldrank.core.functional import effective_weight, literal_residual
-from foldrank.core.parametrization import SPEC, WeightParametrization
+from foldrank.core.parametrization import SPEC, WeightParametrization, check_same_state
 from foldrank.core.plain_linear import what_is_on
 from foldrank.core.residual import DuplicatedLatentResidual
 from foldrank.core.scale import LowRankScale
@@ -154,20 +154,10 @@ class LowRankLinear(nn.Module):
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: dict[str, Any], prefix: str, *others: Any
     ) -> None:
-        # Goes through error_msgs, which load_state_dict raises with strict=False too.
-        layer, error_msgs = prefix.rstrip("."), others[-1]
+        layer, present = prefix.rstrip("."), prefix + "up.weight" in state_dict
         for kind in PARAMETRIZATIONS:
             here, there = getattr(self, kind) is not None, f"{prefix}{kind}.{SPEC}" in state_dict
-            if there and not here:
-                error_msgs.append(
-                    f"{layer} is folded and the state dict is not: load it into a model with the {kind}, "
-                    "or fold the state dict first (foldrank.fold_state_dict)"
-                )
-            if here and not there and prefix + "up.weight" in state_dict:
-                error_msgs.append(
-                    f"{layer} has a {kind} and the state dict is folded: it would be applied a second time. "
-                    f"Load it into a model without ({kind}=None, or fold_ the model first)"
-                )
+            others[-1].extend(check_same_state(layer, kind, here=here, there=there, folded_there=present))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:

@@ -19,6 +19,24 @@ REQUIRED = object()
 """Stands for a field of a spec that has no default."""
 
 
+def check_same_state(weight: str, kind: str, *, here: bool, there: bool, folded_there: bool) -> list[str]:
+    """What is wrong where a state dict (there) is to be loaded into a model (here), of which one alone is folded.
+
+    To be put into the error_msgs of `load_state_dict`, which it raises with strict=False too.
+    """
+    if there and not here:
+        return [
+            f"{weight} is folded and the state dict is not: load it into a model with the {kind}, or fold the state "
+            "dict first (foldrank.fold_state_dict)"
+        ]
+    if here and not there and folded_there:
+        return [
+            f"{weight} has a {kind} and the state dict is folded: it would be applied a second time. Load it into the "
+            f"model without ({kind}=None, before attach_residual_, or after fold_)"
+        ]
+    return []
+
+
 class WeightParametrization(DerivedBuffers):
     """A map of the up-projection's weight, shape and meaning preserved, that the fold applies once and for all.
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -91,31 +92,17 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
         'converted 1 of 2 linear layers, skipped 2; 1,072 -> 656 parameters'
     """
     contents = inventory(model)
-    plan, skipped = _plan(model, contents, config)
     params_before = count_parameters(model)
     # Everything is built before anything is replaced: out of memory half-way leaves the model as it was.
-    layers = {name: _build(config, name, planned) for name, planned in plan.items()}
-    converted = tuple(
-        ConvertedLayer(
-            name=name,
-            in_features=planned.linear.in_features,
-            out_features=planned.linear.out_features,
-            rank=planned.rank,
-            residual=planned.residual is not None,
-            params_before=count_parameters(planned.linear.module),
-            params_after=count_parameters(layers[name]),
-        )
-        for name, planned in plan.items()
-    )
+    layers, skipped = _plan(model, contents, config)
+    converted = tuple(_converted(name, contents.modules[name], layer) for name, layer in layers.items())
     for name, layer in layers.items():
         for parent, attribute in contents.parents[name]:
             setattr(parent, attribute, layer)
     _leave_fast_paths(model)
+    params_after = count_parameters(model)
     report = FactorizeReport(
-        converted=converted,
-        skipped=skipped,
-        params_before=params_before,
-        params_after=count_parameters(model),
+        converted=converted, skipped=skipped, params_before=params_before, params_after=params_after
     )
     logger.info(report.summary())
     return report
@@ -146,15 +133,10 @@ def describe(model: nn.Module) -> LowRankConfig | None:
     return LowRankConfig(rank={name: layer.rank for name, layer in layers.items()}, residual=residual, **settings[0])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Planned:
-    linear: LinearSpec
-    rank: int
-    residual: ResidualConfig | None
-
-
-def _plan(model: nn.Module, contents: Inventory, config: LowRankConfig) -> tuple[dict[str, _Planned], dict[str, str]]:
-    """What to replace and what to skip for which reason; raises before anything is touched."""
+def _plan(
+    model: nn.Module, contents: Inventory, config: LowRankConfig
+) -> tuple[dict[str, LowRankLinear], dict[str, str]]:
+    """The new layers by name, and what to skip for which reason; raises before anything is touched."""
     linears = contents.linear_specs
     if "" in linears:
         raise ValueError("the model is itself a linear layer and cannot be replaced in place: build a LowRankLinear")
@@ -169,10 +151,8 @@ def _plan(model: nn.Module, contents: Inventory, config: LowRankConfig) -> tuple
         why = "; ".join(f"{abbreviate(names)}: {reason}" for reason, names in reasons.items())
         raise ValueError(f"nothing to convert: {why}")
     ranks, residuals = _ranks(model, config, chosen), _residuals(config, chosen)
-    plan = {
-        name: _Planned(linear=linear, rank=ranks[name], residual=residuals[name]) for name, linear in chosen.items()
-    }
-    return plan, {name: skipped[name] for name in linears if name in skipped} | unconvertible
+    layers = {name: _build(config, name, chosen[name], ranks[name], residuals[name]) for name in chosen}
+    return layers, {name: skipped[name] for name in linears if name in skipped} | unconvertible
 
 
 def _choose(
@@ -324,21 +304,25 @@ def _dense_blocks(contents: Inventory, config: LowRankConfig, targeted: Iterable
     }
 
 
-def _build(config: LowRankConfig, name: str, planned: _Planned) -> LowRankLinear:
-    linear = planned.linear
+def _build(
+    config: LowRankConfig, name: str, linear: LinearSpec, rank: int, residual: ResidualConfig | None
+) -> LowRankLinear:
     assert linear.weight is not None
-    layer = backbones.build(
-        config,
-        linear.in_features,
-        linear.out_features,
-        planned.rank,
-        bias=linear.bias,
-        residual=planned.residual,
-        name=name,
-        device=linear.weight.device,
-        dtype=linear.weight.dtype,
-    )
+    like: dict[str, Any] = {"bias": linear.bias, "device": linear.weight.device, "dtype": linear.weight.dtype}
+    layer = backbones.build(config, linear.in_features, linear.out_features, rank, residual=residual, name=name, **like)
     return layer.train(linear.module.training)
+
+
+def _converted(name: str, linear: nn.Module, layer: LowRankLinear) -> ConvertedLayer:
+    return ConvertedLayer(
+        name=name,
+        in_features=layer.in_features,
+        out_features=layer.out_features,
+        rank=layer.rank,
+        residual=layer.residual is not None,
+        params_before=count_parameters(linear),
+        params_after=count_parameters(layer),
+    )
 
 
 def _leave_fast_paths(model: nn.Module) -> None:
