@@ -22,7 +22,7 @@ from foldrank.bench.memory import allocated
 from foldrank.bench.record import Findings, Gate, make_record, write_record
 from foldrank.bench.report import describe, table
 from foldrank.bench.settings import Settings
-from foldrank.bench.subjects import TrainedModel, outcome_gates
+from foldrank.bench.trained_model import TrainedModel, outcome_gates
 from foldrank.core.linear import LowRankLinear
 from foldrank.train.malloc import apply_malloc_settings
 

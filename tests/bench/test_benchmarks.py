@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from foldrank.bench import BENCHMARKS, TRAINING
 from foldrank.bench.decode import Decoding
-from foldrank.bench.inference_model import bytes_read, deployed, prompt
+from foldrank.bench.inference_model import bytes_read, load_inference_model, prompt
 from foldrank.bench.layer import _gates, _passes
 from foldrank.bench.record import Gate
 from foldrank.bench.settings import COMPILED, DEFAULT_METHODS, VARIANTS, Settings
-from foldrank.bench.subjects import TrainedModel, outcome_gates, variant_gates
+from foldrank.bench.trained_model import TrainedModel, outcome_gates, variant_gates
 from foldrank.core.residual import DuplicatedLatentResidual
 from foldrank.train import chunked_loss
 from foldrank.train.accounting import training_flops
@@ -208,7 +208,7 @@ def test_what_is_computed_wrong_by_chunks_is_not_timed(recipe_file: Path, monkey
 @torch.no_grad()
 def test_decoding_is_greedy_and_reads_all_weights_but_the_embedding(recipe_file: Path) -> None:
     settings = Settings(benchmark="decode", recipe=str(recipe_file), layers=1, batch_size=2, new_tokens=5)
-    model, gates = deployed(settings, "cola-dlr")
+    model, gates = load_inference_model(settings, "cola-dlr")
     assert [gate.what for gate in gates] == ["logits of cola-dlr before and after the fold"]
     assert not any(isinstance(module, DuplicatedLatentResidual) for module in model.modules())
     ids = prompt(settings)
@@ -254,7 +254,7 @@ def test_a_gate_refuses_what_is_not_a_number() -> None:
         (["decode", "--methods", "cola-latents"], "decode knows no method 'cola-latents'"),
         (["step", "--methods", "cola-latents-checkpointed"], "sets train.activation_checkpointing twice"),
         (["memory", "--methods", "dense-latents"], "the model is dense and has no latents to keep"),
-        (["memory", "--methods", "sltrain-latents"], "multiply by one whole matrix in training (SLTrain)"),
+        (["memory", "--methods", "sltrain-latents"], "multiply by one dense matrix in training (SLTrain)"),
         (["step", "--methods", "cola-latents-compiled"], "blocks that keep their latents are not compiled"),
         (["steps"], "no benchmark is called 'steps': there are layer, step"),
         ([], "name a benchmark: layer, step"),

@@ -119,10 +119,10 @@ def test_equal_flops_and_time_are_read_off_the_curves() -> None:
     found = only(analyse(study, by_id(final_and_sweep(study))))
     budgets = {budget.axis: budget for budget in found.budgets}
     assert set(budgets) == {"flops", "seconds"}  # the tokens are equal as they are
-    for axis, value, share, left in (("flops", 7.2e11, 0.6, 1.2), ("seconds", 20.0, 0.8, 0.6)):
+    for axis, value, fraction, left in (("flops", 7.2e11, 0.6, 1.2), ("seconds", 20.0, 0.8, 0.6)):
         dense, cola = budgets[axis].rows
         assert budgets[axis].value == pytest.approx(value)
-        assert (dense.share, cola.share) == pytest.approx((share, 1.0))
+        assert (dense.fraction, cola.fraction) == pytest.approx((fraction, 1.0))
         assert dense.loss is not None
         assert cola.loss is not None
         assert dense.loss.mean == pytest.approx(3.05 + left)
@@ -161,7 +161,7 @@ def test_methods_of_another_group_stand_beside_those_compared_with_them() -> Non
     tokens = next(budget for budget in table.budgets if budget.axis == "tokens")
     assert tokens.value == 60_000
     short = next(row for row in tokens.rows if row.method == "dense-short")
-    assert (short.matched, short.share) == ("cola", 1.0)
+    assert (short.matched, short.fraction) == ("cola", 1.0)
     # Each comparison is counted once, in its own table.
     tested = [
         (table.corpus, table.size, row.method, pair.method)

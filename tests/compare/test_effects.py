@@ -49,7 +49,7 @@ def differences(study: Path, foldrank: Foldrank) -> dict[str, Any]:
 def test_a_handicap_is_found(differences: dict[str, Any]) -> None:
     hurt = differences["hurt"]
     assert hurt["verdict"] == "higher"
-    assert hurt["estimate"]["low"] > 0
+    assert hurt["estimate"]["ci_low"] > 0
     assert hurt["estimate"]["seeds"] == 4
 
 

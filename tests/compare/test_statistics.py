@@ -15,18 +15,18 @@ def test_interval_of_five_values_by_hand() -> None:
     half = 2.776445 * math.sqrt(2.5) / math.sqrt(5)
     assert (found.seeds, found.mean) == (5, 3.0)
     assert found.sd == pytest.approx(math.sqrt(2.5), rel=1e-12)
-    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-6)
+    assert (found.ci_low, found.ci_high) == pytest.approx((3 - half, 3 + half), rel=1e-6)
 
 
 def test_interval_of_two_values_is_as_wide_as_it_must_be() -> None:
     # t(0.975, 1) = 12.7062; sd of 1 and 2 is sqrt(0.5), over sqrt(2): 0.5
     found = estimate([1.0, 2.0])
-    assert (found.low, found.high) == pytest.approx((1.5 - 6.3531, 1.5 + 6.3531), rel=1e-5)
+    assert (found.ci_low, found.ci_high) == pytest.approx((1.5 - 6.3531, 1.5 + 6.3531), rel=1e-5)
 
 
 def test_one_value_has_no_interval() -> None:
     found = estimate([4.0])
-    assert (found.mean, found.sd, found.low, found.high) == (4.0, None, None, None)
+    assert (found.mean, found.sd, found.ci_low, found.ci_high) == (4.0, None, None, None)
     assert verdict(found) == "too few seeds"
 
 
@@ -46,7 +46,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert found.estimate.mean == pytest.approx(-0.2)
     assert found.estimate.sd == pytest.approx(0.1)
     # 4.302653 * 0.1 / sqrt(3) = 0.248414
-    assert found.estimate.high == pytest.approx(-0.2 + 0.248414, abs=1e-6)
+    assert found.estimate.ci_high == pytest.approx(-0.2 + 0.248414, abs=1e-6)
     assert found.verdict == "no difference shown"
 
 
@@ -67,7 +67,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds: int) -> None:
     draws = np.random.default_rng(7).normal(-0.03, 0.02, size=(4000, seeds))
     found = [estimate(row.tolist()) for row in draws]
     held = np.mean(
-        [each.low is not None and each.high is not None and each.low <= -0.03 <= each.high for each in found]
+        [
+            each.ci_low is not None and each.ci_high is not None and each.ci_low <= -0.03 <= each.ci_high
+            for each in found
+        ]
     )
     assert abs(held - LEVEL) < 4 * math.sqrt(LEVEL * (1 - LEVEL) / 4000)
 

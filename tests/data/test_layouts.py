@@ -106,11 +106,11 @@ def test_first_sequences_hold_so_many_tokens(data: PreparedData, layout: Layout)
     blocks = data.sequences("validation", LENGTH, layout)
     counts = [blocks.num_tokens(np.asarray([index])) for index in range(len(blocks))]
     for tokens in (1, counts[0], counts[0] + counts[1], sum(counts) // 2):
-        some: Any = blocks.first(tokens)
+        some: Any = blocks.take(tokens)
         assert sum(counts[: len(some)]) >= tokens - (LENGTH - 1 if layout == "packed" else 0)
         assert sum(counts[: len(some) - 1]) < tokens
-    assert len(blocks.first(10**9)) == len(blocks)  # pyright: ignore[reportArgumentType]
-    assert blocks.first(None) is blocks
+    assert len(blocks.take(10**9)) == len(blocks)  # pyright: ignore[reportArgumentType]
+    assert blocks.take(None) is blocks
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])

@@ -253,7 +253,7 @@ def test_share_grows_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines))
     parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "rows.parquet")
     write_folder(tmp_path / "folder", TEXTS)
-    shares = [document.share or 0.0 for document in documents(DataConfig(source=str(tmp_path / name)))]
+    shares = [document.fraction or 0.0 for document in documents(DataConfig(source=str(tmp_path / name)))]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert shares[0] < 0.2 or name.startswith("rows.jsonl")  # so short a file is read at once
@@ -263,8 +263,8 @@ def test_share_of_a_limited_number(tmp_path: Path) -> None:
     write_folder(tmp_path, TEXTS)
     found = list(documents(DataConfig(source=str(tmp_path), max_documents=10)))
     assert [document.text for document in found] == TEXTS[:10]
-    assert found[4].share == 0.5
-    assert found[-1].share == 1.0
+    assert found[4].fraction == 0.5
+    assert found[-1].fraction == 1.0
 
 
 def test_fingerprint_is_of_names_and_content(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_an_error_in_a_layer_leaves_no_mark() -> None:
         (None, "the model is dense and has no latents to keep; take block"),
         (
             LowRankConfig(rank=7, backbone="sltrain"),
-            "14 layers, such as model.layers.0.self_attn.q_proj, multiply by one whole matrix in training (SLTrain)",
+            "14 layers, such as model.layers.0.self_attn.q_proj, multiply by one dense matrix in training (SLTrain)",
         ),
     ],
 )

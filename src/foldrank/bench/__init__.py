@@ -1,8 +1,9 @@
 """Benchmarks: what methods cost beside one another, in time and memory, on this machine.
 
     Settings (`settings.py`): a benchmark, a recipe's sizes, methods, a device
-      -> subjects that passed the numerics gate (`subjects.py`): the same function by every way, or no figure at all
-      -> rounds in turns in one process (`turns.py`), as ratios to the first subject, round by round
+      -> models that passed the numerics gate (`trained_model.py`, `inference_model.py`): the same function by
+         every way, or no figure at all
+      -> interleaved rounds in one process (`interleaved.py`), as ratios to the first method, round by round
       -> a record (`record.py`): one JSON file, the only thing that tables are made of
       -> the tables of benchmarks/README.md (`report.py`)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from foldrank.bench.inference_model import bytes_read, deployed, prompt
+from foldrank.bench.inference_model import bytes_read, load_inference_model, prompt
 from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import COMPILED, Settings, parse
@@ -52,18 +52,18 @@ class Decoding:
 
 @torch.no_grad()
 def run(settings: Settings) -> Findings:
-    """Lets every method's model decode in turns.
+    """Lets every method's model decode interleaved.
 
     Raises:
         ValueError: where the numerics gate fails.
     """
     ids, decodings, gates = prompt(settings), {}, []
-    for method in settings.subjects:
-        model, passed = deployed(settings, method)
+    for method in settings.method_names:
+        model, passed = load_inference_model(settings, method)
         gates += passed
         decodings[method] = Decoding(model, ids, settings, compiled=COMPILED in parse(method).variants)
-    turns = {method: timed(one.decode, settings.device, one.prefill) for method, one in decodings.items()}
-    figures = interleaved_timing(turns, settings.rounds, profile=settings.profile)
+    timers = {method: timed(one.decode, settings.device, one.prefill) for method, one in decodings.items()}
+    figures = interleaved_timing(timers, settings.rounds, profile=settings.profile)
     for method, one in decodings.items():
         figures[method] |= {
             "parameters": count_parameters(one.model),

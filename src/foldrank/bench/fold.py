@@ -19,15 +19,15 @@ from foldrank.train.model import build_model
 
 
 def run(settings: Settings) -> Findings:
-    """Folds and copies a checkpoint of random weights in turns.
+    """Folds and copies a checkpoint of random weights interleaved.
 
     Raises:
         ValueError: where there is more than one method, or it has no residual, or a folded weight is not B + c R.
     """
-    if len(settings.subjects) != 1:
-        raise ValueError(f"fold takes one method, got {', '.join(settings.subjects)}")
-    with tempfile.TemporaryDirectory() as place:
-        source, copied, folded = (Path(place) / name for name in ("source", "copied", "folded"))
+    if len(settings.method_names) != 1:
+        raise ValueError(f"fold takes one method, got {', '.join(settings.method_names)}")
+    with tempfile.TemporaryDirectory() as work_folder:
+        source, copied, folded = (Path(work_folder) / name for name in ("source", "copied", "folded"))
         name, expected = _write_checkpoint(settings, source)
 
         def copy() -> None:
@@ -35,16 +35,16 @@ def run(settings: Settings) -> Findings:
             for file in source.iterdir():
                 shutil.copyfile(file, copied / file.name)
 
-        turns = {
+        timers = {
             "copy": timed(copy, "cpu", partial(shutil.rmtree, copied, ignore_errors=True)),
             "fold": timed(
                 partial(fold_checkpoint, source, folded), "cpu", partial(shutil.rmtree, folded, ignore_errors=True)
             ),
         }
-        turns["fold"]()
+        timers["fold"]()
         difference = float((_tensor(folded, name) - expected).abs().max())
         gate = Gate(what=f"the folded {name} and B + c R", difference=difference, bound=0.0).check()
-        figures = interleaved_timing(turns, settings.rounds, warm_up=1, profile=settings.profile)
+        figures = interleaved_timing(timers, settings.rounds, warm_up=1, profile=settings.profile)
         shutil.rmtree(folded)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             idle, peak = pool.apply(_memory, (source, folded))
@@ -62,7 +62,7 @@ def run(settings: Settings) -> Findings:
 @torch.no_grad()
 def _write_checkpoint(settings: Settings, folder: Path) -> tuple[str, Tensor]:
     """Saves a model, and gives the name of one of its up-projections and what its fold must be."""
-    (method,) = settings.subjects
+    (method,) = settings.method_names
     model = build_model(settings.recipe_of(method), settings.vocabulary_size())
     size = sum(parameter.nbytes for parameter in model.parameters())
     model.save_pretrained(folder, max_shard_size=-(-size // settings.shards))

@@ -25,7 +25,7 @@ def prompt(settings: Settings) -> Tensor:
 
 
 @torch.no_grad()
-def deployed(settings: Settings, method: str) -> tuple[PreTrainedModel, list[Gate]]:
+def load_inference_model(settings: Settings, method: str) -> tuple[PreTrainedModel, list[Gate]]:
     """The folded model, and the gates that it passed: logits as before the fold, where there was one to make, and as
     before its weights were laid out otherwise.
 
@@ -54,8 +54,8 @@ def deployed(settings: Settings, method: str) -> tuple[PreTrainedModel, list[Gat
         buffers = dict(model.named_buffers())
         model.to(dtype=torch.bfloat16)  # pyright: ignore[reportCallIssue]
         for name, buffer in buffers.items():  # the frequencies of the positions stay in float32
-            owner, _, own = name.rpartition(".")
-            setattr(model.get_submodule(owner), own, buffer)
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, buffer)
     return model, gates
 
 

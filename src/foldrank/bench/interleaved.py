@@ -1,4 +1,4 @@
-"""Rounds in which every subject has its turn, and what they come to beside the first."""
+"""Interleaved timing: rounds in which every method runs once, and their ratios to the first."""
 
 import statistics
 import time
@@ -10,16 +10,16 @@ import torch
 from foldrank.bench.profiling import profiled
 
 WARM_UP = 2
-"""Turns of each subject before the first round."""
+"""Runs of each method before the first round."""
 
-Turn = Callable[[], float]
-"""Does a subject's work once and gives its seconds."""
+Timer = Callable[[], float]
+"""Does a method's work once and gives its seconds."""
 
 
-def timed(run: Callable[[], object], device: str, prepare: Callable[[], object] = lambda: None) -> Turn:
-    """A turn that takes the time of `run`, on a GPU until it has done everything; that of `prepare` not."""
+def timed(run: Callable[[], object], device: str, prepare: Callable[[], object] = lambda: None) -> Timer:
+    """A timer of `run`, on a GPU until it has done everything; that of `prepare` not."""
 
-    def turn() -> float:
+    def timer() -> float:
         prepare()
         synchronize(device)
         began = time.perf_counter()
@@ -27,7 +27,7 @@ def timed(run: Callable[[], object], device: str, prepare: Callable[[], object] 
         synchronize(device)
         return time.perf_counter() - began
 
-    return turn
+    return timer
 
 
 def synchronize(device: str) -> None:
@@ -37,37 +37,37 @@ def synchronize(device: str) -> None:
 
 
 def interleaved_timing(
-    turns: Mapping[str, Turn], rounds: int, *, warm_up: int = WARM_UP, profile: bool = False
+    timers: Mapping[str, Timer], rounds: int, *, warm_up: int = WARM_UP, profile: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of each subject, and round by round their ratio to the first one's.
+    """Seconds of each method, and round by round their ratio to the first one's.
 
-    Each round begins with another subject, and goes through them backwards every other time, so that none always comes
+    Each round begins with another method, and goes through them backwards every other time, so that none always comes
     behind the same one.
 
     Returns:
-        By subject: `seconds` (median), `ratio` (lower quartile, median, upper quartile), `ratio_of_the_fastest`, and
-        `seconds_of_rounds`. With `profile` also `profile`, of one more turn behind all rounds.
+        By method: `seconds` (median), `ratio` (lower quartile, median, upper quartile), `ratio_of_the_fastest`, and
+        `seconds_of_rounds`. With `profile` also `profile`, of one more run after all rounds.
     """
-    names = list(turns)
+    names = list(timers)
     for _ in range(warm_up):
         for name in names:
-            turns[name]()
+            timers[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         order = names[first:] + names[:first]
         for name in order if (number // len(names)) % 2 == 0 else reversed(order):
-            seconds[name].append(turns[name]())
+            seconds[name].append(timers[name]())
     base = seconds[names[0]]
     return {
         name: {
-            "seconds": statistics.median(own),
-            "ratio": quartiles([a / b for a, b in zip(own, base, strict=True)]),
-            "ratio_of_the_fastest": min(own) / min(base),
-            "seconds_of_rounds": own,
-            **({"profile": profiled(turns[name])} if profile else {}),
+            "seconds": statistics.median(times),
+            "ratio": quartiles([a / b for a, b in zip(times, base, strict=True)]),
+            "ratio_of_the_fastest": min(times) / min(base),
+            "seconds_of_rounds": times,
+            **({"profile": profiled(timers[name])} if profile else {}),
         }
-        for name, own in seconds.items()
+        for name, times in seconds.items()
     }
 
 

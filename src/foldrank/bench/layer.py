@@ -1,6 +1,6 @@
 """Forward and backward pass of one layer, for each shape that the recipe's blocks have.
 
-Among the subjects may be the residual as the paper writes it, on activations, for the record: foldrank computes it on
+Among the methods may be the residual as the paper writes it, on activations, for the record: foldrank computes it on
 the weight.
 """
 
@@ -14,7 +14,7 @@ from foldrank.bench.activations import on_activations_
 from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings, Gate
 from foldrank.bench.settings import COMPILED, ON_ACTIVATIONS, Settings, parse
-from foldrank.bench.subjects import autocast
+from foldrank.bench.trained_model import autocast
 from foldrank.core.surgery import factorize_
 
 BOUND = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -47,7 +47,7 @@ class Pass:
 
 
 def run(settings: Settings) -> Findings:
-    """Passes of every method's layer in turns, shape by shape.
+    """Passes of every method's layer, interleaved, shape by shape.
 
     Raises:
         ValueError: where the numerics gate fails.
@@ -58,8 +58,8 @@ def run(settings: Settings) -> Findings:
         passes = _passes(settings, in_features, out_features)
         case = f"{in_features} to {out_features}"
         gates += _gates(settings, case, passes)
-        turns = {method: timed(one, settings.device) for method, one in passes.items()}
-        cases[case] = interleaved_timing(turns, settings.rounds, profile=settings.profile)
+        timers = {method: timed(one, settings.device) for method, one in passes.items()}
+        cases[case] = interleaved_timing(timers, settings.rounds, profile=settings.profile)
     return Findings(cases=cases, gates=tuple(gates))
 
 
@@ -69,8 +69,8 @@ def _passes(settings: Settings, in_features: int, out_features: int) -> dict[str
     shape = train.batch_size, train.sequence_length
     x = torch.randn(*shape, in_features, generator=draw).to(settings.device).requires_grad_()
     cotangent = torch.randn(*shape, out_features, generator=draw).to(settings.device)
-    found = {}
-    for method in settings.subjects:
+    outcomes = {}
+    for method in settings.method_names:
         config = settings.recipe_of(method).low_rank
         torch.manual_seed(0)
         holder = nn.ModuleDict({"q_proj": nn.Linear(in_features, out_features, bias=False)})
@@ -80,13 +80,13 @@ def _passes(settings: Settings, in_features: int, out_features: int) -> dict[str
         if ON_ACTIVATIONS in variants:
             on_activations_(holder)
         layer = holder["q_proj"].to(settings.device)
-        found[method] = Pass(layer, x, cotangent, settings, compiled=COMPILED in variants)
-    return found
+        outcomes[method] = Pass(layer, x, cotangent, settings, compiled=COMPILED in variants)
+    return outcomes
 
 
 def _gates(settings: Settings, case: str, passes: Mapping[str, Pass]) -> list[Gate]:
     """That a method that is computed otherwise gives the outputs and gradients of the method itself."""
-    found = []
+    outcomes = []
     for method, one in passes.items():
         other = passes.get(str(parse(method).plain))
         if other is None or other is one:
@@ -95,5 +95,5 @@ def _gates(settings: Settings, case: str, passes: Mapping[str, Pass]) -> list[Ga
         difference = max(float((a - b).norm() / b.norm()) for a, b in pairs)
         bound = BOUND["bfloat16" if settings.bfloat16 else "float32"]
         what = f"{case}: outputs and gradients of {method} and {parse(method).plain}"
-        found.append(Gate(what=what, difference=difference, bound=bound).check())
-    return found
+        outcomes.append(Gate(what=what, difference=difference, bound=bound).check())
+    return outcomes

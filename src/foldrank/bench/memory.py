@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
-from foldrank.bench.subjects import TrainedModel, gates
+from foldrank.bench.trained_model import TrainedModel, gates
 
 
 def run(settings: Settings) -> Findings:
@@ -19,24 +19,24 @@ def run(settings: Settings) -> Findings:
     """
     passed = tuple(gates(settings))
     figures: dict[str, dict[str, Any]] = {}
-    for method in settings.subjects:
+    for method in settings.method_names:
         figures[method] = _of(TrainedModel(settings, method))
-        base = figures[settings.subjects[0]]
+        base = figures[settings.method_names[0]]
         for name in ("peak", "step_peak"):
             figures[method][f"{name}_ratio"] = figures[method][f"{name}_bytes"] / base[f"{name}_bytes"]
     return Findings(cases={"step": figures}, gates=passed)
 
 
-def _of(subject: TrainedModel) -> dict[str, Any]:
-    subject.step()  # makes the optimizer's state
-    kept: list[object] = []
-    activations, _ = allocated(lambda: kept.append(subject.loss()), subject.device)
-    kept.clear()
-    _, step_peak = allocated(subject.step, subject.device)
-    weights = sum(parameter.nbytes for parameter in subject.model.parameters())
+def _of(trained: TrainedModel) -> dict[str, Any]:
+    trained.step()  # makes the optimizer's state
+    saved: list[object] = []
+    activations, _ = allocated(lambda: saved.append(trained.loss()), trained.device)
+    saved.clear()
+    _, step_peak = allocated(trained.step, trained.device)
+    weights = sum(parameter.nbytes for parameter in trained.model.parameters())
     optimizer = sum(
         value.nbytes
-        for state in subject.optimizer.state.values()
+        for state in trained.optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )

@@ -1,4 +1,4 @@
-"""Where a turn's time goes: PyTorch's operators, by their own time and the shapes they were given."""
+"""Where a run's time goes: PyTorch's operators, by their own time and the shapes they were given."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 MOST = 24
-"""Operators that a record keeps of a turn."""
+"""Operators that a record keeps of a run."""
 
 
-def profiled(turn: Callable[[], object]) -> dict[str, Any]:
-    """Runs a turn once more, under the profiler, which slows it down: what counts is how its parts compare.
+def profiled(run: Callable[[], object]) -> dict[str, Any]:
+    """Runs once more, under the profiler, which slows it down: what counts is how its parts compare.
 
     Returns:
         `seconds`, the operators' own time in all, on the GPU where one is used; and `operators`, those that took most:
@@ -21,7 +21,7 @@ def profiled(turn: Callable[[], object]) -> dict[str, Any]:
     with profile(
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])], record_shapes=True
     ) as measured:
-        turn()
+        run()
     clock = "self_device_time_total" if gpu else "self_cpu_time_total"
     rows = [
         {

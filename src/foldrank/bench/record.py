@@ -23,7 +23,7 @@ ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_ALLOC_CONF", "T
 """Beginnings of the environment variables that choose or tune how memory is allocated."""
 
 Cases = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""From a case (a shape, a layout; most benchmarks have one) to its subjects, the baseline first, to their figures."""
+"""From a case (a shape, a layout; most benchmarks have one) to its methods, the baseline first, to their figures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ def make_record(settings: Settings, findings: Findings) -> Record:
         "recipe": Path(settings.recipe).stem,
         "model": asdict(sizes.model),
         "rank": sizes.low_rank and sizes.low_rank.rank,
-        "methods": list(settings.subjects),
+        "methods": list(settings.method_names),
         "layers": sizes.model.num_layers,
         "batch_size": sizes.train.batch_size,
         "sequence_length": sizes.train.sequence_length,

@@ -23,8 +23,8 @@ def _mib(count: float) -> str:
     return f"{count / MIB:,.1f}"
 
 
-PROMISES = ("flops_per_token", "bytes_read")
-"""Figures that say by how much a subject should be faster than the first: training by its FLOPs, decoding by the bytes
+THEORETICAL = ("flops_per_token", "bytes_read")
+"""Figures that say by how much a method should be faster than the first: training by its FLOPs, decoding by the bytes
 of weights that it reads."""
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -32,8 +32,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ratio_of_the_fastest": ("of the fastest", "{:.3f}".format),
     "seconds": ("ms", lambda seconds: f"{seconds * 1e3:,.2f}"),
     "speedup": ("speed", "{:.2f}".format),
-    "promised": ("promised by FLOPs or bytes", "{:.2f}".format),
-    "kept": ("kept of it", "{:.2f}".format),
+    "theoretical_speedup": ("theoretical, by FLOPs or bytes", "{:.2f}".format),
+    "efficiency": ("efficiency", "{:.2f}".format),
     "tokens_per_second": ("tokens/s", "{:,.0f}".format),
     "mfu": ("MFU", "{:.1%}".format),
     "share": ("share of load and step", "{:.2%}".format),
@@ -76,10 +76,10 @@ def tables(records: Mapping[str, Record]) -> str:
     """All records by benchmark, as Markdown."""
     parts = []
     for benchmark, summary in BENCHMARKS.items():
-        own = {name: record for name, record in records.items() if record.settings["benchmark"] == benchmark}
-        if own:
+        of_benchmark = {name: record for name, record in records.items() if record.settings["benchmark"] == benchmark}
+        if of_benchmark:
             parts.append(f"### {benchmark}: {summary}\n")
-            parts += ["\n".join(section(name, record)) for name, record in own.items()]
+            parts += ["\n".join(section(name, record)) for name, record in of_benchmark.items()]
     return "\n".join(parts) if parts else "No records yet.\n"
 
 
@@ -109,12 +109,12 @@ def section(name: str, record: Record) -> list[str]:
 
 
 def table(record: Record) -> str:
-    """A record's figures, a row per case and subject; times are over the case's first subject."""
+    """A record's figures, a row per case and method; times are over those of the case's first method."""
     rows: dict[str, Mapping[str, Any]] = {}
-    for case, subjects in record.cases.items():
-        first = next(iter(subjects.values()))
-        for subject, figures in subjects.items():
-            rows[_row(record, case, subject)] = {**figures, **_promise(figures, first)}
+    for case, by_method in record.cases.items():
+        first = next(iter(by_method.values()))
+        for model_name, figures in by_method.items():
+            rows[_row(record, case, model_name)] = {**figures, **_speedup(figures, first)}
     used = [name for name in COLUMNS if any(figures.get(name) is not None for figures in rows.values())]
     return _markdown(
         ["", *(COLUMNS[name][0] for name in used)],
@@ -125,40 +125,40 @@ def table(record: Record) -> str:
     )
 
 
-def _row(record: Record, case: str, subject: str) -> str:
-    return subject if len(record.cases) == 1 else f"{case}: {subject}"
+def _row(record: Record, case: str, model_name: str) -> str:
+    return model_name if len(record.cases) == 1 else f"{case}: {model_name}"
 
 
-def _promise(figures: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, float]:
-    """How much faster than the first subject this one is, should be, and the ratio of the two; nothing where equal."""
-    for name in PROMISES:
+def _speedup(figures: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, float]:
+    """How much faster than the first method this one is, should be, and the ratio of the two; nothing where equal."""
+    for name in THEORETICAL:
         if figures.get(name) and first.get(name) != figures[name]:
-            speedup, promised = 1 / figures["ratio"][1], first[name] / figures[name]
-            return {"speedup": speedup, "promised": promised, "kept": speedup / promised}
+            speedup, limit = 1 / figures["ratio"][1], first[name] / figures[name]
+            return {"speedup": speedup, "theoretical_speedup": limit, "efficiency": speedup / limit}
     return {}
 
 
 def _profiles(record: Record) -> list[str]:
-    """Where the time of a turn goes, a table per record."""
+    """Where the time of a run goes, a table per record."""
     rows = [
         [
-            _row(record, case, subject),
+            _row(record, case, model_name),
             operator["name"],
             operator["shapes"],
             f"{operator['calls']:,}",
             f"{operator['seconds'] * 1e3:,.2f}",
             f"{operator['seconds'] / figures['profile']['seconds']:.1%}",
         ]
-        for case, subjects in record.cases.items()
-        for subject, figures in subjects.items()
+        for case, by_method in record.cases.items()
+        for model_name, figures in by_method.items()
         if "profile" in figures
         for operator in figures["profile"]["operators"]
     ]
     if not rows:
         return []
-    header = ["", "operator", "shapes", "calls", "own ms", "of the turn's operators"]
+    header = ["", "operator", "shapes", "calls", "self ms", "of all operators"]
     return [
-        f"<details><summary>Profile of one turn, under PyTorch's profiler</summary>\n\n{_markdown(header, rows)}\n"
+        f"<details><summary>Profile of one run, under PyTorch's profiler</summary>\n\n{_markdown(header, rows)}\n"
         "</details>\n"
     ]
 

@@ -99,7 +99,7 @@ class Settings:
     """Files of the checkpoint that `fold` folds, about."""
 
     rounds: int = 20
-    """Rounds, in each of which every subject has its turn."""
+    """Rounds, in each of which every method runs once."""
 
     device: str = "cpu"
     """cpu or cuda."""
@@ -109,7 +109,7 @@ class Settings:
     CPU, bfloat16 on a GPU."""
 
     profile: bool = False
-    """Keep, of one more turn of each subject, which operators took its time."""
+    """Keep, of one more run of each method, which operators took its time."""
 
     note: str = ""
     """What the record's reader should know: an explanation, a circumstance."""
@@ -140,7 +140,7 @@ class Settings:
             raise ValueError("; ".join(problems))
 
     @property
-    def subjects(self) -> tuple[str, ...]:
+    def method_names(self) -> tuple[str, ...]:
         """The methods, the baseline first."""
         return tuple(self.methods) or DEFAULT_METHODS[self.benchmark]
 
@@ -190,25 +190,23 @@ class Settings:
         recipe = self.sizes()
         assert recipe.low_rank is not None
         assert isinstance(recipe.low_rank.rank, int)
-        own = {name: variant for name, variant in VARIANTS.items() if self.benchmark in variant.benchmarks}
+        variants = {name: variant for name, variant in VARIANTS.items() if self.benchmark in variant.benchmarks}
         try:
             parsed = parse(method)
         except ValueError as error:
-            raise ValueError(f"{self.benchmark} knows no method {method!r}: {_known(own)}") from error
-        variants = parsed.variants
-        if not all(name in own and (parsed.residual or not own[name].of_residual) for name in variants):
-            raise ValueError(f"{self.benchmark} knows no method {method!r}: {_known(own)}")
+            raise ValueError(f"{self.benchmark} knows no method {method!r}: {_known(variants)}") from error
+        names = parsed.variants
+        if not all(name in variants and (parsed.residual or not variants[name].of_residual) for name in names):
+            raise ValueError(f"{self.benchmark} knows no method {method!r}: {_known(variants)}")
         settings: dict[str, Any] = {}
-        for name in variants:
-            if twice := settings.keys() & own[name].settings.keys():
-                raise ValueError(
-                    f"{method} sets {', '.join(twice)} twice: leave out all but one of {' '.join(variants)}"
-                )
-            settings |= own[name].settings
+        for name in names:
+            if twice := settings.keys() & variants[name].settings.keys():
+                raise ValueError(f"{method} sets {', '.join(twice)} twice: leave out all but one of {' '.join(names)}")
+            settings |= variants[name].settings
         recipe = parsed.recipe(replace(recipe, low_rank=None), recipe.low_rank.rank).override(settings)
-        if LATENTS in variants:
+        if LATENTS in names:
             checkpoint_activations_(meta_model(recipe, self.vocabulary_size()), recipe.train.activation_checkpointing)
-            if COMPILED in variants:
+            if COMPILED in names:
                 raise ValueError(f"{method}: blocks that keep their latents are not compiled")
         return recipe
 
@@ -223,8 +221,8 @@ def parse(method: str) -> Method:
 
 
 def _known(variants: Mapping[str, Variant]) -> str:
-    said = f"there are {DENSE} and {', '.join(BACKBONE_RECIPES)}, these with -dlr"
+    text = f"there are {DENSE} and {', '.join(BACKBONE_RECIPES)}, these with -dlr"
     for whose, of_residual in (("any", False), ("those with -dlr", True)):
         names = [f"-{name}" for name, variant in variants.items() if variant.of_residual == of_residual]
-        said += f"; {whose} with {', '.join(names)}" if names else ""
-    return said
+        text += f"; {whose} with {', '.join(names)}" if names else ""
+    return text

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, get_
 from foldrank.bench.interleaved import interleaved_timing, synchronize
 from foldrank.bench.record import Findings, Gate
 from foldrank.bench.settings import Settings
-from foldrank.bench.subjects import autocast
+from foldrank.bench.trained_model import autocast
 from foldrank.data.prepare import prepare
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.recipes.schema import Recipe
@@ -44,21 +44,21 @@ class Clock(TrainerCallback):
 
 
 def run(settings: Settings) -> Findings:
-    """Trains the same model both ways in turns, from the start, some steps a round.
+    """Trains the same model both ways, interleaved, from the start, some steps a round.
 
     Raises:
         ValueError: where there is more than one method, or the two do not come to the same weights.
     """
-    if len(settings.subjects) != 1:
-        raise ValueError(f"trainer takes one method, got {', '.join(settings.subjects)}")
-    recipe = settings.recipe_of(settings.subjects[0]).override(
+    if len(settings.method_names) != 1:
+        raise ValueError(f"trainer takes one method, got {', '.join(settings.method_names)}")
+    recipe = settings.recipe_of(settings.method_names[0]).override(
         {f"train.{name}": settings.steps + 1 for name in ("eval_every", "save_every")}
         | {"train.steps": settings.steps, "train.report_to": []}
     )
     train = recipe.train
     trained: dict[str, PreTrainedModel] = {}
-    with tempfile.TemporaryDirectory() as place:
-        data = prepare(recipe.data, Path(place) / "data")
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare(recipe.data, Path(folder) / "data")
         order = data.training(train.sequence_length, train.layout, seed=0, num_sequences=train.steps * train.batch_size)
         vocabulary = data.manifest["vocab_size"]
 
@@ -68,7 +68,7 @@ def run(settings: Settings) -> Findings:
 
         def with_trainer() -> float:
             trained["Trainer"] = model = build_model(recipe, vocabulary)
-            return _trainer(model, order, recipe, settings, Path(place)) / (train.steps - 1)
+            return _trainer(model, order, recipe, settings, Path(folder)) / (train.steps - 1)
 
         figures = interleaved_timing(
             {"bare loop": bare, "Trainer": with_trainer}, settings.rounds, warm_up=1, profile=settings.profile
@@ -79,15 +79,15 @@ def run(settings: Settings) -> Findings:
     return Findings(cases={"step": figures}, gates=(gate,))
 
 
-def _trainer(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, settings: Settings, place: Path) -> float:
+def _trainer(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, settings: Settings, folder: Path) -> float:
     clock = Clock(settings.device)
     trainer = PretrainTrainer(
         model=model,
-        args=training_arguments(recipe, place),
+        args=training_arguments(recipe, folder),
         train_dataset=order,
         eval_dataset=order,
         keep_checkpoints=1,
-        callbacks=[clock, GradientSpikes(), JsonLines(place / "log.jsonl")],
+        callbacks=[clock, GradientSpikes(), JsonLines(folder / "log.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

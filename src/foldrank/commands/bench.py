@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Times methods in turns in one process, and reports ratios to the first, round by round: median and\n"
+        "Times methods interleaved in one process, and reports ratios to the first, round by round: median and\n"
         "quartiles. Nothing is reported of ways that should compute the same and do not."
     )
     parser.epilog = "benchmarks:\n" + "\n".join(f"  {name:8} {summary}" for name, summary in BENCHMARKS.items())
@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("new-tokens", "decode: tokens after the prompt (default: 32)"),
         ("steps", "trainer: steps a round (default: 10)"),
         ("shards", "fold: files of the checkpoint (default: 4)"),
-        ("rounds", "turns of each method (default: 20)"),
+        ("rounds", "runs of each method (default: 20)"),
         ("threads", "threads of the CPU (default: PyTorch's choice)"),
     ):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=help_text)
     parser.add_argument("--device", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32 on a CPU, bfloat16 on a GPU)")
-    parser.add_argument("--profile", action="store_true", help="keep where the time of one more turn of each goes")
+    parser.add_argument("--profile", action="store_true", help="keep where the time of one more run of each goes")
     parser.add_argument("--note", metavar="TEXT", help="a remark to stand below the record's table")
     parser.add_argument(
         "--peak-flops",
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names += ("steps", "shards", "rounds", "device", "dtype", "profile", "note", "peak_flops")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     settings = Settings(**given)
-    for method in settings.subjects:
+    for method in settings.method_names:
         settings.recipe_of(method)  # refuses what is unknown before anything slow begins
     if settings.device == "cpu" and settings.benchmark in TRAINING:
         apply_malloc_settings()

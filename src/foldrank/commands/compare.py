@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         write_text(out / "study.yaml", WRITTEN_BY_US + study.to_yaml())
         try:
             if arguments.workers > 1:
-                _share(arguments.workers, [str(file), "--out", str(out)])
+                _run_workers(arguments.workers, [str(file), "--out", str(out)])
             else:
                 work(study, out, console.print)
         except InterruptedRunError as stopped:
@@ -123,18 +123,18 @@ def _alone(rank: int) -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _share(workers: int, arguments: list[str]) -> None:
+def _run_workers(workers: int, arguments: list[str]) -> None:
     """Starts this command in several processes, each with its share of the cores, or a GPU, and waits for them."""
     import torch
 
     gpus = torch.cuda.device_count()
     started = []
     for number in range(workers):
-        own = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         if gpus:
-            own["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
         command = [sys.executable, "-m", "foldrank.cli", "compare", *arguments]
-        started.append(subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL))
+        started.append(subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL))
     try:
         with _passed_on(started):
             codes = [process.wait() for process in started]

@@ -170,7 +170,7 @@ def _columns(title: str, ways: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column()
     for way in ways:
-        kept = way["activation_checkpointing"]
-        extra = f"checkpointing:\n{kept}" if kept else ""
+        checkpointed = way["activation_checkpointing"]
+        extra = f"checkpointing:\n{checkpointed}" if checkpointed else ""
         table.add_column("\n".join(filter(None, (way.get("strategy", ""), extra))), justify="right", vertical="bottom")
     return table

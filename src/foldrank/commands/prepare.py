@@ -51,8 +51,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         with PreparationProgressBar() as progress:
             data = prepare(config, arguments.out, progress)
     except KeyboardInterrupt:
-        kept = arguments.out.with_name(f"{arguments.out.name}.partial")
-        done = f"what is done is kept in {kept}: the same command goes on there" if kept.exists() else "nothing is kept"
+        partial = arguments.out.with_name(f"{arguments.out.name}.partial")
+        done = (
+            f"what is done is kept in {partial}: the same command goes on there"
+            if partial.exists()
+            else "nothing is kept"
+        )
         print(f"foldrank prepare: interrupted; {done}", file=sys.stderr)
         raise SystemExit(130) from None
     return {"out": str(arguments.out), "seconds": time.perf_counter() - began, **_summary(data)}

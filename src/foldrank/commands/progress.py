@@ -20,7 +20,7 @@ class PreparationProgressBar:
         self.console = Console(stderr=True, highlight=False)
         self.stage = ""
         self.began = 0.0
-        self.said = 0.0
+        self.last_written = 0.0
         self.bar: Progress | None = None
 
     def __enter__(self) -> "PreparationProgressBar":
@@ -29,24 +29,24 @@ class PreparationProgressBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop()
 
-    def __call__(self, stage: str, documents: int, share: float | None) -> None:
+    def __call__(self, stage: str, documents: int, fraction: float | None) -> None:
         if stage != self.stage:
             self._start(stage)
         if self.bar is not None:
-            total = None if share is None else 1.0
-            self.bar.update(self.task, completed=share or 0.0, total=total, documents=documents)
-        elif share != 1.0 and time.monotonic() - self.said >= SECONDS_BETWEEN_LINES:
-            self._say(f"{stage}: {documents:,} documents{self._estimate(share)}")
-        if share == 1.0:
+            total = None if fraction is None else 1.0
+            self.bar.update(self.task, completed=fraction or 0.0, total=total, documents=documents)
+        elif fraction != 1.0 and time.monotonic() - self.last_written >= SECONDS_BETWEEN_LINES:
+            self._write(f"{stage}: {documents:,} documents{self._estimate(fraction)}")
+        if fraction == 1.0:
             # Before the run that follows shows a bar of its own.
             self._stop()
-            self._say(f"{stage}: {documents:,} documents in {time.monotonic() - self.began:.0f} s")
+            self._write(f"{stage}: {documents:,} documents in {time.monotonic() - self.began:.0f} s")
 
     def _start(self, stage: str) -> None:
         self._stop()
         self.stage, self.began = stage, time.monotonic()
         if not self.console.is_terminal:
-            self._say(f"{stage} ...")
+            self._write(f"{stage} ...")
             return
         self.bar = Progress(
             TextColumn(stage),
@@ -67,16 +67,16 @@ class PreparationProgressBar:
             self.bar = None
         self.stage = ""
 
-    def _say(self, line: str) -> None:
-        self.said = time.monotonic()
+    def _write(self, line: str) -> None:
+        self.last_written = time.monotonic()
         self.console.print(line)
 
-    def _estimate(self, share: float | None) -> str:
-        if not share:
+    def _estimate(self, fraction: float | None) -> str:
+        if not fraction:
             return ""
-        left = (time.monotonic() - self.began) * (1 - share) / share
+        left = (time.monotonic() - self.began) * (1 - fraction) / fraction
         return (
-            f", {share:.0%}, about {left / 60:.0f} min left"
+            f", {fraction:.0%}, about {left / 60:.0f} min left"
             if left >= 90
-            else f", {share:.0%}, about {left:.0f} s left"
+            else f", {fraction:.0%}, about {left:.0f} s left"
         )

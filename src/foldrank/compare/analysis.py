@@ -24,7 +24,7 @@ class Costs:
 
     rank: str | None
     parameters: int
-    parameters_share: float
+    parameters_fraction: float
     """Of the study's dense model of this size."""
     flops_per_token: int
     """Training, forward and backward, from shapes."""
@@ -172,24 +172,24 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
     against = {method.name: study.against(method) for method in members}
     named = {*against, *(other for others in against.values() for other in others)}
     shown = [method for method in study.methods if method.name in named and corpus in study.corpora_of(method)]
-    finals = {method.name: _finals(study, records, corpus, size, method) for method in shown}
-    finished = {name: [run for run in runs if usable(run)] for name, runs in finals.items()}
+    final_records = {method.name: _final_records(study, records, corpus, size, method) for method in shown}
+    finished = {name: [run for run in runs if usable(run)] for name, runs in final_records.items()}
     test = {name: _by_seed(runs, lambda metrics: metrics.test_loss) for name, runs in finished.items()}
     dense = _dense_parameters(study, records, corpus, size)
     rows = []
     for method in shown:
-        place = (study, records, corpus, size, method)
-        runs, begun = finished[method.name], finals[method.name]
-        every = [run for run in records.values() if _place(run) == (corpus, size, method.name)]
+        of_method = (study, records, corpus, size, method)
+        runs, begun = finished[method.name], final_records[method.name]
+        every = [run for run in records.values() if _group_of(run) == (corpus, size, method.name)]
         rows.append(
             Row(
                 method=method.name,
                 kind=method.parsed_kind(),
                 dlr=method.parsed_kind().residual and method.settings.get("train.ablation") is None,
                 reference=method.name not in against,
-                learning_rate=choice(*place).best,
+                learning_rate=choice(*of_method).best,
                 learning_rate_of=method.learning_rate_of,
-                best_at_boundary=best_at_boundary(*place),
+                best_at_boundary=best_at_boundary(*of_method),
                 finished=len(runs),
                 failed=len(begun) - len(runs),
                 missing=tuple(seed for seed in study.seeds_of(method) if seed not in {run.seed for run in begun}),
@@ -203,7 +203,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
                 ),
                 costs=_costs(method, runs or [run for run in every if usable(run)], dense),
                 curve=curve_of(runs),
-                rates=rates_tried(*place),
+                rates=rates_tried(*of_method),
                 drift=_drift(runs),
                 sample=_printable(runs[0].measured.sample) if runs else None,
                 records=tuple(run.id for run in runs),
@@ -221,20 +221,22 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
     )
 
 
-def _finals(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod) -> list[Record]:
+def _final_records(
+    study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod
+) -> list[Record]:
     """The final runs of a method at its chosen learning rate, in the order of their seeds."""
     chosen = choice(study, records, corpus, size, method).best
     found = [
         run
         for run in records.values()
-        if _place(run) == (corpus, size, method.name)
+        if _group_of(run) == (corpus, size, method.name)
         and (run.stage, run.learning_rate) == ("final", chosen)
         and run.seed in study.seeds_of(method)
     ]
     return sorted(found, key=lambda run: run.seed)
 
 
-def _place(run: Record) -> tuple[str, str, str]:
+def _group_of(run: Record) -> tuple[str, str, str]:
     return run.corpus, run.size, run.method
 
 
@@ -252,7 +254,7 @@ def _costs(method: StudyMethod, runs: Sequence[Record], dense: int | None) -> Co
     return Costs(
         rank=None if rank is None else str(rank),
         parameters=first.params,
-        parameters_share=first.params / (dense or first.params_dense),
+        parameters_fraction=first.params / (dense or first.params_dense),
         flops_per_token=first.flops_per_token,
         memory=first.memory_bytes,
         tokens=final_metrics[0].tokens if final_metrics else None,

@@ -28,8 +28,8 @@ def cost(study: Study, workers: int = 1) -> dict[str, Any]:
         train = recipe.train
         per_step = train.batch_size * train.sequence_length
         sweeps = 0 if method.learning_rate_of else len(sweep.learning_rates) * len(sweep.seeds)
-        finals = len(study.seeds_of(method))
-        steps = sweeps * (sweep.steps or train.steps) + finals * train.steps
+        final_runs = len(study.seeds_of(method))
+        steps = sweeps * (sweep.steps or train.steps) + final_runs * train.steps
         row = rows.get((size, method.name))
         if row is None:
             model = build_model(recipe, resolve_vocab_size(recipe))
@@ -44,9 +44,9 @@ def cost(study: Study, workers: int = 1) -> dict[str, Any]:
                 "minutes": 0.0,
                 "per_token": training_flops(recipe).total,
             }
-        evaluations = steps // train.eval_every + 3 * (sweeps + finals)
-        evaluated = evaluations * (train.eval_tokens or 0) + finals * (train.test_tokens or 0)
-        row["runs"] += sweeps + finals
+        evaluations = steps // train.eval_every + 3 * (sweeps + final_runs)
+        evaluated = evaluations * (train.eval_tokens or 0) + final_runs * (train.test_tokens or 0)
+        row["runs"] += sweeps + final_runs
         row["tokens"] += steps * per_step
         row["FLOPs"] += steps * per_step * row["per_token"]
         row["minutes"] += row["seconds a step"] * (steps + evaluated / per_step / 3) / 60

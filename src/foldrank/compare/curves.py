@@ -21,9 +21,9 @@ class Point:
     seconds: float | None
     """Mean over the runs; None where one was interrupted and resumed, so that its time is not known."""
     mean: float
-    low: float
+    lowest: float
     """The lowest run."""
-    high: float
+    highest: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class AtBudget:
     method: str
     loss: Estimate | None
     """Validation loss, interpolated on each run's curve; None where no run has evaluations on both sides."""
-    share: float | None
+    fraction: float | None
     """How much of its runs that budget is: below 1 the learning rate had not come down yet."""
     matched: str | None
     """The method whose FLOPs it was trained for, from `flops_of`."""
@@ -75,8 +75,8 @@ def curve_of(runs: Sequence[Record]) -> tuple[Point, ...]:
                 flops=runs[0].measured.flops_per_token * tokens,
                 seconds=sum(seconds) / len(seconds) if len(seconds) == len(rows) else None,
                 mean=sum(losses) / len(losses),
-                low=min(losses),
-                high=max(losses),
+                lowest=min(losses),
+                highest=max(losses),
             )
         )
     return tuple(points)
@@ -97,32 +97,32 @@ def equal_budget(
         matched: of a method with `flops_of`, that method.
     """
     paths = {name: [(run, path) for run in group if (path := _path(run, axis))] for name, group in runs.items()}
-    ends = {name: [path[-1][0] for _, path in group] for name, group in paths.items() if group}
-    if len(ends) < 2:
+    last_values = {name: [path[-1][0] for _, path in group] for name, group in paths.items() if group}
+    if len(last_values) < 2:
         return None
-    value = min(min(reached) for reached in ends.values())
-    if axis == "tokens" and all(end == value for reached in ends.values() for end in reached):
+    value = min(min(reached) for reached in last_values.values())
+    if axis == "tokens" and all(end == value for reached in last_values.values() for end in reached):
         return None  # as the runs are: the table of quality says it
     losses: dict[str, dict[int, float]] = {}
-    for name in ends:
+    for name in last_values:
         read = {run.seed: _at(path, value) for run, path in paths[name]}
         losses[name] = {seed: loss for seed, loss in read.items() if loss is not None}
     rows = []
-    for name, reached in ends.items():
-        found = losses[name]
+    for name, reached in last_values.items():
+        curve = losses[name]
         pairs = [
-            Against(method=other, difference=difference(found, losses[other]))
+            Against(method=other, difference=difference(curve, losses[other]))
             for other in against.get(name, ())
             if other in losses
         ]
         rows.append(
             AtBudget(
                 method=name,
-                loss=estimate(list(found.values())) if found else None,
-                share=value / (sum(reached) / len(reached)),
+                loss=estimate(list(curve.values())) if curve else None,
+                fraction=value / (sum(reached) / len(reached)),
                 matched=matched.get(name),
                 against=tuple(pairs),
-                records=tuple(run.id for run in runs[name] if run.seed in found),
+                records=tuple(run.id for run in runs[name] if run.seed in curve),
             )
         )
     return Budget(axis=axis, value=value, rows=tuple(rows))

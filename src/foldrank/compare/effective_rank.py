@@ -24,14 +24,16 @@ class Spectrum:
 def spectrum(layer: str, method: str, values: Sequence[float]) -> Spectrum:
     """Summary of a layer's singular values, largest first."""
     last = len(values) - 1
-    places = sorted({round(step * last / (DRAWN - 1)) for step in range(DRAWN)}) if last >= DRAWN else range(last + 1)
+    positions = (
+        sorted({round(step * last / (DRAWN - 1)) for step in range(DRAWN)}) if last >= DRAWN else range(last + 1)
+    )
     largest = values[0] or 1.0
     return Spectrum(
         layer=layer,
         method=method,
         size=len(values),
         effective_rank=effective_rank(values),
-        drawn=tuple((place + 1, float(f"{values[place] / largest:.4g}")) for place in places),
+        drawn=tuple((position + 1, float(f"{values[position] / largest:.4g}")) for position in positions),
     )
 
 
@@ -44,5 +46,5 @@ def effective_rank(values: Sequence[float]) -> float:
     (3.0, 1.0)
     """
     total = math.fsum(values)
-    shares = [value / total for value in values if value > 0]
-    return math.exp(-math.fsum(share * math.log(share) for share in shares)) if shares else 0.0
+    fractions = [value / total for value in values if value > 0]
+    return math.exp(-math.fsum(fraction * math.log(fraction) for fraction in fractions)) if fractions else 0.0

@@ -61,16 +61,16 @@ def rate(value: float) -> str:
     return f"{value:.3g}"
 
 
-def percent(share: float) -> str:
+def percent(fraction: float) -> str:
     """A share of one."""
-    return f"{100 * share:.0f} %"
+    return f"{100 * fraction:.0f} %"
 
 
-def span(found: Estimate | None, text: Callable[[float], str] = signed) -> str:
+def span(estimate: Estimate | None, text: Callable[[float], str] = signed) -> str:
     """An interval."""
-    if found is None or found.low is None or found.high is None:
+    if estimate is None or estimate.ci_low is None or estimate.ci_high is None:
         return NONE
-    return f"{text(found.low)} to {text(found.high)}"
+    return f"{text(estimate.ci_low)} to {text(estimate.ci_high)}"
 
 
 def seeds(value: int) -> str:
@@ -78,7 +78,7 @@ def seeds(value: int) -> str:
     return "1 seed" if value == 1 else f"{value} seeds"
 
 
-def difference(found: Estimate) -> str:
+def difference(estimate: Estimate) -> str:
     """A difference with its interval and what it rests on."""
-    interval = "no interval" if found.low is None else f"95 % interval {span(found)}"
-    return f"{signed(found.mean)}, {interval}, {seeds(found.seeds)}"
+    interval = "no interval" if estimate.ci_low is None else f"95 % interval {span(estimate)}"
+    return f"{signed(estimate.mean)}, {interval}, {seeds(estimate.seeds)}"

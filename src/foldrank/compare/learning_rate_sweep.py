@@ -25,13 +25,13 @@ def rates_tried(
     study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod
 ) -> tuple[Rate, ...]:
     """The rates of a method's own sweep so far, from small to large."""
-    found: dict[float, list[Record]] = {}
+    by_rate: dict[float, list[Record]] = {}
     for record in records.values():
         asked = (record.corpus, record.size, record.method, record.stage) == (corpus, size, method.name, "sweep")
         if asked and record.seed in study.sweep.seeds:
-            found.setdefault(record.learning_rate, []).append(record)
+            by_rate.setdefault(record.learning_rate, []).append(record)
     rates = []
-    for rate, runs in sorted(found.items()):
+    for rate, runs in sorted(by_rate.items()):
         losses = [run.measured.val_loss_folded for run in runs if usable(run)]
         rates.append(
             Rate(
@@ -48,12 +48,12 @@ def best_at_boundary(
     study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod
 ) -> str | None:
     """Why a better rate than the chosen one may lie outside those tried; None where it lies between two of them."""
-    found = choice(study, records, corpus, size, method)
-    if not found.best_at_boundary:
+    by_rate = choice(study, records, corpus, size, method)
+    if not by_rate.best_at_boundary:
         return None
-    if len(found.rates) == 1:
+    if len(by_rate.rates) == 1:
         return "the only one tried"
-    return "the smallest tried" if found.best == found.rates[0] else "the largest tried"
+    return "the smallest tried" if by_rate.best == by_rate.rates[0] else "the largest tried"
 
 
 def usable(record: Record) -> bool:

@@ -19,19 +19,19 @@ class Unfinished:
 
 def unfinished_runs(study: Path, done: Collection[str]) -> tuple[Unfinished, ...]:
     """The runs in a study's folder that have a log and no record."""
-    found = []
+    lines = []
     for file in sorted((study / "runs").glob("*/log.jsonl")):
         if file.parent.name not in done:
             entries = list(_entries(file))
             losses = [entry["loss"] for entry in entries if "loss" in entry]
-            found.append(
+            lines.append(
                 Unfinished(
                     id=file.parent.name,
                     step=max((int(entry.get("step", 0)) for entry in entries), default=0),
                     loss=losses[-1] if losses else None,
                 )
             )
-    return tuple(found)
+    return tuple(lines)
 
 
 def _entries(file: Path) -> list[dict[str, float]]:

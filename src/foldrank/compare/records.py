@@ -73,7 +73,7 @@ def read_records(study: Path) -> dict[str, Record]:
     Raises:
         ValueError: naming a file that is no record.
     """
-    found = {}
+    records = {}
     for file in sorted((study / "records").glob("*.json")):
         try:
             entries = json.loads(file.read_text(encoding="utf-8"))
@@ -83,5 +83,5 @@ def read_records(study: Path) -> dict[str, Record]:
             record = Record(**entries, metrics=RunMetrics.from_dict(metrics) if metrics else None)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is no record of a run ({error}): delete it, and the run is run again") from error
-        found[record.id] = record
-    return found
+        records[record.id] = record
+    return records

@@ -14,13 +14,13 @@ def spectra(model: PreTrainedModel) -> dict[str, list[float]]:
 
     Of a low-rank layer those of B A, whatever stands between the factors; of SLTrain's those of B A + S.
     """
-    found: dict[str, list[float]] = {}
+    by_kind: dict[str, list[float]] = {}
     for name, module in model.base_model.named_modules():
         parent = name.rpartition(".")[0]
-        if isinstance(module, LowRankLinear) or (isinstance(module, nn.Linear) and parent not in found):
+        if isinstance(module, LowRankLinear) or (isinstance(module, nn.Linear) and parent not in by_kind):
             values = _singular_values(module)
-            found[name] = [float(f"{value:.5g}") for value in values.tolist()]
-    return found
+            by_kind[name] = [float(f"{value:.5g}") for value in values.tolist()]
+    return by_kind
 
 
 def _singular_values(layer: nn.Module) -> Tensor:

@@ -22,9 +22,9 @@ class Estimate:
     mean: float
     sd: float | None
     """Standard deviation of the values, with n - 1."""
-    low: float | None
+    ci_low: float | None
     """Lower end of the 95 % interval of the mean."""
-    high: float | None
+    ci_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         ValueError: for no values, or one that is not finite.
 
     >>> found = estimate([1.0, 2.0, 3.0])
-    >>> found.mean, found.sd, round(found.low, 3), round(found.high, 3)
+    >>> found.mean, found.sd, round(found.ci_low, 3), round(found.ci_high, 3)
     (2.0, 1.0, -0.484, 4.484)
     """
     count = len(values)
@@ -51,10 +51,10 @@ def estimate(values: Sequence[float]) -> Estimate:
         raise ValueError(f"a mean needs at least one value, each finite, got {list(values)}")
     mean = math.fsum(values) / count
     if count < 2:
-        return Estimate(seeds=count, mean=mean, sd=None, low=None, high=None)
+        return Estimate(seeds=count, mean=mean, sd=None, ci_low=None, ci_high=None)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     half = float(student.ppf((1 + LEVEL) / 2, count - 1)) * sd / math.sqrt(count)
-    return Estimate(seeds=count, mean=mean, sd=sd, low=mean - half, high=mean + half)
+    return Estimate(seeds=count, mean=mean, sd=sd, ci_low=mean - half, ci_high=mean + half)
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
@@ -65,14 +65,14 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return Difference(estimate=None, verdict="too few seeds")
-    found = estimate([ours[seed] - theirs[seed] for seed in seeds])
-    return Difference(estimate=found, verdict=verdict(found))
+    paired = estimate([ours[seed] - theirs[seed] for seed in seeds])
+    return Difference(estimate=paired, verdict=verdict(paired))
 
 
-def verdict(found: Estimate) -> Verdict:
+def verdict(paired: Estimate) -> Verdict:
     """What the interval of a difference says in words."""
-    if found.low is None or found.high is None:
+    if paired.ci_low is None or paired.ci_high is None:
         return "too few seeds"
-    if found.high < 0:
+    if paired.ci_high < 0:
         return "lower"
-    return "higher" if found.low > 0 else "no difference shown"
+    return "higher" if paired.ci_low > 0 else "no difference shown"

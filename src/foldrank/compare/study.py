@@ -193,10 +193,10 @@ class Study:
             for name in (*self.corpora, *self.sizes)
             if not PRINTABLE.fullmatch(name)
         ]
-        places = [f"{corpus}-{size}" for corpus in self.corpora for size in self.sizes]
+        folders = [f"{corpus}-{size}" for corpus in self.corpora for size in self.sizes]
         problems += [
             f"two pairs of corpus and size are both called {name!r} in the names of runs: rename one"
-            for name in sorted({name for name in places if places.count(name) > 1})
+            for name in sorted({name for name in folders if folders.count(name) > 1})
         ]
         if not self.methods or not self.seeds or not self.corpora or not self.sizes:
             problems.append("a study needs methods, seeds, corpora and sizes")
@@ -317,8 +317,8 @@ def load_study(file: Path) -> Study:
     try:
         study = _ADAPTER.validate_python(settings)
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise ValueError(f"{file}: {said}") from error
+        messages = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        raise ValueError(f"{file}: {messages}") from error
     for method in study.methods:
         for corpus in study.corpora_of(method):
             for size in study.sizes:

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from foldrank.compare import formatting as words
+from foldrank.compare import formatting
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.statistics import Verdict
 
-SAID: dict[Verdict, str] = {
+VERDICT_TEXT: dict[Verdict, str] = {
     "lower": "better",
     "higher": "worse",
     "no difference shown": "not shown different",
@@ -27,7 +27,7 @@ class Compared:
     row: Row
     other: str
     verdict: Verdict
-    said: str
+    difference: str
     """The difference in words."""
 
 
@@ -36,19 +36,21 @@ def summary(analysis: Analysis) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
     Where some method has DLR these are its comparisons, else those of all methods.
     """
-    found = []
+    summaries = []
     for table in analysis.tables:
         rows = [row for row in table.rows if row.dlr and row.against] or table.rows
         pairs = [
-            Compared(row=row, other=pair.method, verdict=pair.difference.verdict, said=words.difference(estimate))
+            Compared(
+                row=row, other=pair.method, verdict=pair.difference.verdict, difference=formatting.difference(estimate)
+            )
             for row in rows
             for pair in row.against
             if (estimate := pair.difference.estimate) is not None
         ]
         if pairs:
             sentences = map(_sentence, pairs) if len(pairs) <= FEW else _sorted(pairs)
-            found.append((heading(table), (*_count(pairs, table), *sentences)))
-    return tuple(found)
+            summaries.append((heading(table), (*_count(pairs, table), *sentences)))
+    return tuple(summaries)
 
 
 def heading(table: Table) -> str:
@@ -58,24 +60,24 @@ def heading(table: Table) -> str:
 
 
 def _sentence(pair: Compared) -> str:
-    name, other, said = pair.row.method, pair.other, pair.said
+    name, other, difference = pair.row.method, pair.other, pair.difference
     match pair.verdict:
         case "lower":
-            return f"{name} is better than {other}: its test loss is lower ({said})."
+            return f"{name} is better than {other}: its test loss is lower ({difference})."
         case "higher":
-            return f"{name} is worse than {other}: its test loss is higher ({said})."
+            return f"{name} is worse than {other}: its test loss is higher ({difference})."
         case "no difference shown":
-            return f"{name} is not shown different from {other} ({said})."
+            return f"{name} is not shown different from {other} ({difference})."
         case "too few seeds":
-            return f"{name} against {other}: too few seeds to say ({said})."
+            return f"{name} against {other}: too few seeds to say ({difference})."
 
 
 def _sorted(pairs: Sequence[Compared]) -> Iterator[str]:
     for other in dict.fromkeys(pair.other for pair in pairs):
-        for verdict, text in SAID.items():
+        for verdict, text in VERDICT_TEXT.items():
             alike = [pair for pair in pairs if (pair.other, pair.verdict) == (other, verdict)]
             if alike:
-                names = "; ".join(f"{pair.row.method} ({pair.said})" for pair in alike)
+                names = "; ".join(f"{pair.row.method} ({pair.difference})" for pair in alike)
                 yield f"Against {other}, {text}: {names}."
 
 
@@ -86,5 +88,5 @@ def _count(pairs: Sequence[Compared], table: Table) -> Iterator[str]:
         pair.verdict for pair in pairs if pair.row.dlr and pair.row.kind.without_residual() == kinds[pair.other]
     )
     if verdicts.total() > 1:
-        said = ", ".join(f"{verdicts[verdict]} {text}" for verdict, text in SAID.items() if verdicts[verdict])
-        yield f"{verdicts.total()} methods with DLR against the same kind without: {said}."
+        counts = ", ".join(f"{verdicts[verdict]} {text}" for verdict, text in VERDICT_TEXT.items() if verdicts[verdict])
+        yield f"{verdicts.total()} methods with DLR against the same kind without: {counts}."

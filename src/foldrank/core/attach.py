@@ -126,8 +126,10 @@ def detach(owner: nn.Module, attribute: str) -> None:
     kind = type(owner)
     if len(_parametrizations(owner)) > 1:
         del _parametrizations(owner)[attribute]
-        kept = {name: value for name, value in vars(kind).items() if name not in (attribute, "__dict__", "__weakref__")}
-        plain = type(kind.__name__, kind.__bases__, kept)
+        members = {
+            name: value for name, value in vars(kind).items() if name not in (attribute, "__dict__", "__weakref__")
+        }
+        plain = type(kind.__name__, kind.__bases__, members)
     else:
         del owner.parametrizations
         plain = kind.__bases__[0]

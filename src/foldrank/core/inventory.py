@@ -66,7 +66,7 @@ class Inventory:
 
     def unconvertible_weights(self) -> dict[str, str]:
         """Matrices that are a parameter of some other module, such as fused experts, with why surgery leaves them."""
-        found = {}
+        matrices = {}
         for name, module in self.modules.items():
             if name in self.linear_specs or isinstance(module, (*NO_LINEAR_MAP, LowRankLinear)):
                 continue
@@ -74,11 +74,11 @@ class Inventory:
                 # Positions and class tokens are matrices too, and no layer.
                 if parameter.dim() >= 2 and min(parameter.shape) > 1 and not re.search("emb|pos", attribute):
                     fused = f"{parameter.shape[0]} weights fused in one parameter"
-                    found[f"{name}.{attribute}".removeprefix(".")] = (
+                    matrices[f"{name}.{attribute}".removeprefix(".")] = (
                         f"{fused if parameter.dim() > 2 else 'a parameter'} {tuple(parameter.shape)} outside of any "
                         "nn.Linear, which surgery does not reach"
                     )
-        return found
+        return matrices
 
 
 def inventory(model: nn.Module) -> Inventory:

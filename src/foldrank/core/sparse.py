@@ -92,8 +92,8 @@ class SparseLowRankLinear(DerivedBuffers, LowRankLinear):
             return
         total, count = self.out_features * self.in_features, self.values.numel()
         support_N = random_support(total, count, seed=self.seed, name=self.name)
-        starts = torch.arange(self.out_features + 1, device="cpu") * self.in_features
-        self.rows.copy_(torch.searchsorted(support_N, starts))
+        row_starts = torch.arange(self.out_features + 1, device="cpu") * self.in_features
+        self.rows.copy_(torch.searchsorted(support_N, row_starts))
         self.columns.copy_(support_N % self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,13 +195,13 @@ def random_support(total: int, count: int, *, seed: int, name: str) -> Tensor:
         int64 (count,), increasing, each entry in [0, total).
     """
     generator = named_generator(seed, f"{name}/support")
-    found = torch.empty(0, dtype=torch.int64, device="cpu")
+    positions = torch.empty(0, dtype=torch.int64, device="cpu")
     # Sampling and dropping what came twice is many times faster than permuting all of `total`.
-    while found.numel() < count:
+    while positions.numel() < count:
         more = torch.randint(total, (count + count // 8 + 8,), generator=generator, device="cpu")
-        found = torch.cat([found, more]).unique()
-    kept = torch.randperm(found.numel(), generator=generator, device="cpu")[:count]
-    return found[kept].sort().values
+        positions = torch.cat([positions, more]).unique()
+    selected = torch.randperm(positions.numel(), generator=generator, device="cpu")[:count]
+    return positions[selected].sort().values
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

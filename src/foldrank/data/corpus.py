@@ -33,7 +33,7 @@ class Document:
     digest: bytes
     """sha256 of the text."""
     split: Split
-    share: float | None
+    fraction: float | None
     """How much of the source is read with it, 0 to 1; None where that is unknown."""
 
 
@@ -53,22 +53,22 @@ def documents(config: DataConfig, skipped: Counter[str] | None = None) -> Genera
     if config.validation_split is not None:
         for text, digest, _ in _usable(config, config.validation_split, skipped):
             held_out.add(digest)
-            yield Document(text=text, digest=digest, split="validation", share=0.0)
-    for number, (text, digest, share) in enumerate(
+            yield Document(text=text, digest=digest, split="validation", fraction=0.0)
+    for number, (text, digest, fraction) in enumerate(
         islice(_usable(config, config.split or "train", skipped), config.max_documents), start=1
     ):
         if config.validation_split is None:
             # By content: a text that occurs twice falls on one side.
-            held = int.from_bytes(digest[:8]) < config.validation_fraction * 2**64
-            split: Split = "validation" if held else "train"
+            is_held_out = int.from_bytes(digest[:8]) < config.validation_fraction * 2**64
+            split: Split = "validation" if is_held_out else "train"
         elif digest in held_out:
             skipped["in the validation split"] += 1
             continue
         else:
             split = "train"
         if config.max_documents is not None:
-            share = max(share or 0.0, number / config.max_documents)
-        yield Document(text=text, digest=digest, split=split, share=share)
+            fraction = max(fraction or 0.0, number / config.max_documents)
+        yield Document(text=text, digest=digest, split=split, fraction=fraction)
 
 
 def fingerprint(config: DataConfig) -> bytes:
@@ -86,7 +86,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def _usable(config: DataConfig, split: str, skipped: Counter[str]) -> Iterator[tuple[str, bytes, float | None]]:
-    for text, share in hub.rows(config, split) if hub.is_data_set(config) else _file_texts(config, skipped):
+    for text, fraction in hub.rows(config, split) if hub.is_data_set(config) else _file_texts(config, skipped):
         if not isinstance(text, str):
             skipped["no text"] += 1
         elif len(text.strip()) < MIN_CHARACTERS:
@@ -99,7 +99,7 @@ def _usable(config: DataConfig, split: str, skipped: Counter[str]) -> Iterator[t
             except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
                 skipped["undecodable"] += 1
                 continue
-            yield text, digest, share
+            yield text, digest, fraction
 
 
 def _file_texts(config: DataConfig, skipped: Counter[str]) -> Iterator[tuple[object, float]]:

@@ -41,8 +41,8 @@ def texts(path: Path, field: str, skipped: Counter[str], longest: int = MAX_CHAR
             yield from _parquet(path, field)
         else:
             with path.open("rb") as raw, _decompressed(path, raw) as stream:
-                found = _json_lines(path, stream, field, skipped) if kind in JSON_LINES else _plain(stream, longest)
-                for text in found:
+                documents = _json_lines(path, stream, field, skipped) if kind in JSON_LINES else _plain(stream, longest)
+                for text in documents:
                     yield text, raw.tell()
     except UnicodeDecodeError:
         skipped["undecodable"] += 1
@@ -52,11 +52,11 @@ def texts(path: Path, field: str, skipped: Counter[str], longest: int = MAX_CHAR
 
 def digest(paths: list[Path], root: Path) -> bytes:
     """A hash of files: their names under `root` and their content."""
-    whole = hashlib.sha256()
+    combined = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            whole.update(f"{path.relative_to(root)}\0".encode() + hashlib.file_digest(file, "sha256").digest())
-    return whole.digest()
+            combined.update(f"{path.relative_to(root)}\0".encode() + hashlib.file_digest(file, "sha256").digest())
+    return combined.digest()
 
 
 def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:

@@ -220,12 +220,12 @@ def _tokenize(
                 writers[document.split].write(ids)
                 text.update(document.digest)
                 uncommitted += len(document.text)
-            done, share = done + len(batch), batch[-1][0].share
+            done, fraction = done + len(batch), batch[-1][0].fraction
             if uncommitted >= COMMIT_CHARACTERS:
                 state = {split: writer.state() for split, writer in writers.items()}
                 _save({**journal, "documents": done, "text_sha256": text.hexdigest(), "shards": state}, work)
                 uncommitted = 0
-            progress("tokenizing", done, share and min(share, 0.999))
+            progress("tokenizing", done, fraction and min(fraction, 0.999))
     return done
 
 
@@ -255,7 +255,7 @@ def _skip(stream: Iterator[Document], journal: dict[str, Any], work: Path, progr
         if document is not None:
             text.update(document.digest)
             if number % 1000 == 0:
-                progress("finding the place to go on", number, document.share)
+                progress("finding the place to go on", number, document.fraction)
     if journal["documents"]:
         if text.hexdigest() != journal["text_sha256"]:
             raise ValueError(f"the text has changed since {work} was begun: delete that folder and begin again")
@@ -289,8 +289,8 @@ def _training_texts(config: DataConfig, progress: Progress) -> Iterator[str]:
             yield document.text
             read, done = read + len(document.text), done + 1
             if done % 100 == 0:
-                share = None if document.share is None else max(document.share, read / TRAINING_CHARACTERS)
-                progress("training the tokenizer", done, share and min(share, 0.999))
+                fraction = None if document.fraction is None else max(document.fraction, read / TRAINING_CHARACTERS)
+                progress("training the tokenizer", done, fraction and min(fraction, 0.999))
             if read >= TRAINING_CHARACTERS:
                 break
     if not done:

@@ -91,7 +91,7 @@ class PreparedData:
 
     def validation(self, sequence_length: int, layout: Layout, tokens: int | None = None) -> Dataset[dict[str, Tensor]]:
         """The first sequences of the validation split, as many as hold `tokens`; None: all."""
-        return self.sequences("validation", sequence_length, layout).first(tokens)
+        return self.sequences("validation", sequence_length, layout).take(tokens)
 
     def test(
         self, sequence_length: int, layout: Layout, *, validation_tokens: int, tokens: int
@@ -101,7 +101,7 @@ class PreparedData:
         Raises:
             ValueError: where there are none.
         """
-        return self.sequences("validation", sequence_length, layout).behind(validation_tokens, tokens)
+        return self.sequences("validation", sequence_length, layout).skip(validation_tokens, tokens)
 
     def verify(self) -> None:
         """Reads everything and compares checksums.

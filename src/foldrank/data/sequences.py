@@ -41,16 +41,16 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
         """
 
     @abstractmethod
-    def first(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+    def take(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
         """The first sequences, as many as hold `tokens` and one at least; all where that is None or too many."""
 
-    def behind(self, skipped: int, tokens: int) -> Dataset[dict[str, Tensor]]:
-        """The sequences behind `first(skipped)`, as many as hold `tokens`, or all that there are.
+    def skip(self, skipped: int, tokens: int) -> Dataset[dict[str, Tensor]]:
+        """The sequences after `take(skipped)`, as many as hold `tokens`, or all that there are.
 
         Raises:
             ValueError: where there are none.
         """
-        start, stop = (len(self.first(count)) for count in (skipped, skipped + tokens))  # pyright: ignore[reportArgumentType]
+        start, stop = (len(self.take(count)) for count in (skipped, skipped + tokens))  # pyright: ignore[reportArgumentType]
         if start == stop:
             raise ValueError(
                 f"nothing is held out behind the {skipped} tokens of the validation: lower train.eval_tokens, or hold "
@@ -75,12 +75,12 @@ class PackedBlocks(SequenceDataset):
 
     def __init__(self, shards: list[np.ndarray], sequence_length: int) -> None:
         super().__init__(shards, sequence_length)
-        self.starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        self.shard_offsets = np.cumsum([0, *(len(shard) for shard in shards)])
         if len(self) == 0:
-            raise ValueError(f"a split of {self.starts[-1]} tokens holds no sequence of {sequence_length}")
+            raise ValueError(f"a split of {self.shard_offsets[-1]} tokens holds no sequence of {sequence_length}")
 
     def __len__(self) -> int:
-        return int(self.starts[-1]) // self.sequence_length
+        return int(self.shard_offsets[-1]) // self.sequence_length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         ids = torch.from_numpy(self._read(index * self.sequence_length, self.sequence_length))
@@ -89,15 +89,15 @@ class PackedBlocks(SequenceDataset):
     def num_tokens(self, indices: np.ndarray) -> int:
         return len(indices) * self.sequence_length
 
-    def first(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+    def take(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
         return self if tokens is None else _subset(self, max(1, tokens // self.sequence_length))
 
     def _read(self, start: int, count: int) -> np.ndarray:
         out = np.empty(count, dtype=np.int64)
-        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        shard = int(np.searchsorted(self.shard_offsets, start, side="right")) - 1
         filled = 0
         while filled < count:
-            offset = start + filled - int(self.starts[shard])
+            offset = start + filled - int(self.shard_offsets[shard])
             part = self.shards[shard][offset : offset + count - filled]
             out[filled : filled + len(part)] = part
             filled += len(part)
@@ -121,22 +121,28 @@ class PaddedDocuments(SequenceDataset):
     """
 
     def __init__(
-        self, shards: list[np.ndarray], ends: list[np.ndarray], sequence_length: int, *, end_token: int, pad_token: int
+        self,
+        shards: list[np.ndarray],
+        document_offsets: list[np.ndarray],
+        sequence_length: int,
+        *,
+        end_token: int,
+        pad_token: int,
     ) -> None:
         super().__init__(shards, sequence_length)
-        self.ends = ends
+        self.document_offsets = document_offsets
         self.end_token, self.pad_token = end_token, pad_token
-        self.firsts = np.cumsum([0, *(len(shard) for shard in ends)])
+        self.first_documents = np.cumsum([0, *(len(shard) for shard in document_offsets)])
 
     def __len__(self) -> int:
-        return int(self.firsts[-1])
+        return int(self.first_documents[-1])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        shard = int(np.searchsorted(self.firsts, index, side="right")) - 1
-        ends, position = self.ends[shard], index - int(self.firsts[shard])
-        start, end = int(ends[position - 1]) if position else 0, int(ends[position])
+        shard = int(np.searchsorted(self.first_documents, index, side="right")) - 1
+        document_offsets, position = self.document_offsets[shard], index - int(self.first_documents[shard])
+        start, end = int(document_offsets[position - 1]) if position else 0, int(document_offsets[position])
         length = min(end - start, self.sequence_length)
         ids = torch.full((self.sequence_length,), self.pad_token)
         ids[:length] = torch.from_numpy(self.shards[shard][start : start + length].astype(np.int64))
@@ -148,14 +154,19 @@ class PaddedDocuments(SequenceDataset):
     def num_tokens(self, indices: np.ndarray) -> int:
         return int(self._lengths()[indices].sum())
 
-    def first(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+    def take(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
         if tokens is None:
             return self
         return _subset(self, int(np.searchsorted(np.cumsum(self._lengths()), tokens)) + 1)
 
     def _lengths(self) -> np.ndarray:
-        whole = np.concatenate([np.diff(ends, prepend=ends.dtype.type(0)) for ends in self.ends])
-        return np.minimum(whole, self.sequence_length).astype(np.int64)
+        lengths = np.concatenate(
+            [
+                np.diff(document_offsets, prepend=document_offsets.dtype.type(0))
+                for document_offsets in self.document_offsets
+            ]
+        )
+        return np.minimum(lengths, self.sequence_length).astype(np.int64)
 
 
 class ShuffledDataset(Dataset[dict[str, Tensor]]):
@@ -184,8 +195,8 @@ class ShuffledDataset(Dataset[dict[str, Tensor]]):
     def num_tokens(self) -> int:
         """Tokens in all of them, padding left out."""
         passes, rest = divmod(self.num_sequences, len(self.blocks))
-        whole = passes * self.blocks.num_tokens(np.arange(len(self.blocks)))
-        return whole + self.blocks.num_tokens(self._order(passes)[:rest].numpy())
+        lengths = passes * self.blocks.num_tokens(np.arange(len(self.blocks)))
+        return lengths + self.blocks.num_tokens(self._order(passes)[:rest].numpy())
 
     def _order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -195,7 +206,7 @@ class ShuffledDataset(Dataset[dict[str, Tensor]]):
 def layout_of(
     layout: Layout,
     shards: list[np.ndarray],
-    ends: list[np.ndarray],
+    document_offsets: list[np.ndarray],
     sequence_length: int,
     *,
     end_token: int,
@@ -208,7 +219,7 @@ def layout_of(
     """
     if layout == "packed":
         return PackedBlocks(shards, sequence_length)
-    return PaddedDocuments(shards, ends, sequence_length, end_token=end_token, pad_token=pad_token)
+    return PaddedDocuments(shards, document_offsets, sequence_length, end_token=end_token, pad_token=pad_token)
 
 
 def _subset(sequences: SequenceDataset, count: int) -> Dataset[dict[str, Tensor]]:

@@ -49,31 +49,31 @@ class ShardWriter:
         self._closed = [Shard(**shard) for shard in done or []]
         self._shard = Shard(tokens=0, documents=0, file="", sha256="", index="", index_sha256="")
         self._tokens: _Growing | None = None
-        self._ends: _Growing | None = None
+        self._offsets: _Growing | None = None
         if self._closed and self._closed[-1].tokens < SHARD_TOKENS:
             self._shard = self._closed.pop()
             self._tokens = _Growing(folder / self._shard.file, self._shard.tokens * dtype.itemsize, self._shard.sha256)
             size = self._shard.documents * DOCUMENT_OFFSETS.itemsize
-            self._ends = _Growing(folder / self._shard.index, size, self._shard.index_sha256)
+            self._offsets = _Growing(folder / self._shard.index, size, self._shard.index_sha256)
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self._tokens, self._ends):
+        for file in (self._tokens, self._offsets):
             if file is not None:
                 file.abandon()
 
     def write(self, ids: np.ndarray) -> None:
         """Appends a document, end token included."""
-        if self._tokens is None or self._ends is None:
+        if self._tokens is None or self._offsets is None:
             name = f"{self.split}-{len(self._closed):05}"
             self._shard = replace(self._shard, tokens=0, documents=0, file=f"{name}.bin", index=f"{name}.ends")
             self._tokens = _Growing(self.folder / self._shard.file)
-            self._ends = _Growing(self.folder / self._shard.index)
+            self._offsets = _Growing(self.folder / self._shard.index)
         tokens = self._shard.tokens + len(ids)
         self._tokens.write(ids.astype(self.dtype, copy=False).tobytes())
-        self._ends.write(np.asarray(tokens, dtype=DOCUMENT_OFFSETS).tobytes())
+        self._offsets.write(np.asarray(tokens, dtype=DOCUMENT_OFFSETS).tobytes())
         self._shard = replace(self._shard, tokens=tokens, documents=self._shard.documents + 1)
         if tokens >= SHARD_TOKENS:
             self.close()
@@ -81,15 +81,15 @@ class ShardWriter:
     def state(self) -> list[dict[str, Any]]:
         """The shards so far, all of them safely on the disk."""
         shards = list(self._closed)
-        if self._tokens is not None and self._ends is not None:
-            shards.append(replace(self._shard, sha256=self._tokens.sync(), index_sha256=self._ends.sync()))
+        if self._tokens is not None and self._offsets is not None:
+            shards.append(replace(self._shard, sha256=self._tokens.sync(), index_sha256=self._offsets.sync()))
         return [asdict(shard) for shard in shards]
 
     def close(self) -> None:
         """Ends the last shard."""
-        if self._tokens is not None and self._ends is not None:
-            self._closed.append(replace(self._shard, sha256=self._tokens.close(), index_sha256=self._ends.close()))
-        self._tokens = self._ends = None
+        if self._tokens is not None and self._offsets is not None:
+            self._closed.append(replace(self._shard, sha256=self._tokens.close(), index_sha256=self._offsets.close()))
+        self._tokens = self._offsets = None
 
 
 class _Growing:

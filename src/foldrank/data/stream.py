@@ -141,7 +141,9 @@ class StreamedData:
         if self.evaluation_text is None:
             return (document for document in documents(self.config) if document.split == "validation")
         lines = self.evaluation_text.read_text(encoding="utf-8").splitlines()
-        return (Document(text=json.loads(line)["text"], digest=b"", split="validation", share=None) for line in lines)
+        return (
+            Document(text=json.loads(line)["text"], digest=b"", split="validation", fraction=None) for line in lines
+        )
 
     def tokens(self, split: Split) -> None:  # noqa: ARG002
         """Unknown until all is read."""
@@ -169,9 +171,7 @@ class StreamedData:
         """
         if tokens is None:
             raise ValueError("evaluating on a stream needs a number of tokens (train.eval_tokens)")
-        return _in_memory(self._held_out(), self.config, self.tokenizer(), sequence_length, layout, tokens).first(
-            tokens
-        )
+        return _in_memory(self._held_out(), self.config, self.tokenizer(), sequence_length, layout, tokens).take(tokens)
 
     def test(
         self,
@@ -189,7 +189,7 @@ class StreamedData:
         both = _in_memory(
             self._held_out(), self.config, self.tokenizer(), sequence_length, layout, validation_tokens + tokens
         )
-        return both.behind(validation_tokens, tokens)
+        return both.skip(validation_tokens, tokens)
 
 
 class PackedStream(IterableDataset[dict[str, Tensor]]):
@@ -225,9 +225,9 @@ class PackedStream(IterableDataset[dict[str, Tensor]]):
             before = given
             for batch in encoded(training, encoder):
                 held = np.concatenate([held, *(ids for _, ids in batch)])
-                whole = len(held) // self.sequence_length
-                rows, held = np.split(held, [whole * self.sequence_length])
-                for row in from_numpy(rows.astype(np.int64)).view(whole, self.sequence_length)[
+                num_rows = len(held) // self.sequence_length
+                rows, held = np.split(held, [num_rows * self.sequence_length])
+                for row in from_numpy(rows.astype(np.int64)).view(num_rows, self.sequence_length)[
                     : self.num_sequences - given
                 ]:
                     given += 1
@@ -257,11 +257,11 @@ def _in_memory(
             break
     if not parts:
         raise ValueError(f"{config.source} holds no text")
-    ends = np.cumsum([len(ids) for ids in parts])
+    document_offsets = np.cumsum([len(ids) for ids in parts])
     return layout_of(
         layout,
         [np.concatenate(parts)],
-        [ends],
+        [document_offsets],
         sequence_length,
         end_token=encoder.end,
         pad_token=pad_token(tokenizer),

@@ -144,12 +144,12 @@ def _done(batch: list[Document], ids: Future[list[np.ndarray]]) -> list[tuple[Do
 
 
 def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
-    batch, held = [], 0
+    batch, characters = [], 0
     for document in stream:
         batch.append(document)
-        held += len(document.text)
-        if held >= BATCH_CHARACTERS:
+        characters += len(document.text)
+        if characters >= BATCH_CHARACTERS:
             yield batch
-            batch, held = [], 0
+            batch, characters = [], 0
     if batch:
         yield batch

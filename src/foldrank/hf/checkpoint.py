@@ -193,13 +193,15 @@ def _fold_weights(folder: Path, work: Path) -> int:
         # Copies, because a tensor keeps the whole file mapped that it was read from.
         plan = fold_plan({name: owners[name].get_tensor(name).clone() for name in dropped})
     check_whole(plan, owners)
-    kept = {
+    names_by_file = {
         file: {name: folded_key(name) if name in plan else name for name in names_in_file if name not in dropped}
         for file, names_in_file in names.items()
     }
-    total = sum(rewrite(folder / file, work / file, names=renamed, changes=plan) for file, renamed in kept.items())
+    total = sum(
+        rewrite(folder / file, work / file, names=renamed, changes=plan) for file, renamed in names_by_file.items()
+    )
     if (folder / INDEX).exists():
-        weight_map = {name: file for file, renamed in kept.items() for name in renamed.values()}
+        weight_map = {name: file for file, renamed in names_by_file.items() for name in renamed.values()}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return len(plan)
@@ -251,8 +253,8 @@ def _opened(file: Path) -> Any:
 
 
 def _nearby(folder: Path) -> str:
-    found = sorted(str(path.parent) for path in folder.glob("*/config.json")) if folder.is_dir() else []
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    folders = sorted(str(path.parent) for path in folder.glob("*/config.json")) if folder.is_dir() else []
+    return f"; did you mean {' or '.join(folders)}?" if folders else ""
 
 
 def _line(error: Exception) -> str:

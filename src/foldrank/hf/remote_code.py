@@ -47,11 +47,11 @@ def is_portable(low_rank: Mapping[str, Any]) -> bool:
 def auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
     """Where transformers finds the classes in the modelling file."""
     family = FAMILIES[config_class]
-    place = f"{family.modeling}.LowRank{family.name}"
+    reference = f"{family.modeling}.LowRank{family.name}"
     return {
-        "AutoConfig": place + "Config",
-        "AutoModel": place + "Model",
-        "AutoModelForCausalLM": place + "ForCausalLM",
+        "AutoConfig": reference + "Config",
+        "AutoModel": reference + "Model",
+        "AutoModelForCausalLM": reference + "ForCausalLM",
     }
 
 

@@ -45,14 +45,14 @@ def rewrite(
         OSError: where a file cannot be read or written.
     """
     with source.open("rb") as stream, _written(source, target) as out:
-        start, kept = _kept(stream, names)
+        start, selected = _selected(stream, names)
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
-        for name, entry in kept:
+        for name, entry in selected:
             begin, end = end, end + _num_bytes(entry)
             header[names[name]] = {**entry, "data_offsets": [begin, end]}
         out.write(_encoded(header))
-        for name, entry in kept:
+        for name, entry in selected:
             stream.seek(start + entry["data_offsets"][0])
             if name in changes and _num_bytes(entry):
                 changed = changes[name](_read(stream, name, entry))
@@ -62,7 +62,7 @@ def rewrite(
     return end
 
 
-def _kept(stream: BinaryIO, names: Mapping[str, str]) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+def _selected(stream: BinaryIO, names: Mapping[str, str]) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
     """Where the tensors' bytes start, and the header's entries that `names` holds, as they will be written."""
     size = int.from_bytes(stream.read(8), "little")
     header = json.loads(stream.read(size))
@@ -81,8 +81,8 @@ def _encoded(header: Mapping[str, Any]) -> bytes:
 
 def _bits(dtype: str) -> int:
     """Of one number: 16 of BF16, 8 of F8_E4M3."""
-    found = re.search(r"\d+", dtype)
-    return int(found[0]) if found else 8  # BOOL
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) if bits else 8  # BOOL
 
 
 def _num_bytes(entry: Mapping[str, Any]) -> int:

@@ -70,13 +70,13 @@ class Method:
         Raises:
             ValueError: where there is none, naming the nearest.
         """
-        rest, behind = name, []
+        rest, suffixes = name, []
         while last := next((variant for variant in variants if rest.endswith(f"-{variant}")), None):
             rest = rest.removesuffix(f"-{last}")
-            behind.insert(0, last)
+            suffixes.insert(0, last)
         for method in METHODS:
             if str(method) == rest:
-                return replace(method, variants=tuple(behind))
+                return replace(method, variants=tuple(suffixes))
         near = ", ".join(difflib.get_close_matches(rest, map(str, METHODS), n=3, cutoff=0))
         raise ValueError(f"no method is called {name!r}; the nearest are {near}")
 

@@ -202,9 +202,9 @@ class TrainConfig:
                 f"batch_size {self.batch_size} cannot be shared out evenly among {processes} processes: take a number "
                 "that divides it, or another batch_size"
             )
-        share = self.batch_size // processes
-        limit = min(self.micro_batch_size or share, share)
-        return next(count for count in range(limit, 0, -1) if share % count == 0)
+        batch = self.batch_size // processes
+        limit = min(self.micro_batch_size or batch, batch)
+        return next(count for count in range(limit, 0, -1) if batch % count == 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,12 +256,12 @@ class Recipe:
         tree = self.to_dict()
         for dotted, value in settings.items():
             *path, last = dotted.split(".")
-            place = tree
+            subtree = tree
             for step in path:
-                if not isinstance(place.get(step), dict):
-                    place[step] = {}
-                place = place[step]
-            place[last] = value
+                if not isinstance(subtree.get(step), dict):
+                    subtree[step] = {}
+                subtree = subtree[step]
+            subtree[last] = value
         return Recipe.from_dict(tree)
 
 
@@ -274,15 +274,15 @@ def field_help() -> dict[str, str]:
     schema = _ADAPTER.json_schema()
 
     def described(node: Mapping[str, Any], prefix: str) -> dict[str, str]:
-        found: dict[str, str] = {}
+        known_fields: dict[str, str] = {}
         for name, setting in node["properties"].items():
             choices = [setting, *setting.get("anyOf", ())]
             parts = [schema["$defs"][choice["$ref"].rpartition("/")[2]] for choice in choices if "$ref" in choice]
             if parts:
-                found |= described(parts[0], f"{prefix}{name}.")
+                known_fields |= described(parts[0], f"{prefix}{name}.")
             else:
-                found[prefix + name] = " ".join(setting.get("description", "").split())
-        return found
+                known_fields[prefix + name] = " ".join(setting.get("description", "").split())
+        return known_fields
 
     return described(schema, "")
 

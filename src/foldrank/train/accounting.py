@@ -199,11 +199,11 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, v
     d, f, vocabulary = model.config.hidden_size, model.config.intermediate_size, model.config.vocab_size
     rows = min(chunked_loss.CHUNK, tokens) if train.chunked_loss else tokens
     logits = 4 * (3 * vocabulary * rows + 2 * d * tokens)
-    kept = 4 * min(MOST_LOGITS, FOLD_CHECK_SEQUENCES * train.sequence_length * vocabulary)
+    saved = 4 * min(MOST_LOGITS, FOLD_CHECK_SEQUENCES * train.sequence_length * vocabulary)
     # The check of the fold holds the logits before and after, and their difference, at as many positions as allowed.
-    checked = 4 * kept
+    checked = 4 * saved
     body = 4 * 3 * (d + f) * tokens
-    return _share(12 * count_parameters(model), shards) + body + max(logits, checked)
+    return _per_process(12 * count_parameters(model), shards) + body + max(logits, checked)
 
 
 def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, sharded: bool = False) -> Memory:
@@ -227,7 +227,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     d, vocabulary = model.config.hidden_size, model.config.vocab_size
     count = count_parameters(model)
     blocks = _blocks(model)
-    kept = [tokens * _kept_per_token(block, model.config, width) for block in blocks]
+    saved = [tokens * _saved_per_token(block, model.config, width) for block in blocks]
     effective = [_effective_weights(block, width) for block in blocks]
 
     shards = gpus if sharded else 1
@@ -258,16 +258,17 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
         latents = [0] * len(blocks)
         if checkpointing == "latents":
             latents = [tokens * width * sum(layer.rank for layer in _with_latents(block)) for block in blocks]
-        in_a_block += max(all_of_it - latent for all_of_it, latent in zip(kept, latents, strict=True)) + max(effective)
-        kept = [4 * d * tokens + latent for latent in latents]
+        in_a_block += max(all_of_it - latent for all_of_it, latent in zip(saved, latents, strict=True)) + max(effective)
+        saved = [4 * d * tokens + latent for latent in latents]
         effective = []
     return Memory(
-        weights=_share(4 * count, shards) + sum(layer.rows.nbytes + layer.columns.nbytes for layer in _sparse(model)),
-        gradients=_share(4 * count, shards),
-        optimizer=_share(8 * count, shards) + 4 * len(list(model.parameters())),
+        weights=_per_process(4 * count, shards)
+        + sum(layer.rows.nbytes + layer.columns.nbytes for layer in _sparse(model)),
+        gradients=_per_process(4 * count, shards),
+        optimizer=_per_process(8 * count, shards) + 4 * len(list(model.parameters())),
         communication=communication,
         weight_copies=2 * copied + sum(effective),
-        blocks=sum(kept),
+        blocks=sum(saved),
         head_and_loss=head_and_loss,
         transient=max(transient, in_a_block),
     )
@@ -308,7 +309,7 @@ def _last_product(block: Any) -> int:
     return 0 if isinstance(last, SparseLowRankLinear) else last.up.weight.numel()
 
 
-def _kept_per_token(block: nn.Module, config: Any, width: int) -> int:
+def _saved_per_token(block: nn.Module, config: Any, width: int) -> int:
     """Bytes that a block keeps of each token."""
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     inputs = 5 if width == 2 else 2
@@ -342,5 +343,5 @@ def _with_latents(module: nn.Module) -> list[LowRankLinear]:
     return [layer for layer in _low_rank(module) if not isinstance(layer, SparseLowRankLinear)]
 
 
-def _share(total: int, shards: int) -> int:
+def _per_process(total: int, shards: int) -> int:
     return -(-total // shards)

@@ -29,7 +29,7 @@ _in_down_projection: ContextVar[bool] = ContextVar("_in_down_projection", defaul
 # what sets one, where it would trace a global away and the policy would keep nothing, without a word.
 
 
-def checkpoint_activations_(model: PreTrainedModel, kept: Checkpointing | None) -> tuple[str, ...]:
+def checkpoint_activations_(model: PreTrainedModel, checkpointing: Checkpointing | None) -> tuple[str, ...]:
     """Lets the blocks of `model` keep less for the backward pass, in place; losses and gradients stay the same.
 
     It works through transformers' activation checkpointing, so that `model.activation_checkpointing_disable()` undoes
@@ -38,7 +38,7 @@ def checkpoint_activations_(model: PreTrainedModel, kept: Checkpointing | None) 
 
     Args:
         model: the model.
-        kept: what each block keeps: its input alone (`block`), its input and latents (`latents`), or all (None).
+        checkpointing: what a block keeps: its input alone (`block`), its input and latents (`latents`), or all (None).
 
     Returns:
         The names of the layers whose latents are kept.
@@ -48,7 +48,7 @@ def checkpoint_activations_(model: PreTrainedModel, kept: Checkpointing | None) 
             checkpointing; the model is then unchanged.
     """
     layers = {}
-    if kept == "latents":
+    if checkpointing == "latents":
         if why := without_latents(model):
             raise ValueError(why)
         model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
@@ -57,7 +57,7 @@ def checkpoint_activations_(model: PreTrainedModel, kept: Checkpointing | None) 
             layer.down.register_forward_pre_hook(_enter)
             # always_call: PyTorch ends the computation of a block by an exception, once it has what it needs.
             layer.down.register_forward_hook(_leave, always_call=True)
-    elif kept == "block":
+    elif checkpointing == "block":
         model.activation_checkpointing_enable({"use_reentrant": False})
     return tuple(layers)
 
@@ -67,13 +67,13 @@ def without_latents(model: nn.Module) -> str | None:
     layers = low_rank_layers(model)
     if not layers:
         return "activation_checkpointing latents: the model is dense and has no latents to keep; take block"
-    whole = [
+    blocks_alone = [
         name for name, layer in layers.items() if isinstance(layer, SparseLowRankLinear) and layer.activation is None
     ]
-    if whole:
+    if blocks_alone:
         return (
-            f"activation_checkpointing latents: {len(whole)} layers, such as {whole[0]}, multiply by one whole matrix "
-            "in training (SLTrain) and have no latents to keep; take block"
+            f"activation_checkpointing latents: {len(blocks_alone)} layers, such as {blocks_alone[0]}, multiply by "
+            "one dense matrix in training (SLTrain) and have no latents to keep; take block"
         )
     return None
 
@@ -87,8 +87,8 @@ def _leave(*_: Any) -> None:
 
 
 def _policy(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
-    kept = operation in PRODUCTS and _in_down_projection.get()
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    checkpointing = operation in PRODUCTS and _in_down_projection.get()
+    return CheckpointPolicy.MUST_SAVE if checkpointing else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _contexts = partial(create_selective_checkpoint_contexts, _policy)

@@ -36,8 +36,8 @@ def commit_checkpoint(work: Path, folder: Path, *, keep: int, run_id: str | None
 
 def checkpoints(parent: Path) -> list[Path]:
     """The checkpoints in the folder `parent`, oldest first."""
-    found = [path for path in parent.glob(PREFIX + "*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=step_of)
+    folders = [path for path in parent.glob(PREFIX + "*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(folders, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -108,7 +108,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, items: Tensor, dtype: torch.dtype) -> Tensor:
         wide = torch.promote_types(dtype, torch.float32)
         counts = labels != IGNORED
-        shares = counts / items.to(wide)  # of each token in the loss: 1 / items, or 0
+        weights = counts / items.to(wide)  # of each token in the loss: 1 / items, or 0
         targets = labels.where(counts, 0)
         with torch.autocast(hidden.device.type, enabled=False):
             matrix_VD = weight.to(dtype)
@@ -119,7 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 rows = slice(start, start + CHUNK)
                 hidden_CD = hidden[rows].to(dtype)
                 z_CV = F.linear(hidden_CD, matrix_VD).to(wide)
-                loss += _loss_and_gradient_(z_CV, targets[rows, None], shares[rows, None])
+                loss += _loss_and_gradient_(z_CV, targets[rows, None], weights[rows, None])
                 d_z_CV = z_CV.to(dtype)
                 del z_CV
                 torch.mm(d_z_CV, matrix_VD, out=d_hidden_ND[rows])
@@ -143,14 +143,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (d_hidden_ND * d_loss).to(hidden), (d_weight_VD * d_loss).to(weight), None, None, None
 
 
-def _loss_and_gradient_(z_CV: Tensor, target_C1: Tensor, share_C1: Tensor) -> Tensor:
+def _loss_and_gradient_(z_CV: Tensor, target_C1: Tensor, weight_C1: Tensor) -> Tensor:
     """The loss of a chunk's logits, whose place its gradient takes."""
     z_CV -= z_CV.amax(1, keepdim=True)
     target_z_C1 = z_CV.gather(1, target_C1)
     sums_C1 = z_CV.exp_().sum(1, keepdim=True)
-    z_CV *= share_C1 / sums_C1
-    z_CV.scatter_add_(1, target_C1, -share_C1)
-    return ((sums_C1.log() - target_z_C1) * share_C1).sum()
+    z_CV *= weight_C1 / sums_C1
+    z_CV.scatter_add_(1, target_C1, -weight_C1)
+    return ((sums_C1.log() - target_z_C1) * weight_C1).sum()
 
 
 def _head_forward(

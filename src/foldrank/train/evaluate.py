@@ -71,13 +71,13 @@ def evaluate_loss(model: nn.Module, sequences: Dataset, *, batch_size: int = 16)
     processes = PartialState()
     total = len(sequences)  # pyright: ignore[reportArgumentType]
     mine = range(processes.process_index, total, processes.num_processes)
-    found: list[tuple[int, float, int]] = []
+    measured: list[tuple[int, float, int]] = []
     for batch in _batches(model, Subset(sequences, mine), batch_size):
         labels = batch["labels"][:, 1:]
         losses = _losses(model, batch, labels)
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
-        found += zip(mine[len(found) :], sums, counts, strict=False)
-    everyone = sorted(gather_object(found))
+        measured += zip(mine[len(measured) :], sums, counts, strict=False)
+    everyone = sorted(gather_object(measured))
     if not any(count for _, _, count in everyone):
         raise ValueError(f"there is no token to predict in these {total} sequences")
     return Evaluation(sums=[loss for _, loss, _ in everyone], counts=[count for _, _, count in everyone])

@@ -66,8 +66,8 @@ def resolve_vocab_size(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None
         return named or recipe.data.vocab_size
     # Special tokens that no text holds may lie beyond it: t5-base has 32,000 tokens and 100 of these.
     ids = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
-    ends: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    needed = 1 + max(*ids, *(token for token in ends if token is not None))
+    end_tokens: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    needed = 1 + max(*ids, *(token for token in end_tokens if token is not None))
     if named is not None and named < needed:
         raise ValueError(f"model.vocab_size {named} is too small for this tokenizer, whose tokens count {needed}")
     return named or len(tokenizer)

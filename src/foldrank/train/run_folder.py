@@ -193,7 +193,7 @@ class RunFolder:
             return newest
         verify(resume)
         inside = resume.resolve().parent == self.checkpoints.resolve()
-        if (found := run_of(resume)) != config.id or (found is None and not inside):
+        if (owner := run_of(resume)) != config.id or (owner is None and not inside):
             raise ValueError(
                 f"{resume} is a checkpoint of another run, not of that in {self.path}: name one of its own, or leave "
                 "out the name to take the newest"
@@ -261,8 +261,8 @@ class RunFolder:
 
 def find_run(checkpoint: Path) -> RunFolder | None:
     """The run that a checkpoint lies in: the folder itself, or one above it; None where there is none."""
-    place = checkpoint.resolve()
-    candidates = [RunFolder(folder) for folder in (place, *place.parents)[: LEVELS + 1]]
+    resolved = checkpoint.resolve()
+    candidates = [RunFolder(folder) for folder in (resolved, *resolved.parents)[: LEVELS + 1]]
     return next((run for run in candidates if run.is_run()), None)
 
 

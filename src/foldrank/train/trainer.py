@@ -153,8 +153,8 @@ class PretrainTrainer(Trainer):
                 commit_checkpoint(work / name, parent / name, keep=self.keep_checkpoints, run_id=self.run_id)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError of its zip writer.
-            kept = checkpoints(parent)
-            good = f"{kept[-1]} is whole" if kept else "no earlier one was written"
+            remaining = checkpoints(parent)
+            good = f"{remaining[-1]} is whole" if remaining else "no earlier one was written"
             full = shutil.disk_usage(parent).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC
             why = "the disk is full" if full else " ".join(str(error).split())
             raise OSError(f"the checkpoint of step {self.state.global_step} was not written: {why}; {good}") from error

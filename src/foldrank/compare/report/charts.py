@@ -1,21 +1,13 @@
 """The charts: figures in the terms of Plotly, their colours left to the page, which knows whether it is dark."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-from foldrank.compare import formatting as words
-from foldrank.compare.analysis import Row, Table
+from foldrank.compare import formatting
+from foldrank.compare.analysis import Table
 from foldrank.compare.curves import Point
 from foldrank.compare.report.blocks import Chart
-from foldrank.compare.statistics import Estimate
-from foldrank.recipes.methods import DENSE
-
-COLOURS = 8
-"""How many colours the page has (style.css)."""
-
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "star", "hexagon")
+from foldrank.compare.report.traces import Figure, axis, curve_traces, error_bars, method_look, styles
 
 OVER: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
     ("tokens", "Training tokens", lambda point: point.tokens),
@@ -23,40 +15,16 @@ OVER: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
     ("training time", "Seconds of training", lambda point: point.seconds),
 )
 
-Figure = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Style:
-    """How a method looks in every chart: never by its colour alone."""
-
-    colour: str
-    symbol: str
-    dash: str
-
-
-def styles(table: Table) -> dict[str, Style]:
-    """A colour per backbone, solid with DLR and dashed without; where a kind has several methods, a colour each."""
-    one_of_a_kind = len({row.kind for row in table.rows}) == len(table.rows)
-    names = [row.kind.backbone if one_of_a_kind else row.method for row in table.rows]
-    order = list(dict.fromkeys(names))
-    return {
-        row.method: Style(
-            colour=f"@{order.index(name) % COLOURS + 1}",
-            symbol=SYMBOLS[(place + place // COLOURS) % len(SYMBOLS)],
-            dash="dot" if row.kind.backbone == DENSE else "solid" if row.kind.residual else "dash",
-        )
-        for place, (row, name) in enumerate(zip(table.rows, names, strict=True))
-    }
-
 
 def differences(table: Table, where: str) -> Chart | None:
     """Each paired difference with its interval, against zero."""
     pairs = [
-        (f"{row.method} {words.MINUS} {pair.method}", pair.difference) for row in table.rows for pair in row.against
+        (f"{row.method} {formatting.MINUS} {pair.method}", pair.difference)
+        for row in table.rows
+        for pair in row.against
     ]
-    found = [(name, each.estimate, each.verdict) for name, each in pairs if each.estimate is not None]
-    if not found:
+    estimates = [(name, each.estimate, each.verdict) for name, each in pairs if each.estimate is not None]
+    if not estimates:
         return None
     data = []
     looks = {
@@ -66,7 +34,7 @@ def differences(table: Table, where: str) -> Chart | None:
         "too few seeds": ("@8", "x-thin-open"),
     }
     for verdict, (colour, symbol) in looks.items():
-        of_verdict = [(name, estimate) for name, estimate, said in found if said == verdict]
+        of_verdict = [(name, estimate) for name, estimate, of_pair in estimates if of_pair == verdict]
         if of_verdict:
             data.append(
                 {
@@ -74,15 +42,15 @@ def differences(table: Table, where: str) -> Chart | None:
                     "mode": "markers",
                     "x": [estimate.mean for _, estimate in of_verdict],
                     "y": [name for name, _ in of_verdict],
-                    "error_x": _bars([estimate for _, estimate in of_verdict], colour),
+                    "error_x": error_bars([estimate for _, estimate in of_verdict], colour),
                     "marker": {"color": colour, "symbol": symbol, "size": 10, "line": {"color": colour, "width": 2}},
                     "hovertemplate": "%{y}<br>%{x:+.4f}<extra></extra>",
                 }
             )
     layout = {
-        "xaxis": _axis("Difference of test loss", zeroline=True),
-        "yaxis": {**_axis(""), "categoryorder": "array", "categoryarray": [name for name, _, _ in found][::-1]},
-        "height": 130 + 34 * len(found),
+        "xaxis": axis("Difference of test loss", zeroline=True),
+        "yaxis": {**axis(""), "categoryorder": "array", "categoryarray": [name for name, _, _ in estimates][::-1]},
+        "height": 130 + 34 * len(estimates),
     }
     return Chart(
         id=f"{where}-differences-chart",
@@ -97,28 +65,28 @@ def curves(table: Table, where: str) -> Chart | None:
     look = styles(table)
     rows = [row for row in table.rows if row.curve]
     views = []
-    for name, title, place in OVER:
-        data = [trace for row in rows for trace in _curve(row, look[row.method], place)]
+    for name, title, abscissa in OVER:
+        data = [trace for row in rows for trace in curve_traces(row, look[row.method], abscissa)]
         if data:
-            layout = {"xaxis": _axis(title), "yaxis": _axis("Validation loss")}
+            layout = {"xaxis": axis(title), "yaxis": axis("Validation loss")}
             views.append((f"over {name}", {"data": data, "layout": layout}))
-            ends = [place(row.curve[-1]) or 0.0 for row in rows]
-            late = [p for row in rows for p in row.curve if (place(p) or 0.0) >= 0.5 * max(ends)]
+            last_values = [abscissa(row.curve[-1]) or 0.0 for row in rows]
+            late = [p for row in rows for p in row.curve if (abscissa(p) or 0.0) >= 0.5 * max(last_values)]
             if late:
-                low, high = min(p.low for p in late), max(p.high for p in late)
+                low, high = min(p.lowest for p in late), max(p.highest for p in late)
                 room = 0.05 * (high - low) + 1e-3
                 zoomed = {
-                    "xaxis": {**_axis(title), "range": [0.5 * max(ends), 1.02 * max(ends)]},
-                    "yaxis": {**_axis("Validation loss"), "range": [low - room, high + room]},
+                    "xaxis": {**axis(title), "range": [0.5 * max(last_values), 1.02 * max(last_values)]},
+                    "yaxis": {**axis("Validation loss"), "range": [low - room, high + room]},
                 }
                 views.append((f"over {name}, second half", {"data": data, "layout": zoomed}))
     if not views:
         return None
-    ends = ", ".join(f"{row.method} {words.loss(row.curve[-1].mean)}" for row in rows)
+    last_values = ", ".join(f"{row.method} {formatting.loss(row.curve[-1].mean)}" for row in rows)
     return Chart(
         id=f"{where}-curves",
         title="Validation loss along training",
-        description=f"Lines are means over seeds, bands reach from the lowest to the highest seed. At the end: {ends}.",
+        description=f"Lines: means over seeds; bands: the lowest to the highest seed. At the end: {last_values}.",
         views=views,
         choose="Loss",
     )
@@ -140,29 +108,29 @@ def quality(table: Table, where: str) -> Chart | None:
         if known:
             data = [
                 {
-                    **_base(row.method, look[row.method]),
+                    **method_look(row.method, look[row.method]),
                     "mode": "markers",
                     "x": [side(row)],
                     "y": [row.test.mean],
-                    "error_y": _bars([row.test], look[row.method].colour),
+                    "error_y": error_bars([row.test], look[row.method].colour),
                     "hovertemplate": f"{row.method}<br>%{{x:,.4s}}, loss %{{y:.4f}}<extra></extra>",
                 }
                 for row in known
                 if row.test is not None
             ]
-            layout = {"xaxis": _axis(title), "yaxis": _axis("Test loss")}
+            layout = {"xaxis": axis(title), "yaxis": axis("Test loss")}
             views.append((f"against {name}", {"data": data, "layout": layout}))
     if not views:
         return None
-    said = "; ".join(
-        f"{row.method} {words.short(row.costs.parameters)} parameters, test loss {words.loss(row.test.mean)}"
+    of_pair = "; ".join(
+        f"{row.method} {formatting.short(row.costs.parameters)} parameters, test loss {formatting.loss(row.test.mean)}"
         for row in rows
         if row.costs is not None and row.test is not None
     )
     return Chart(
         id=f"{where}-quality",
         title="Quality against cost",
-        description=f"Mean test loss with its 95 % interval. {said}.",
+        description=f"Mean test loss with its 95 % interval. {of_pair}.",
         views=views,
         choose="Test loss",
     )
@@ -179,10 +147,10 @@ def rates(table: Table, where: str) -> Chart | None:
             chosen = [math.isclose(rate, row.learning_rate or 0.0) for rate, _ in tried]
             data.append(
                 {
-                    **_base(row.method, style),
+                    **method_look(row.method, style),
                     "mode": "lines+markers",
                     "x": [rate for rate, _ in tried],
-                    "y": [found.mean for _, found in tried],
+                    "y": [estimates.mean for _, estimates in tried],
                     "marker": {
                         "color": style.colour,
                         "symbol": style.symbol,
@@ -195,11 +163,11 @@ def rates(table: Table, where: str) -> Chart | None:
     if not data:
         return None
     layout = {
-        "xaxis": {**_axis("Learning rate"), "type": "log", "tickformat": ".3~g"},
-        "yaxis": _axis("Validation loss of the sweep"),
+        "xaxis": {**axis("Learning rate"), "type": "log", "tickformat": ".3~g"},
+        "yaxis": axis("Validation loss of the sweep"),
     }
     chosen = ", ".join(
-        f"{row.method} {words.rate(row.learning_rate)}" for row in table.rows if row.rates and row.learning_rate
+        f"{row.method} {formatting.rate(row.learning_rate)}" for row in table.rows if row.rates and row.learning_rate
     )
     return Chart(
         id=f"{where}-rates",
@@ -214,7 +182,7 @@ def drift(table: Table, where: str) -> Chart | None:
     look = styles(table)
     data = [
         {
-            **_base(row.method, look[row.method]),
+            **method_look(row.method, look[row.method]),
             "mode": "markers",
             "x": [short_layer(layer) for layer in row.drift.layers],
             "y": [value or None for value in row.drift.layers.values()],
@@ -226,8 +194,8 @@ def drift(table: Table, where: str) -> Chart | None:
     if not data:
         return None
     layout = {
-        "xaxis": _axis("Layer"),
-        "yaxis": {**_axis("Largest rounding of a weight"), "type": "log", "exponentformat": "power"},
+        "xaxis": axis("Layer"),
+        "yaxis": {**axis("Largest rounding of a weight"), "type": "log", "exponentformat": "power"},
     }
     largest = "; ".join(
         f"{row.method} at most {max(row.drift.layers.values()):.1e}" for row in table.rows if row.drift is not None
@@ -245,14 +213,14 @@ def effective_ranks(table: Table, where: str) -> Chart | None:
     look = styles(table)
     data = []
     for row in table.rows:
-        found = [entry for entry in table.spectra if entry.method == row.method]
-        if found:
+        estimates = [entry for entry in table.spectra if entry.method == row.method]
+        if estimates:
             data.append(
                 {
-                    **_base(row.method, look[row.method]),
+                    **method_look(row.method, look[row.method]),
                     "mode": "lines+markers",
-                    "x": [short_layer(entry.layer) for entry in found],
-                    "y": [entry.effective_rank for entry in found],
+                    "x": [short_layer(entry.layer) for entry in estimates],
+                    "y": [entry.effective_rank for entry in estimates],
                     "hovertemplate": f"{row.method}<br>%{{x}}: %{{y:.1f}}<extra></extra>",
                 }
             )
@@ -263,7 +231,7 @@ def effective_ranks(table: Table, where: str) -> Chart | None:
         id=f"{where}-effective-ranks",
         title="Effective rank by layer",
         description=f"One run of each method, the first seed. Mean over the layers: {means}.",
-        views=[("all", {"data": data, "layout": {"xaxis": _axis("Layer"), "yaxis": _axis("Effective rank")}})],
+        views=[("all", {"data": data, "layout": {"xaxis": axis("Layer"), "yaxis": axis("Effective rank")}})],
     )
 
 
@@ -274,9 +242,9 @@ def spectra(table: Table, where: str) -> Chart | None:
     for layer in dict.fromkeys(entry.layer for entry in table.spectra):
         data = [
             {
-                **_base(entry.method, look[entry.method]),
+                **method_look(entry.method, look[entry.method]),
                 "mode": "lines",
-                "x": [place for place, _ in entry.drawn],
+                "x": [position for position, _ in entry.drawn],
                 "y": [value or None for _, value in entry.drawn],
                 "hovertemplate": f"{entry.method}<br>%{{x}}: %{{y:.3g}}<extra></extra>",
             }
@@ -284,8 +252,8 @@ def spectra(table: Table, where: str) -> Chart | None:
             if entry.layer == layer
         ]
         layout = {
-            "xaxis": _axis("Place of the singular value"),
-            "yaxis": {**_axis("Singular value over the largest"), "type": "log", "exponentformat": "power"},
+            "xaxis": axis("Place of the singular value"),
+            "yaxis": {**axis("Singular value over the largest"), "type": "log", "exponentformat": "power"},
         }
         views.append((short_layer(layer), {"data": data, "layout": layout}))
     if not views:
@@ -305,49 +273,3 @@ def spectra(table: Table, where: str) -> Chart | None:
 def short_layer(name: str) -> str:
     """A layer's name without what all share: 0.q_proj of model.layers.0.self_attn.q_proj."""
     return ".".join(part for part in name.split(".") if part not in ("model", "layers", "self_attn", "mlp"))
-
-
-def _curve(row: Row, style: Style, place: Callable[[Point], float | None]) -> list[Figure]:
-    points = [(at, point) for point in row.curve if (at := place(point)) is not None]
-    if not points:
-        return []
-    x = [at for at, _ in points]
-    band = {
-        "name": row.method,
-        "legendgroup": row.method,
-        "mode": "lines",
-        "x": x + x[::-1],
-        "y": [point.high for _, point in points] + [point.low for _, point in reversed(points)],
-        "fill": "toself",
-        "fillcolor": f"{style.colour}-soft",
-        "line": {"width": 0},
-        "hoverinfo": "skip",
-        "meta": "band",
-    }
-    line = {
-        **_base(row.method, style),
-        "mode": "lines+markers",
-        "x": x,
-        "y": [point.mean for _, point in points],
-        "hovertemplate": f"{row.method}<br>%{{x:.4s}}: loss %{{y:.4f}}<extra></extra>",
-    }
-    line["marker"] = {**line["marker"], "size": 5}
-    return [band, line] if row.finished > 1 else [line]
-
-
-def _base(name: str, style: Style) -> Figure:
-    return {
-        "name": name,
-        "legendgroup": name,
-        "line": {"color": style.colour, "dash": style.dash, "width": 2},
-        "marker": {"color": style.colour, "symbol": style.symbol, "size": 9},
-    }
-
-
-def _bars(found: Sequence[Estimate], colour: str) -> Figure:
-    half = [0.0 if each.high is None else each.high - each.mean for each in found]
-    return {"type": "data", "array": half, "color": colour, "thickness": 1.6, "width": 5}
-
-
-def _axis(title: str, **more: Any) -> Figure:
-    return {"title": {"text": title}, "zeroline": False, **more}

@@ -25,23 +25,23 @@ def report_html(analysis: Analysis) -> str:
     )
     environment.filters["kind"] = lambda block: type(block).__name__
     figures = {chart.id: [figure for _, figure in chart.views] for chart in _charts(page.sections)}
-    own = files("foldrank.compare.report").joinpath("page")
+    page_folder = files("foldrank.compare.report").joinpath("page")
     return environment.get_template("report.html").render(
         page=page,
-        style=Markup(own.joinpath("style.css").read_text()),
-        script=Markup(own.joinpath("charts.js").read_text()),
+        style=Markup(page_folder.joinpath("style.css").read_text()),
+        script=Markup(page_folder.joinpath("charts.js").read_text()),
         plotly=Markup(get_plotlyjs()) if figures else "",
         figures=_script_json(figures),
     )
 
 
 def _charts(sections: Any) -> list[Chart]:
-    found: list[Chart] = []
+    charts: list[Chart] = []
     for section in sections:
         assert isinstance(section, Section)
-        found += [block for block in section.blocks if isinstance(block, Chart)]
-        found += _charts(section.parts)
-    return found
+        charts += [block for block in section.blocks if isinstance(block, Chart)]
+        charts += _charts(section.parts)
+    return charts
 
 
 def _script_json(value: Any) -> Markup:

@@ -1,6 +1,6 @@
 """From an analysis to the blocks of its report."""
 
-from foldrank.compare import formatting as words
+from foldrank.compare import formatting
 from foldrank.compare.analysis import Analysis, Table
 from foldrank.compare.formatting import NONE
 from foldrank.compare.report import prose
@@ -15,7 +15,7 @@ def document(analysis: Analysis) -> Document:
     sections = [
         _summary(analysis),
         Section(id="reading", title="How to read this", blocks=_reading(analysis)),
-        *(table_section(table, place) for place, table in enumerate(filter(_begun, analysis.tables), 1)),
+        *(table_section(table, number) for number, table in enumerate(filter(_begun, analysis.tables), 1)),
         Section(id="runs", title="Runs that are not in the tables", blocks=_left_out(analysis)),
         Section(id="making", title="How this was made", blocks=_making(analysis)),
     ]
@@ -43,8 +43,8 @@ def _banner(analysis: Analysis) -> str | None:
 
 def _summary(analysis: Analysis) -> Section:
     parts = [
-        Section(id=f"summary-{place}", title=title, blocks=[Points(items=sentences)])
-        for place, (title, sentences) in enumerate(summary(analysis), 1)
+        Section(id=f"summary-{number}", title=title, blocks=[Points(items=sentences)])
+        for number, (title, sentences) in enumerate(summary(analysis), 1)
     ]
     text = prose.SUMMARY if parts else "Nothing can be compared yet."
     return Section(id="summary", title="In short", blocks=[Text(text=text)], parts=parts)
@@ -73,7 +73,7 @@ def _left_out(analysis: Analysis) -> list[Block]:
                 [
                     (
                         *(run.id, run.corpus, run.size, run.method, run.stage),
-                        *(words.rate(run.learning_rate), str(run.seed), run.error),
+                        *(formatting.rate(run.learning_rate), str(run.seed), run.error),
                     )
                     for run in analysis.failures
                 ],
@@ -98,7 +98,7 @@ def _left_out(analysis: Analysis) -> list[Block]:
                 "Runs that began and are not done",
                 "Run|Step>|Training loss there>",
                 [
-                    (run.id, words.count(run.step), NONE if run.loss is None else words.loss(run.loss))
+                    (run.id, formatting.count(run.step), NONE if run.loss is None else formatting.loss(run.loss))
                     for run in analysis.unfinished
                 ],
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from foldrank.compare import formatting as words
+from foldrank.compare import formatting
 from foldrank.compare.analysis import Row, Table
 from foldrank.compare.curves import Against, Budget
 from foldrank.compare.formatting import NONE
@@ -12,17 +12,17 @@ from foldrank.compare.statistics import Estimate
 from foldrank.compare.summary import heading
 
 AXES = {
-    "tokens": ("Equal tokens", "training tokens", words.short),
-    "flops": ("Equal FLOPs", "training FLOPs", words.short),
-    "seconds": ("Equal training time", "seconds of training", words.seconds),
+    "tokens": ("Equal tokens", "training tokens", formatting.short),
+    "flops": ("Equal FLOPs", "training FLOPs", formatting.short),
+    "seconds": ("Equal training time", "seconds of training", formatting.seconds),
 }
 
 PAIR_COLUMNS = "Method|Against|Seeds>|Difference>|95 % interval>|Standard deviation>|Verdict"
 
 
-def table_section(table: Table, place: int) -> Section:
+def table_section(table: Table, position: int) -> Section:
     """All about one table."""
-    where = f"t{place}"
+    where = f"t{position}"
     names = ", ".join(row.method for row in table.rows if row.reference)
     others = prose.REFERENCE.format(names=names) if names else ""
     parts = [
@@ -58,7 +58,7 @@ def _quality(table: Table, where: str) -> list[Block]:
         for row in table.rows
     ]
     notes = [
-        f"{row.method}: the rate {words.rate(row.learning_rate)} is {row.best_at_boundary}; a better one may lie "
+        f"{row.method}: the rate {formatting.rate(row.learning_rate)} is {row.best_at_boundary}; a better one may lie "
         "beyond."
         for row in table.rows
         if row.best_at_boundary is not None and row.learning_rate is not None
@@ -91,7 +91,7 @@ def _quality(table: Table, where: str) -> list[Block]:
                 pairs,
             ),
         ]
-    blocks += _some(charts.differences(table, where))
+    blocks += _blocks_of(charts.differences(table, where))
     return blocks
 
 
@@ -100,13 +100,13 @@ def _cost(table: Table, where: str) -> list[Block]:
         (
             row.method,
             row.costs.rank or NONE,
-            words.count(row.costs.parameters),
-            words.percent(row.costs.parameters_share),
-            words.short(row.costs.flops_per_token),
-            words.mebibytes(sum(row.costs.memory.values())),
-            NONE if row.costs.tokens is None else words.short(row.costs.tokens),
-            NONE if row.costs.flops is None else words.short(row.costs.flops),
-            NONE if row.costs.tokens_per_second is None else words.count(row.costs.tokens_per_second),
+            formatting.count(row.costs.parameters),
+            formatting.percent(row.costs.parameters_fraction),
+            formatting.short(row.costs.flops_per_token),
+            formatting.mebibytes(sum(row.costs.memory.values())),
+            NONE if row.costs.tokens is None else formatting.short(row.costs.tokens),
+            NONE if row.costs.flops is None else formatting.short(row.costs.flops),
+            NONE if row.costs.tokens_per_second is None else formatting.count(row.costs.tokens_per_second),
             sources(row.costs.records),
         )
         for row in table.rows
@@ -124,7 +124,7 @@ def _cost(table: Table, where: str) -> list[Block]:
             "|Tokens per second>|Records",
             rows,
         ),
-        *_some(charts.quality(table, where)),
+        *_blocks_of(charts.quality(table, where)),
     ]
     if best:
         blocks.append(Text(text=prose.FRONTIER.format(names=", ".join(best))))
@@ -134,20 +134,20 @@ def _cost(table: Table, where: str) -> list[Block]:
 def _budgets(table: Table, where: str) -> list[Block]:
     chart = charts.curves(table, where)
     if not table.budgets:
-        return _some(chart)
+        return _blocks_of(chart)
     blocks: list[Block] = [
         Text(text=prose.BUDGETS),
-        *_some(chart),
+        *_blocks_of(chart),
     ]
     for budget in table.budgets:
         title, unit, text = AXES[budget.axis]
         rows = [
             (
                 row.method,
-                NONE if row.share is None else words.percent(row.share),
+                NONE if row.fraction is None else formatting.percent(row.fraction),
                 NONE if row.matched is None else f"FLOPs of {row.matched}",
-                NONE if row.loss is None else words.loss(row.loss.mean),
-                words.span(row.loss, words.loss),
+                NONE if row.loss is None else formatting.loss(row.loss.mean),
+                formatting.span(row.loss, formatting.loss),
                 sources(row.records),
             )
             for row in budget.rows
@@ -173,10 +173,10 @@ def _rates(table: Table, where: str) -> list[Block]:
     rows = [
         (
             row.method,
-            words.rate(rate.learning_rate),
+            formatting.rate(rate.learning_rate),
             "0" if rate.loss is None else str(rate.loss.seeds),
             str(rate.failed),
-            NONE if rate.loss is None else words.loss(rate.loss.mean),
+            NONE if rate.loss is None else formatting.loss(rate.loss.mean),
             "chosen" if rate.learning_rate == row.learning_rate else "",
             sources(rate.records),
         )
@@ -187,7 +187,7 @@ def _rates(table: Table, where: str) -> list[Block]:
         return []
     return [
         Text(text=prose.RATES),
-        *_some(charts.rates(table, where)),
+        *_blocks_of(charts.rates(table, where)),
         grid(
             f"{where}-rates-table",
             f"Runs of the sweep, {heading(table)}",
@@ -222,7 +222,7 @@ def _drift(table: Table, where: str) -> list[Block]:
             "Method|Layers>|Largest rounding of a weight>|In|Largest change of a logit>|Same next token>",
             worst,
         ),
-        *_some(charts.drift(table, where)),
+        *_blocks_of(charts.drift(table, where)),
         grid(
             f"{where}-drift-layers",
             f"Largest rounding of a weight by layer, {heading(table)}",
@@ -246,8 +246,8 @@ def _spectra(table: Table, where: str) -> list[Block]:
     sizes = {layer: max(found[layer, name].size for name in methods if (layer, name) in found) for layer in layers}
     return [
         Text(text=prose.SPECTRA),
-        *_some(charts.effective_ranks(table, where)),
-        *_some(charts.spectra(table, where)),
+        *_blocks_of(charts.effective_ranks(table, where)),
+        *_blocks_of(charts.spectra(table, where)),
         grid(
             f"{where}-spectra-table",
             f"Effective rank by layer, {heading(table)}",
@@ -296,28 +296,28 @@ def _pair(name: str, pair: Against) -> tuple[str, ...]:
         name,
         pair.method,
         str(found.seeds) if found else "0",
-        words.signed(found.mean) if found else NONE,
-        words.span(found),
-        NONE if found is None or found.sd is None else words.loss(found.sd),
+        formatting.signed(found.mean) if found else NONE,
+        formatting.span(found),
+        NONE if found is None or found.sd is None else formatting.loss(found.sd),
         pair.difference.verdict,
     )
 
 
 def _loss(found: Estimate | None) -> tuple[str, str]:
-    return (NONE if found is None else words.loss(found.mean), words.span(found, words.loss))
+    return (NONE if found is None else formatting.loss(found.mean), formatting.span(found, formatting.loss))
 
 
 def _perplexity(loss: Estimate | None) -> tuple[str, str]:
-    return (NONE if loss is None else words.perplexity(loss.mean), words.span(loss, words.perplexity))
+    return (NONE if loss is None else formatting.perplexity(loss.mean), formatting.span(loss, formatting.perplexity))
 
 
 def _rate(row: Row) -> str:
     if row.learning_rate is None:
         return "not chosen yet"
-    said = words.rate(row.learning_rate)
+    rate_text = formatting.rate(row.learning_rate)
     if row.learning_rate_of is not None:
-        return f"{said} (of {row.learning_rate_of})"
-    return f"{said} ({row.best_at_boundary})" if row.best_at_boundary is not None else said
+        return f"{rate_text} (of {row.learning_rate_of})"
+    return f"{rate_text} ({row.best_at_boundary})" if row.best_at_boundary is not None else rate_text
 
 
 def _seeds(row: Row) -> str:
@@ -331,5 +331,5 @@ def _frontier(table: Table) -> list[str]:
     return [name for name, size, loss in found if not any(s <= size and other < loss for _, s, other in found)]
 
 
-def _some(chart: Chart | None) -> list[Block]:
+def _blocks_of(chart: Chart | None) -> list[Block]:
     return [] if chart is None else [chart]

@@ -87,14 +87,14 @@ def variant_gates(settings: Settings) -> list[Gate]:
     Raises:
         ValueError: where one does not.
     """
-    found, outcomes = [], {}
-    for method in dict.fromkeys(settings.subjects):
+    passed, outcomes = [], {}
+    for method in dict.fromkeys(settings.method_names):
         kind = str(parse(method).plain)
         if method != kind:
             if kind not in outcomes:
                 outcomes[kind] = TrainedModel(settings, kind).outcome()
-            found += outcome_gates(settings, method, TrainedModel(settings, method).outcome(), outcomes[kind])
-    return found
+            passed += outcome_gates(settings, method, TrainedModel(settings, method).outcome(), outcomes[kind])
+    return passed
 
 
 def outcome_gates(
@@ -125,35 +125,35 @@ def fold_gates(settings: Settings) -> list[Gate]:
     Raises:
         ValueError: where one does not.
     """
-    found = []
-    for method in dict.fromkeys(str(parse(method).plain) for method in settings.subjects):
-        subject = TrainedModel(settings, method)
-        if all(layer.residual is None for layer in low_rank_layers(subject.model).values()):
+    passed = []
+    for method in dict.fromkeys(str(parse(method).plain) for method in settings.method_names):
+        trained = TrainedModel(settings, method)
+        if all(layer.residual is None for layer in low_rank_layers(trained.model).values()):
             continue
         with torch.no_grad():
-            before = subject.loss()
-            subject.model = subject.called = copy.deepcopy(subject.model)
-            fold_(subject.model)
-            difference = float((subject.loss() - before).abs())
-        found.append(_gate(settings, method, f"losses of {method} before and after the fold", difference))
-    return found
+            before = trained.loss()
+            trained.model = trained.called = copy.deepcopy(trained.model)
+            fold_(trained.model)
+            difference = float((trained.loss() - before).abs())
+        passed.append(_gate(settings, method, f"losses of {method} before and after the fold", difference))
+    return passed
 
 
-def start_gates(settings: Settings, subjects: dict[str, TrainedModel]) -> list[Gate]:
+def start_gates(settings: Settings, models: dict[str, TrainedModel]) -> list[Gate]:
     """That a model folded at the start gives, after equally many steps, the loss of the one with the residual.
 
     Raises:
         ValueError: where it does not.
     """
-    found = []
+    passed = []
     with torch.no_grad():
-        for method, subject in subjects.items():
-            other = subjects.get(str(parse(method).without(AT_START)))
-            if other is not None and other is not subject:
-                difference = float((subject.loss() - other.loss()).abs())
+        for method, trained in models.items():
+            other = models.get(str(parse(method).without(AT_START)))
+            if other is not None and other is not trained:
+                difference = float((trained.loss() - other.loss()).abs())
                 what = f"losses of {method} and of the residual form after some steps"
-                found.append(_gate(settings, method, what, difference))
-    return found
+                passed.append(_gate(settings, method, what, difference))
+    return passed
 
 
 def _gate(settings: Settings, method: str, what: str, difference: float, bounds: dict[str, float] = LOSS_BOUND) -> Gate:
