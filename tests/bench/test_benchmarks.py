@@ -31,27 +31,27 @@ def measured(run: Foldrank, benchmark: str, recipe: Path, *options: object) -> d
 
 
 @pytest.mark.usefixtures("usual_memory")
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_runs(foldrank: Foldrank, recipe_file: Path, benchmark: str) -> None:
-    found = measured(foldrank, benchmark, recipe_file)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_runs(foldrank: Foldrank, recipe_file: Path, name: str) -> None:
+    found = measured(foldrank, name, recipe_file)
     assert found["settings"]["layers"] == 1
-    assert found["settings"]["methods"] == list(DEFAULT_METHODS[benchmark])
+    assert found["settings"]["methods"] == list(DEFAULT_METHODS[name])
     assert found["machine"]["threads"] == torch.get_num_threads()
-    keeps = benchmark in TRAINING and platform.libc_ver()[0] == "glibc"
+    keeps = name in TRAINING and platform.libc_ver()[0] == "glibc"
     assert (found["machine"]["allocator"].keys() >= KEEP.keys()) == keeps
     for gate in found["gates"]:
         assert 0 <= gate["difference"] <= gate["bound"]
-    assert found["gates"] or benchmark == "loader"
+    assert found["gates"] or name == "loader"
     subjects = {"fold": ["copy", "fold"], "trainer": ["bare loop", "Trainer"], "loader": ["step", "load"]}
     for case in found["cases"].values():
-        assert list(case) == subjects.get(benchmark, found["settings"]["methods"])
+        assert list(case) == subjects.get(name, found["settings"]["methods"])
         for figures in case.values():
-            if benchmark != "memory":
+            if name != "memory":
                 assert len(figures["seconds_of_rounds"]) == 2
                 assert min(figures["seconds_of_rounds"]) <= figures["seconds"] <= max(figures["seconds_of_rounds"])
-        if benchmark != "memory":
+        if name != "memory":
             assert next(iter(case.values()))["ratio"] == [1.0, 1.0, 1.0]
-    CHECKS.get(benchmark, lambda _: None)(found)
+    CHECKS.get(name, lambda _: None)(found)
 
 
 def check_layer(found: dict[str, Any]) -> None:
@@ -161,13 +161,13 @@ def test_mfu_is_the_share_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> 
     assert figures["mfu"] == pytest.approx(flops * 4 * 32 / figures["seconds"] / 1e12)
 
 
-@pytest.mark.parametrize("benchmark", ["layer", "step", "prefill", "decode"])
-def test_runs_in_bfloat16(foldrank: Foldrank, recipe_file: Path, benchmark: str) -> None:
-    found = measured(foldrank, benchmark, recipe_file, "--dtype", "bfloat16")
+@pytest.mark.parametrize("name", ["layer", "step", "prefill", "decode"])
+def test_runs_in_bfloat16(foldrank: Foldrank, recipe_file: Path, name: str) -> None:
+    found = measured(foldrank, name, recipe_file, "--dtype", "bfloat16")
     assert found["settings"]["dtype"] == "bfloat16"
     assert found["gates"]
     for figures in next(iter(found["cases"].values())).values():
-        if benchmark == "decode":  # the weights themselves
+        if name == "decode":  # the weights themselves
             assert figures["bytes_read"] == 2 * (figures["parameters"] - 300 * 32)
 
 
@@ -282,15 +282,15 @@ def test_without_a_gpu_cuda_is_refused(foldrank: Foldrank) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("benchmark", [name for name in BENCHMARKS if name != "fold"])
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "fold"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_runs_on_a_gpu(foldrank: Foldrank, recipe_file: Path, benchmark: str, compiled: bool) -> None:
+def test_runs_on_a_gpu(foldrank: Foldrank, recipe_file: Path, name: str, compiled: bool) -> None:
     options: list[object] = ["--device", "cuda", "--peak-flops", 989e12]
     if compiled:
-        if COMPILED not in {ending for ending, way in VARIANTS.items() if benchmark in way.benchmarks}:
-            pytest.skip(f"{benchmark} does not compile")
+        if COMPILED not in {ending for ending, way in VARIANTS.items() if name in way.benchmarks}:
+            pytest.skip(f"{name} does not compile")
         options += ["--methods", "dense-compiled", "cola-dlr-compiled"]
-    found = measured(foldrank, benchmark, recipe_file, *options)
+    found = measured(foldrank, name, recipe_file, *options)
     assert found["settings"]["dtype"] == "bfloat16"
     assert found["machine"]["device"] == torch.cuda.get_device_name()
     assert all(gate["difference"] <= gate["bound"] for gate in found["gates"])

@@ -34,9 +34,9 @@ class _Target:
     def decay(self, rate: float) -> None:
         """Adds rate c R to the weight, or to the part of it that this process holds."""
         position, values = self._entries()
-        # Each entry occurs once, so the order of the additions is no matter.
         weight = to_local(self.layer.up.weight)
-        weight.index_put_(position, (rate * values).to(weight.dtype), accumulate=True)
+        # Not accumulated, since each entry occurs once: a GPU would sort the positions first.
+        weight[position] += (rate * values).to(weight.dtype)
 
     def _entries(self) -> tuple[tuple[Tensor, ...], Tensor]:
         """Positions and values of the entries of c R, which has one a row, in what this process holds."""
