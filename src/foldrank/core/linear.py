@@ -13,13 +13,7 @@ from foldrank.core.plain_linear import what_is_on
 from foldrank.core.residual import DuplicatedLatentResidual
 from foldrank.core.scale import LowRankScale
 
-ACTIVATION_MODULES: dict[Activation, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-}
-
+ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 PARAMETRIZATIONS = ("residual", "scale")
 """The attributes of a low-rank layer that make its effective weight, in the order in which they apply: s (B + c R)."""
@@ -78,15 +72,12 @@ class LowRankLinear(nn.Module):
         self.out_features = out_features
         self.rank = rank
         self.activation_name: Activation | None = activation
-        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        like: Any = {"device": device, "dtype": dtype}
+        self.down = nn.Linear(in_features, rank, bias=False, **like)
         self.activation = ACTIVATION_MODULES[activation]() if activation is not None else None
-        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
-        self.residual = (
-            DuplicatedLatentResidual(out_features, rank, residual, name=name, device=device, dtype=dtype)
-            if residual is not None
-            else None
-        )
-        self.scale = LowRankScale(scale, device=device, dtype=dtype) if scale is not None else None
+        self.up = nn.Linear(rank, out_features, bias=bias, **like)
+        self.residual = residual and DuplicatedLatentResidual(out_features, rank, residual, name=name, **like)
+        self.scale = LowRankScale(scale, **like) if scale is not None else None
         LowRankLinear.reset_parameters(self)  # not a subclass's: its own parameters are not there yet
 
     @property

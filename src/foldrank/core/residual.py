@@ -8,15 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldrank.core import functional
 from foldrank.core.config import ResidualConfig
 from foldrank.core.dtensor import full_tensor
-from foldrank.core.functional import (
-    at_least_float32,
-    effective_weight,
-    expansion_index,
-    random_index,
-    residual_coefficient,
-)
+from foldrank.core.functional import at_least_float32
 from foldrank.core.parametrization import REQUIRED, WeightParametrization
 
 
@@ -43,12 +38,8 @@ class DuplicatedLatentResidual(WeightParametrization):
     """
 
     kind = "residual"
-    spec_defaults = {  # noqa: RUF012 - ClassVar of the base class
-        "alpha": REQUIRED,
-        "expansion": "contiguous",
-        "latent_dim": 1,
-        "variance_correction": True,
-    }
+    # A ClassVar of the base class:
+    spec_defaults = {"alpha": REQUIRED, "expansion": "contiguous", "latent_dim": 1, "variance_correction": True}  # noqa: RUF012
     alpha: nn.Parameter
     index: Tensor | None
 
@@ -88,7 +79,9 @@ class DuplicatedLatentResidual(WeightParametrization):
     def write_buffers(self) -> None:
         super().write_buffers()
         if self.index is not None:
-            self.index.copy_(random_index(self.out_features, self.rank, seed=self.config.seed, name=self.name))
+            self.index.copy_(
+                functional.random_index(self.out_features, self.rank, seed=self.config.seed, name=self.name)
+            )
 
     @torch.no_grad()
     def set_alpha(self, value: float) -> None:
@@ -113,7 +106,7 @@ class DuplicatedLatentResidual(WeightParametrization):
             self.write_buffers()
 
     def forward(self, weight: Tensor) -> Tensor:
-        return effective_weight(weight, *self.terms(weight), latent_dim=self.latent_dim)
+        return functional.effective_weight(weight, *self.terms(weight), latent_dim=self.latent_dim)
 
     def terms(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Index and value for each output, on the device of `like`, the values in at least its dtype.
@@ -132,13 +125,12 @@ class DuplicatedLatentResidual(WeightParametrization):
         """The latent that each output repeats: int64 (out_features,)."""
         if self.index is not None:
             return self.index
-        return expansion_index(self.config.expansion, self.out_features, self.rank, device=device)
+        return functional.expansion_index(self.config.expansion, self.out_features, self.rank, device=device)
 
     def coefficient(self) -> float | Tensor:
         """C = alpha / sqrt(K): a number, or a tensor of one element, at least float32, where alpha is trainable."""
-        unit = residual_coefficient(
-            1.0, self.out_features, self.rank, variance_correction=self.config.variance_correction
-        )
+        corrected = self.config.variance_correction
+        unit = functional.residual_coefficient(1.0, self.out_features, self.rank, variance_correction=corrected)
         if self.config.trainable:
             return full_tensor(self.alpha).to(at_least_float32(self.alpha.dtype)) * unit
         return self.start * unit
@@ -152,10 +144,7 @@ class DuplicatedLatentResidual(WeightParametrization):
         }
 
     def extra_repr(self) -> str:
-        k = math.ceil(self.out_features / self.rank)
-        alpha = f"{self.start:g}" + (" (trainable)" if self.config.trainable else "")
-        orientation = ", latent_dim=0" if self.latent_dim == 0 else ""
-        return (
-            f"alpha={alpha}, K={k}, expansion={self.config.expansion}, "
-            f"variance_correction={self.config.variance_correction}{orientation}"
-        )
+        k, config = math.ceil(self.out_features / self.rank), self.config
+        alpha = f"{self.start:g}" + (" (trainable)" if config.trainable else "")
+        settings = f"K={k}, expansion={config.expansion}, variance_correction={config.variance_correction}"
+        return f"alpha={alpha}, {settings}" + (", latent_dim=0" if self.latent_dim == 0 else "")
