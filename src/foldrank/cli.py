@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import json
 import os
 import re
 import sys
@@ -12,6 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from foldrank import __version__
+from foldrank.console import one_line, setup_streams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,7 @@ COMMANDS = (
     Command(name="generate", summary="let a checkpoint continue a text"),
     Command(name="bench", summary="what methods cost beside one another in time and memory, on this machine"),
     Command(name="info", summary="what a checkpoint is: folded or not, ranks, parameters"),
+    Command(name="doctor", summary="what this machine and installation have: what a bug report needs"),
 )
 
 
@@ -41,16 +42,23 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 where it did what was asked, 2 for the user's mistake, said in one line."""
+    """Runs one command.
+
+    Returns:
+        0 where it did what was asked; 2 for what the user can mend, said in one line; 1 for a defect of foldrank; and
+        128 and the signal's number where a signal ended it.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
+    setup_streams()
     parser = _Parser(
         prog="foldrank",
         description="Pre-train language models from low-rank layers, with a residual that folds away (DLR).",
-        epilog="foldrank COMMAND --help tells about one command. FOLDRANK_DEBUG=1 shows tracebacks.",
+        epilog="foldrank COMMAND --help tells about one command. FOLDRANK_DEBUG=1 shows tracebacks. Exit codes: 0 done,"
+        " 2 something to mend, 1 a defect of foldrank, 128 and its number for a signal.",
     )
     parser.add_argument("--version", action="version", version=f"foldrank {__version__}")
     chosen = parser
@@ -64,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(sub)
             sub.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, as result")
     try:
+        _check_text(argv, chosen)
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
             chosen.error(f"unrecognized arguments: {' '.join(unknown)}" + _nearest(unknown[0], chosen))
@@ -78,16 +87,45 @@ def _run(module: Any, arguments: argparse.Namespace) -> int:
         result: dict[str, Any] = module.run(arguments)
         show: Callable[[dict[str, Any]], None] = module.show
         if os.environ.get("RANK", "0") == "0":  # one process of a torchrun speaks for all
-            print(json.dumps(result)) if arguments.json else show(result)  # noqa: T201
-    except (ValueError, OSError) as error:
+            _print_json(result) if arguments.json else show(result)
+    except Exception as error:
         if os.environ.get("FOLDRANK_DEBUG"):
             raise
-        print(f"foldrank {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        return 2
+        to_mend = _to_mend(error)
+        message = (
+            to_mend or f"{type(error).__name__}: {error}. This is a defect of foldrank: FOLDRANK_DEBUG=1 shows more"
+        )
+        print(one_line(f"foldrank {arguments.command}: {message}"), file=sys.stderr)  # noqa: T201
+        return 2 if to_mend else 1
     except KeyboardInterrupt:
         print(f"foldrank {arguments.command}: interrupted", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def _print_json(result: dict[str, Any]) -> None:
+    from foldrank.structured import to_json
+
+    print(to_json(result))  # noqa: T201
+
+
+def _to_mend(error: Exception) -> str | None:
+    """What the user can mend; None where that is nothing."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        return f"not enough memory, where foldrank plan says what a recipe needs ({error or 'out of memory'})"
+    return str(error) if isinstance(error, ValueError | OSError) else None
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|DefaultCPUAllocator")
+
+
+def _check_text(argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Refuses arguments that are no UTF-8, which no file name or text of ours may hold."""
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            parser.error(f"{argument!r} is no text in UTF-8")
 
 
 def _nearest(option: str, parser: argparse.ArgumentParser) -> str:

@@ -262,7 +262,7 @@ def test_a_gate_refuses_what_is_not_a_number() -> None:
         (["step", "--layers", "0", "--rounds", "1"], "layers must be at least 1, got 0; rounds must be at least 2"),
         (["step", "--recipe", "tiny-dense"], "tiny-dense does not have low-rank layers of one rank"),
         (["step", "--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
-        (["step", "--threads", "0"], "--threads must be at least 1"),
+        (["step", "--threads", "0"], "--threads: must be at least 1"),
         (["fold", "--methods", "cola", "cola-dlr"], "fold takes one method"),
         (["trainer", "--methods", "cola", "cola-dlr"], "trainer takes one method"),
     ],

@@ -157,11 +157,11 @@ def test_processes_share_the_runs(undisturbed: tuple[Path, Path], tmp_path: Path
 
 
 def test_a_run_that_fails_is_kept_as_failed(corpus: Path, tmp_path: Path, foldrank: Foldrank) -> None:
-    sweep = {"learning_rates": [1e-2, 1e20], "extend": 0}
+    sweep = {"learning_rates": [1e-2, 100.0], "extend": 0}
     study = write_study(tmp_path, corpus, methods=["cola"], sweep=sweep, seeds=[0])
     found = foldrank("compare", study, "--out", tmp_path / "out", "--json").json
     (name,) = found["failed"]
-    assert name == "words-micro-cola-lr1e+20-seed1000-sweep"
+    assert name == "words-micro-cola-lr100-seed1000-sweep"
     assert "loss of step" in found["failed"][name]
     assert (found["finished"], found["missing"]) == (2, 0)
     assert read_records(tmp_path / "out")[name].error == found["failed"][name]
@@ -211,7 +211,7 @@ def test_the_plan_says_what_it_costs_and_runs_nothing(
     [
         (["nothing"], "no study is called 'nothing': give a .yaml file, or one of tiny"),
         (["missing.yaml"], "missing.yaml cannot be read as a study"),
-        (["tiny", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (["tiny", "--workers", "0"], "--workers: must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str, foldrank: Foldrank) -> None:

@@ -105,7 +105,7 @@ def test_one_setting_is_replaced_and_no_other(name: str, given: Any, expected: A
         ({"train.device": "tpu"}, "device must be auto or cpu, got 'tpu'"),
         ({"train.activation_checkpointing": True}, "activation_checkpointing: .* 'block' or 'latents', got True"),
         ({"train": 5}, "train: .*got 5"),
-        ({"seed": -1}, "seed must lie in .* got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"data.vocab_size": 3}, "vocab_size must be at least 257, got 3"),
         ({"low_rank.rank": 0}, "rank must be at least 1, got 0"),
         ({"low_rank.rank": 1.5}, "rank as a fraction must lie between 0 and 1, got 1.5"),
@@ -180,8 +180,8 @@ def test_a_table_replaces_the_table_of_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "is no recipe: it holds NoneType"),
-        ("- 1\n", "is no recipe: it holds list"),
+        ("", "cannot be read as a recipe: it holds NoneType"),
+        ("- 1\n", "cannot be read as a recipe: it holds list"),
         ("train: [\n", "cannot be read as a recipe"),
         ("train: {steps: 0}\n", "steps must be at least 1"),
         ("trian: {steps: 3}\n", "no setting 'trian"),

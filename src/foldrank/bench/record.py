@@ -1,6 +1,5 @@
 """What is kept of a benchmark: one JSON file with everything measured and everything that it depends on."""
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from foldrank.atomic import write_text
 from foldrank.bench import BENCHMARKS
 from foldrank.bench.settings import Settings
 from foldrank.provenance import commit, versions
+from foldrank.structured import read_json_table, to_json
 
 SCHEMA = 1
 """Version of a record."""
@@ -134,7 +134,7 @@ def write_record(folder: Path, record: Record) -> Path:
     stem = f"{settings['benchmark']}-{settings['recipe']}-{settings['device']}-{record.date}"
     number = next(number for number in range(1, 1000) if not (folder / f"{stem}-{number}.json").exists())
     file = folder / f"{stem}-{number}.json"
-    write_text(file, json.dumps(as_json(record), indent=1) + "\n")
+    write_text(file, to_json(as_json(record), indent=1) + "\n")
     return file
 
 
@@ -149,7 +149,7 @@ def read_records(folder: Path) -> dict[str, Record]:
         if file.name.partition("-")[0] not in BENCHMARKS:
             continue
         try:
-            found[file.name] = from_json(json.loads(file.read_text()))
+            found[file.name] = from_json(read_json_table(file))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is no record of a benchmark ({error}): delete it, or measure again") from error
     return found

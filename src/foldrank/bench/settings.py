@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from foldrank.bench import BENCHMARKS
+from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.recipes.methods import BACKBONE_RECIPES, DENSE, Method
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
@@ -77,28 +78,28 @@ class Settings:
     """Methods by name, the baseline first; none: the benchmark's own. `dense`, or one of `METHODS`, with `-dlr` for the
     residual; behind it one or more of `VARIANTS`."""
 
-    layers: int | None = None
+    layers: Annotated[int | None, Bounds(1, 1 << 9)] = None
     """Blocks, in place of the recipe's."""
 
-    vocabulary: int | None = None
+    vocabulary: Annotated[int | None, Bounds(2, 1 << 22)] = None
     """Entries of embedding and head, in place of the recipe's."""
 
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Bounds(1, 1 << 16)] = None
     """Sequences at a time; None: those of the recipe's forward pass, one in `prefill` and `decode`."""
 
-    sequence_length: int | None = None
+    sequence_length: Annotated[int | None, Bounds(2, 1 << 20)] = None
     """Tokens per sequence, or of a prompt, in place of the recipe's."""
 
-    new_tokens: int = 32
+    new_tokens: Annotated[int, Bounds(1, 1 << 16)] = 32
     """Tokens that `decode` adds to a prompt."""
 
-    steps: int = 10
+    steps: Annotated[int, Bounds(2, 10**6)] = 10
     """Steps in a round of `trainer`, of which the first is not counted."""
 
-    shards: int = 4
+    shards: Annotated[int, Bounds(1, 1000)] = 4
     """Files of the checkpoint that `fold` folds, about."""
 
-    rounds: int = 20
+    rounds: Annotated[int, Bounds(2, 10_000)] = 20
     """Rounds, in each of which every method runs once."""
 
     device: str = "cpu"
@@ -114,18 +115,11 @@ class Settings:
     note: str = ""
     """What the record's reader should know: an explanation, a circumstance."""
 
-    peak_flops: float | None = None
+    peak_flops: Annotated[float | None, Bounds(0, 1e20, above=True)] = None
     """FLOP/s of the device in `dtype`, without sparsity, for the share of them that a step reaches (MFU)."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be at least {least}, got {value}"
-            for name, least in (
-                *(("layers", 1), ("vocabulary", 2), ("batch_size", 1), ("sequence_length", 2)),
-                *(("new_tokens", 1), ("steps", 2), ("shards", 1), ("rounds", 2)),
-            )
-            if (value := getattr(self, name)) is not None and value < least
-        ]
+        problems = out_of_bounds(self)
         if self.benchmark not in BENCHMARKS:
             problems.append(f"no benchmark is called {self.benchmark!r}: there are {', '.join(BENCHMARKS)}")
         if self.device not in ("cpu", "cuda"):
@@ -134,8 +128,6 @@ class Settings:
             problems.append("device is cuda, and there is no GPU that PyTorch can use")
         if self.dtype not in (None, "float32", "bfloat16"):
             problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
-        if self.peak_flops is not None and not self.peak_flops > 0:
-            problems.append(f"peak_flops must be above 0, got {self.peak_flops}")
         if problems:
             raise ValueError("; ".join(problems))
 

@@ -1,11 +1,13 @@
 """`foldrank bench`: what methods cost beside one another on this machine."""
 
 import argparse
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from foldrank.bench import BENCHMARKS, TRAINING
+from foldrank.commands.arguments import number, whole_number
 
 PAGE = Path("benchmarks/README.md")
 
@@ -32,16 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("steps", "trainer: steps a round (default: 10)"),
         ("shards", "fold: files of the checkpoint (default: 4)"),
         ("rounds", "runs of each method (default: 20)"),
-        ("threads", "threads of the CPU (default: PyTorch's choice)"),
     ):
-        parser.add_argument(f"--{name}", type=int, metavar="N", help=help_text)
+        parser.add_argument(f"--{name}", type=whole_number(0, 1 << 30), metavar="N", help=help_text)
+    most = 4 * (os.cpu_count() or 1)
+    parser.add_argument(
+        "--threads", type=whole_number(1, most), metavar="N", help="threads of the CPU (default: PyTorch's choice)"
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32 on a CPU, bfloat16 on a GPU)")
     parser.add_argument("--profile", action="store_true", help="keep where the time of one more run of each goes")
     parser.add_argument("--note", metavar="TEXT", help="a remark to stand below the record's table")
     parser.add_argument(
         "--peak-flops",
-        type=float,
+        type=number(0),
         metavar="FLOPS",
         help="of the device, without sparsity: step then says its share (MFU)",
     )
@@ -71,8 +76,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.benchmark is None:
         raise ValueError(f"name a benchmark: {', '.join(BENCHMARKS)}; or --report for the tables")
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     names = ("benchmark", "recipe", "methods", "layers", "vocabulary", "batch_size", "sequence_length", "new_tokens")
     names += ("steps", "shards", "rounds", "device", "dtype", "profile", "note", "peak_flops")

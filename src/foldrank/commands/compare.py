@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from foldrank.commands.arguments import whole_number
 from foldrank.commands.progress import PreparationProgressBar
+from foldrank.console import console
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What `torchrun` and `accelerate launch` tell their processes."""
@@ -30,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the study's folder (default: studies/NAME)")
     parser.add_argument("--plan", action="store_true", help="say what the study will cost, and stop")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that share the runs (default: 1)"
+        "--workers",
+        type=whole_number(1, 1024),
+        default=1,
+        metavar="N",
+        help="processes that share the runs (default: 1)",
     )
 
 
@@ -45,8 +50,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError
 
-    if arguments.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     file = find_study(arguments.study)
     study = load_study(file)
     if arguments.plan:
@@ -58,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     check_folder(out, file)
     check_records(study, out)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    lines = console(stderr=True, soft_wrap=True)
     apply_malloc_settings()
     with _alone(rank):
         with PreparationProgressBar() as progress:
@@ -72,7 +75,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if arguments.workers > 1:
                 _run_workers(arguments.workers, [str(file), "--out", str(out)])
             else:
-                work(study, out, console.print)
+                work(study, out, lines.print)
         except InterruptedRunError as stopped:
             print("foldrank compare: stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(128 + stopped.signal_number) from stopped
@@ -84,24 +87,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the plan, or how the runs ended."""
-    console = Console(highlight=False, soft_wrap=True)
+    out = console(soft_wrap=True)
     if "plan" in result:
-        _show_plan(result["plan"], console)
+        _show_plan(result["plan"], out)
         return
-    console.print(f"{result['finished']} runs finished, {len(result['failed'])} failed, {result['missing']} missing")
+    out.print(f"{result['finished']} runs finished, {len(result['failed'])} failed, {result['missing']} missing")
     for name, error in result["failed"].items():
-        console.print(f"failed: {name}: {error}", markup=False)
-    console.print(f"tables and pictures: foldrank report {result['study']}")
+        out.print(f"failed: {name}: {error}")
+    out.print(f"tables and pictures: foldrank report {result['study']}")
 
 
-def _show_plan(plan: dict[str, Any], console: Console) -> None:
+def _show_plan(plan: dict[str, Any], out: Any) -> None:
     table = Table(title=plan["title"], title_justify="left")
     for name, justify in (("size", "left"), ("method", "left"), *((name, "right") for name in COLUMNS)):
         table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     for row in plan["rows"]:
         table.add_row(row["size"], row["method"], *(f"{row[name]:,.4g}" for name in COLUMNS))
-    console.print(table)
-    console.print(
+    out.print(table)
+    out.print(
         f"{plan['runs']} runs, more where a sweep is extended; {plan['tokens']:,} tokens, {plan['flops']:.3g} FLOPs. "
         f"About {plan['minutes']:.0f} minutes here with {plan['workers']} at a time, by the time that a few steps of "
         "each method took just now; evaluations are counted as training, preparing the data is not."

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from foldrank.commands.arguments import whole_number
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
@@ -13,13 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
     parser.add_argument("--data", metavar="SOURCE", help="a source of text, as for `foldrank prepare`: all of it")
-    parser.add_argument("--sequence-length", type=int, metavar="N", help="tokens per sequence (default: the run's)")
+    parser.add_argument(
+        "--sequence-length", type=whole_number(2, 1 << 20), metavar="N", help="tokens per sequence (default: the run's)"
+    )
     parser.add_argument(
         "--legacy",
         action="store_true",
         help="also the number that published tables hold: mean of batch means over n + 1 (docs/perplexity.md)",
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", default=16, help="sequences at a time (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1, 1 << 16), metavar="N", default=16, help="sequences at a time (default: 16)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -30,10 +36,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.train.evaluate import evaluate_loss
     from foldrank.train.run_folder import find_run
 
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    if arguments.sequence_length is not None and arguments.sequence_length < 2:
-        raise ValueError(f"--sequence-length must be at least 2, got {arguments.sequence_length}")
     check(arguments.checkpoint)
     run = find_run(arguments.checkpoint)
     if run is None and arguments.data is None:

@@ -21,8 +21,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Prints a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from foldrank.console import console
 
     table = Table(title=result["path"], title_justify="left", show_header=False)
     table.add_column()
@@ -48,4 +49,4 @@ def show(result: dict[str, Any]) -> None:
             table.add_row("scale", str(result["low_rank"]["scale"]))
         if (residual := result["low_rank"]["residual"]) is not None:
             table.add_row("residual", ", ".join(f"{name} {value}" for name, value in residual.items()))
-    Console(highlight=False).print(table)
+    console().print(table)

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from foldrank.commands.arguments import number, whole_number
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
+from foldrank.console import console
 
 H100_PEAK_FLOPS = 989e12
 """FLOP/s of an H100 SXM in bfloat16 without sparsity (NVIDIA H100 datasheet)."""
@@ -33,18 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is read."
     )
     add_recipe_arguments(parser)
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs, one process each (default: 1)")
-    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU, to say whether the run fits")
+    parser.add_argument(
+        "--gpus", type=whole_number(1, 1 << 20), default=1, metavar="N", help="GPUs, one process each (default: 1)"
+    )
+    parser.add_argument(
+        "--gpu-memory", type=number(0, 1 << 20), metavar="GIB", help="memory of a GPU, to say whether the run fits"
+    )
     parser.add_argument(
         "--mfu",
-        type=float,
+        type=number(0, 1),
         default=1.0,
         metavar="F",
         help="share of the peak that training reaches (default: 1, so that the hours are a lower bound)",
     )
     parser.add_argument(
         "--peak-flops",
-        type=float,
+        type=number(0),
         default=H100_PEAK_FLOPS,
         metavar="FLOPS",
         help="FLOP/s of one GPU, without sparsity (default: 989e12, an H100 SXM in bfloat16 by NVIDIA's datasheet)",
@@ -56,19 +61,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.recipes.schema import Checkpointing
     from foldrank.train.accounting import evaluation_memory, factors, memory, parameters, training_flops
     from foldrank.train.activation_checkpointing import without_latents
-    from foldrank.train.model import check_recipe, dense_parameters, meta_model
+    from foldrank.train.model import check_recipe, dense_parameters, shape_of
 
     gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, arguments.mfu, arguments.gpu_memory
-    if gpus < 1:
-        raise ValueError(f"--gpus must be at least 1, got {gpus}")
-    if not 0 < mfu <= 1:
+    if not mfu > 0:
         raise ValueError(f"--mfu must lie in (0, 1], got {mfu}: it is a share, 0.4 for 40 %")
     if not peak > 0 or (limit is not None and not limit > 0):
         raise ValueError("--peak-flops and --gpu-memory must be above 0")
     recipe = recipe_from(arguments)
     train = recipe.train
     check_recipe(recipe)
-    model = meta_model(recipe)
+    model = shape_of(recipe)
     ways: list[Checkpointing | None] = [None, "block"] if without_latents(model) else [None, "latents", "block"]
     trained = parameters(model)
     tokens_per_step = train.batch_size * train.sequence_length
@@ -125,7 +128,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the tables."""
-    console = Console(highlight=False)
+    out = console()
     total = result["parameters"]["total"]
     table = Table(title=f"{result['recipe']}: parameters", title_justify="left", show_header=False)
     for justify in ("left", "right", "right"):
@@ -135,9 +138,9 @@ def show(result: dict[str, Any]) -> None:
     for part, count in result["low_rank_parameters"].items():
         table.add_row(f"in low-rank layers: {part}", f"{count:,}", f"{count / total:.1%}")
     table.add_row("dense model of this shape", f"{result['dense_parameters']:,}", "")
-    console.print(table)
+    out.print(table)
 
-    console.print(
+    out.print(
         f"{result['steps']:,} steps of {result['sequences_per_step']:,} sequences of {result['sequence_length']:,}: "
         f"{result['tokens_per_step']:,} tokens a step, {result['tokens']:,} in all, padding included.\n"
         f"GPUs: {result['gpus']}. Sequences per forward pass on each: {result['micro_batch_size']}. "
@@ -151,7 +154,7 @@ def show(result: dict[str, Any]) -> None:
     table.add_row("per step", *(f"{way['per_step']:.4g}" for way in flops))
     label = f"hours at {result['mfu']:.0%} of {result['peak_flops'] / 1e12:,.5g} TFLOP/s per GPU"
     table.add_row(label, *(f"{way['hours']:,.2f}" if way["hours"] >= 0.01 else "< 0.01" for way in flops))
-    console.print(table)
+    out.print(table)
 
     table = _columns("memory, GiB per GPU", uses)
     for part in uses[0]["bytes_per_gpu"]:
@@ -161,9 +164,9 @@ def show(result: dict[str, Any]) -> None:
     table.add_row("an evaluation", *evaluations, end_section=True)
     if (limit := result["gpu_memory_gib"]) is not None:
         table.add_row(f"fits in {limit:g}", *("yes" if use["fits"] else "no" for use in uses))
-    console.print(table)
+    out.print(table)
     for note in result["notes"]:
-        console.print(note, style="dim")
+        out.print(note, style="dim")
 
 
 def _columns(title: str, ways: list[dict[str, Any]]) -> Table:

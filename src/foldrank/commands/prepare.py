@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foldrank.commands.progress import PreparationProgressBar
-from foldrank.commands.recipe_arguments import yaml_value
+from foldrank.commands.recipe_arguments import setting_type
 from foldrank.recipes.schema import Recipe, field_help
 
 NOT_HERE = ("source", "stream")
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=name,
-                type=yaml_value,
+                type=setting_type(f"data.{name}"),
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 help=meaning.replace("%", "%%"),
@@ -64,8 +64,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Prints a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from foldrank.console import console
 
     title = f"{result['out']}: every file is as it was prepared" if "verified" in result else result["out"]
     table = Table(title=title, title_justify="left", show_header=False)
@@ -80,7 +81,7 @@ def show(result: dict[str, Any]) -> None:
     table.add_row("size", f"{result['bytes']:,} bytes")
     if "seconds" in result:
         table.add_row("seconds", f"{result['seconds']:.1f}")
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 def _verify(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:

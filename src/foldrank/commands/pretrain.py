@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
+from foldrank.console import console
+from foldrank.structured import to_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,20 +61,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Prints the summary."""
     if "config" in result:
-        sys.stdout.write(yaml.safe_dump(result["config"], sort_keys=False))
+        sys.stdout.write(to_yaml(result["config"]))
         return
     from foldrank.train.metrics import RunMetrics, perplexity_of
     from foldrank.train.run_folder import RunFolder
 
     metrics, run = RunMetrics.from_dict(result), RunFolder(Path(result["out"]))
-    console = Console(highlight=False, markup=False)
+    out = console()
     losses = Table(title="losses", title_justify="left")
     for column in ("step", "training", "validation"):
         losses.add_column(column, justify="right")
     for point in metrics.history:
         training = "" if point.train_loss is None else f"{point.train_loss:.4f}"
         losses.add_row(str(point.step), training, f"{point.val_loss:.4f}")
-    console.print(losses)
+    out.print(losses)
 
     fraction = metrics.params / metrics.params_dense
     summary = Table(title=f"{metrics.recipe}, seed {metrics.seed}", title_justify="left", show_header=False)
@@ -101,5 +101,5 @@ def show(result: dict[str, Any]) -> None:
         ("log", str(run.log)),
     ):
         summary.add_row(label, value)
-    console.print(summary)
-    console.print(Panel(Text(metrics.sample), title="written by the folded model", title_align="left"))
+    out.print(summary)
+    out.print(Panel(Text(metrics.sample), title="written by the folded model", title_align="left"))

@@ -3,8 +3,9 @@
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from foldrank.console import console
 
 SECONDS_BETWEEN_LINES = 10.0
 """Of output that is no terminal."""
@@ -17,7 +18,7 @@ class PreparationProgressBar:
     """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console(stderr=True)
         self.stage = ""
         self.began = 0.0
         self.last_written = 0.0

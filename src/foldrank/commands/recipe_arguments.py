@@ -1,13 +1,14 @@
 """The part of the command line that names a recipe and replaces settings of it; `pretrain` and `plan` share it."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-import yaml
-
+from foldrank.commands.arguments import whole_number
 from foldrank.recipes import RECIPES
 from foldrank.recipes.reading import load_recipe
-from foldrank.recipes.schema import Recipe, field_help
+from foldrank.recipes.schema import Recipe, field_help, text_settings
+from foldrank.structured import parse_yaml
 
 GROUPS = ("low_rank", "low_rank.residual")
 """Parts of a recipe that can be switched off as a whole with `null`."""
@@ -17,26 +18,36 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the recipe, `--steps`, and one option per setting."""
     parser.epilog = f"Recipes: {', '.join(RECIPES)}."
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe (listed below), or a .yaml file")
-    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps; short for --train.steps")
-    settings = parser.add_argument_group("settings of the recipe", "each replaces one; values are YAML, null is off")
+    parser.add_argument(
+        "--steps", type=whole_number(1, 10**9), metavar="N", help="optimizer steps; short for --train.steps"
+    )
+    settings = parser.add_argument_group(
+        "settings of the recipe", "each replaces one; null is off; text is taken as it is typed, other values are YAML"
+    )
     for name in GROUPS:
-        settings.add_argument(f"--{name}", type=yaml_value, default=argparse.SUPPRESS, help="null: none")
+        settings.add_argument(f"--{name}", type=setting_type(name), default=argparse.SUPPRESS, help="null: none")
     for name, meaning in field_help().items():
         settings.add_argument(
             f"--{name}",
-            type=yaml_value,
+            type=setting_type(name),
             default=argparse.SUPPRESS,
             metavar="VALUE",
             help=meaning.replace("%", "%%"),
         )
 
 
-def yaml_value(text: str) -> Any:
-    """What an option's value means as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value") from error
+def setting_type(name: str) -> Callable[[str], Any]:
+    """How the value of a setting is read from a command line: text as it is typed, anything else as YAML."""
+
+    def value(text: str) -> Any:
+        if name in text_settings():
+            return None if text == "null" and text_settings()[name] else text
+        try:
+            return parse_yaml(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value: {error}") from error
+
+    return value
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:

@@ -1,9 +1,10 @@
 """Runs that have begun and have no record yet, from their logs."""
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from foldrank.structured import parse_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,9 +37,9 @@ def unfinished_runs(study: Path, done: Collection[str]) -> tuple[Unfinished, ...
 
 def _entries(file: Path) -> list[dict[str, float]]:
     entries = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entries.append(json.loads(line))
+            entries.append(parse_json(line))
         except ValueError:
             break  # the last line, which is being written
     return entries

@@ -1,12 +1,12 @@
 """What is kept of a run: one small JSON file, written once, from which all tables are made."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from foldrank.atomic import write_text
+from foldrank.structured import read_json_table, to_json
 from foldrank.train.metrics import RunMetrics
 
 SCHEMA = 1
@@ -59,7 +59,7 @@ def write_record(study: Path, record: Record) -> None:
     """Keeps a record, whole or not at all."""
     folder = study / "records"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{record.id}.json", json.dumps(_to_dict(record), indent=1, allow_nan=False) + "\n")
+    write_text(folder / f"{record.id}.json", to_json(_to_dict(record), indent=1) + "\n")
 
 
 def _to_dict(record: Record) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def read_records(study: Path) -> dict[str, Record]:
     records = {}
     for file in sorted((study / "records").glob("*.json")):
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
+            entries = read_json_table(file)
             if entries.pop("schema") != SCHEMA:
                 raise ValueError("it is of another version of foldrank")
             metrics = entries.pop("metrics", None)

@@ -8,13 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from foldrank.core.config import STRICT
 from foldrank.recipes.methods import DENSE, Method
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
+from foldrank.structured import read_yaml, to_yaml
 
 PRINTABLE = re.compile(r"[\w.+-]+")
 """Names that can be part of a file's name."""
@@ -254,7 +254,7 @@ class Study:
 
     def to_yaml(self) -> str:
         """The study as text; `load_study` reads it back."""
-        return yaml.safe_dump(_ADAPTER.dump_python(self, mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(_ADAPTER.dump_python(self, mode="json"))
 
 
 _ADAPTER = TypeAdapter(Study)
@@ -294,7 +294,7 @@ def find_study(name: str) -> Path:
     shipped = {file.stem: file for file in (Path(__file__).parent.parent / "recipes").glob("*.yaml")}
     if name in shipped:
         return shipped[name]
-    if not name.endswith((".yaml", ".yml")):
+    if not name.lower().endswith((".yaml", ".yml")):
         raise ValueError(f"no study is called {name!r}: give a .yaml file, or one of {', '.join(sorted(shipped))}")
     return Path(name)
 
@@ -305,12 +305,7 @@ def load_study(file: Path) -> Study:
     Raises:
         ValueError: one line that names what is unknown, missing or out of range.
     """
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} cannot be read as a study: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} is no study: it holds {type(settings).__name__}, not settings by name")
+    settings = read_yaml(file, "a study")
     methods = settings.get("methods")
     if isinstance(methods, list):
         settings["methods"] = [{"name": entry} if isinstance(entry, str) else entry for entry in methods]

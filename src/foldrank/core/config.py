@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 Expansion = Literal["contiguous", "random", "balanced"]
 Activation = Literal["silu", "gelu", "relu", "tanh"]
@@ -26,6 +26,9 @@ SCOPES: Mapping[str, str] = {
     "mlp": r"(.*\.)?\w*(mlp|ffn|feed_forward)\w*\..*",
 }
 """What the named scopes mean, as regular expressions on module names."""
+
+LARGEST = 10_000
+"""Of alpha and scale, in size: a slip of the keyboard beyond."""
 
 FORMER_NAMES = {"options": "extra_config"}
 """From the name of a field in a config saved by foldrank 0.1 to its name now."""
@@ -81,7 +84,9 @@ class ResidualConfig:
         problems = []
         alphas = self.alpha if isinstance(self.alpha, Mapping) else {"": self.alpha}
         problems += [
-            f"alpha must be a finite number, got {alpha!r}" for alpha in alphas.values() if not _is_real(alpha)
+            f"alpha must be a finite number, got {alpha!r} (at most {LARGEST:,} in size)"
+            for alpha in alphas.values()
+            if not (_is_real(alpha) and abs(alpha) <= LARGEST)
         ]
         if isinstance(self.alpha, Mapping):
             problems += _pattern_problems("alpha", self.alpha)
@@ -184,8 +189,9 @@ class LowRankConfig:
                 problems.append(f"{what} as a fraction must lie between 0 and 1, got {rank} (a rank is an integer)")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             problems.append(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if self.scale is not None and self.scale != "trainable" and (not _is_real(self.scale) or self.scale == 0):
-            problems.append(f"scale must be None, 'trainable' or a finite number other than 0, got {self.scale!r}")
+        is_number = _is_real(self.scale) and 0 < abs(self.scale) <= LARGEST
+        if self.scale not in (None, "trainable") and not is_number:
+            problems.append(f"scale must be None, 'trainable' or a number within {LARGEST:,} but 0, got {self.scale!r}")
         if isinstance(self.extra_config, Mapping):
             problems += [
                 f"extra_config: {name!r} must be a number, a truth value or a text, got {value!r}"
@@ -221,7 +227,7 @@ class LowRankConfig:
         return cls(**fields)
 
 
-def _is_real(value: object) -> bool:
+def _is_real(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -100,8 +100,9 @@ class LowRankLinear(nn.Module):
         +-1/sqrt(d_out), and sets residual and scale to their start.
         """
         std = self.rank**-0.25 * (self.in_features + self.out_features) ** -0.25
-        nn.init.normal_(self.down.weight, std=std)
-        nn.init.normal_(self.up.weight, std=std)
+        if not self.down.weight.is_meta:  # where drawing nothing takes a millisecond
+            nn.init.normal_(self.down.weight, std=std)
+            nn.init.normal_(self.up.weight, std=std)
         if self.up.bias is not None:
             bound = self.out_features**-0.5
             nn.init.uniform_(self.up.bias, -bound, bound)

@@ -1,8 +1,9 @@
 """Settings of a corpus and its tokenizer, without any heavy import."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT
 
 Layout = Literal["packed", "padded"]
@@ -39,13 +40,13 @@ class DataConfig:
     text_field: str = "text"
     """Field of the text in .jsonl, .parquet and data sets."""
 
-    max_documents: int | None = None
+    max_documents: Annotated[int | None, Bounds(1, 10**12)] = None
     """Documents read at most; None: all."""
 
     tokenizer: str | None = None
     """A Hugging Face tokenizer by name or folder; None: byte-level BPE trained on this text."""
 
-    vocab_size: int = 4096
+    vocab_size: Annotated[int, Bounds(257, 1 << 20)] = 4096
     """Entries of the tokenizer trained here."""
 
     validation_fraction: float = 0.04
@@ -55,13 +56,9 @@ class DataConfig:
     """Tokenize while training instead of before it: second best, docs/data.md says why."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.vocab_size < 257:
-            problems.append(f"vocab_size must be at least 257, got {self.vocab_size}")
+        problems = out_of_bounds(self)
         if not 0 < self.validation_fraction < 1:
             problems.append(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
-        if self.max_documents is not None and self.max_documents < 1:
-            problems.append(f"max_documents must be at least 1, got {self.max_documents}")
         if self.validation_split is not None and self.validation_split == (self.split or "train"):
             problems.append(f"split and validation_split are both {self.validation_split!r}: nothing would be held out")
         if self.stream and self.tokenizer is None:

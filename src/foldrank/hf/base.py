@@ -25,6 +25,19 @@ class LowRankConfigMixin(PreTrainedConfig):
 
     low_rank: dict | None = None
 
+    @classmethod
+    def from_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
+        """As in transformers; of a file, `low_rank` names each layer, and no pattern is compiled.
+
+        Raises:
+            ValueError: for low-rank settings that no model was saved with.
+        """
+        check_saved(low_rank := config_dict.get("low_rank"))
+        if low_rank is not None:
+            # What foldrank 0.1 left there of a recipe's patterns means nothing beside the names.
+            config_dict = {**config_dict, "low_rank": {**low_rank, "exclude": (), "targets": None}}
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         # Subclassed configs are not type-checked by transformers: a wrong field must not wait for the model.
         low_rank: Any = self.low_rank
@@ -72,6 +85,28 @@ class LowRankModelMixin(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, **kwargs)
         if portable and is_main_process:
             write_modeling(type(self.config), Path(save_directory))
+
+
+def check_saved(low_rank: Any) -> None:
+    """Refuses `low_rank` of a config that is read from a file, where it is not as a model is saved.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if low_rank is None:
+        return
+    if not isinstance(low_rank, dict):
+        raise ValueError(f"low_rank must hold settings by name, got {type(low_rank).__name__}")
+    residual = low_rank.get("residual") or {}
+    tables = {"rank": low_rank.get("rank")}
+    if isinstance(residual, dict) and isinstance(residual.get("alpha"), dict):
+        tables["residual.alpha"] = residual["alpha"]
+    for field, table in tables.items():
+        if not isinstance(table, dict) or not table:
+            raise ValueError(f"low_rank.{field} must be a table from each layer's name to its value, got {table!r}")
+        for name in table:
+            if not all(part.isidentifier() or part.isdecimal() for part in str(name).split(".")):
+                raise ValueError(f"low_rank.{field} names {name!r}, which is no name of a layer")
 
 
 def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from foldrank.core.linear import PARAMETRIZATIONS
 from foldrank.hf.base import check_loaded
 from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
 from foldrank.hf.rewrite import rewrite
+from foldrank.structured import read_json_table
 
 INDEX = "model.safetensors.index.json"
 
@@ -215,7 +216,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if (folder / INDEX).exists():
         try:
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            names = sorted(set(read_json_table(folder / INDEX)["weight_map"].values()))
             if outside := [name for name in names if Path(name).name != name]:
                 raise ValueError(f"{outside[0]!r} is not the name of a file beside it")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from foldrank.recipes.schema import Recipe, field_help
 from foldrank.recipes.shipped import RECIPES
+from foldrank.structured import read_yaml
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -28,15 +27,10 @@ def _load(name: str, below: tuple[str, ...]) -> Recipe:
     """A recipe, which those called `below` build on."""
     if name in RECIPES:
         return RECIPES[name]
-    if name.endswith((".yaml", ".yml")):
+    if name.lower().endswith((".yaml", ".yml")):
         if name in below:
             raise ValueError(f"base goes in a circle: {' -> '.join((*below[below.index(name) :], name))}")
-        try:
-            settings = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{name} cannot be read as a recipe: {' '.join(str(error).split())}") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"{name} is no recipe: it holds {type(settings).__name__}, not settings by name")
+        settings = read_yaml(Path(name), "a recipe")
         settings.pop("run", None)
         base = settings.pop("base", None)
         if not (base is None or isinstance(base, str)):

@@ -1,22 +1,26 @@
 """A recipe: every setting of a pre-training run in one frozen, checked value."""
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT, LowRankConfig
 from foldrank.data.config import DataConfig, Layout
+from foldrank.recipes.patterns import check_patterns
 
 Checkpointing = Literal["block", "latents"]
 """What activation checkpointing keeps of a block: its input, or its input and latents (activation_checkpointing.py)."""
 
 Ablation = Literal["folded", "scaled", "random", "orthogonal"]
 """Starts that stand in for the residual, see train/ablations.py."""
+
+MAX_PROMPT = 1 << 16
+"""Characters of a prompt."""
 
 FORMER_NAMES = {"train.control": "ablation", "low_rank.options": "extra_config"}
 """From a setting's dotted name in foldrank 0.1 to its last part now."""
@@ -32,30 +36,26 @@ class ModelConfig:
 
     __pydantic_config__ = STRICT
 
-    hidden_size: int = 256
+    hidden_size: Annotated[int, Bounds(1, 1 << 17)] = 256
     """Width d of the residual stream."""
 
-    intermediate_size: int = 688
+    intermediate_size: Annotated[int, Bounds(1, 1 << 19)] = 688
     """Width of the MLP."""
 
-    num_layers: int = 6
+    num_layers: Annotated[int, Bounds(1, 1 << 9)] = 6
     """Number of blocks."""
 
-    num_heads: int = 4
+    num_heads: Annotated[int, Bounds(1, 1 << 12)] = 4
     """Attention heads per block."""
 
-    vocab_size: int | None = None
+    vocab_size: Annotated[int | None, Bounds(1, 1 << 22)] = None
     """Entries of the embedding and of the head; None: as many as the tokenizer has."""
 
     tie_embeddings: bool = False
     """Share the embedding with the output head."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be at least 1, got {value}"
-            for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_size")
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
+        problems = out_of_bounds(self)
         if not problems and self.hidden_size % (2 * self.num_heads):
             problems.append(
                 f"hidden_size {self.hidden_size} must be a multiple of twice num_heads {self.num_heads}: a head has an "
@@ -75,13 +75,13 @@ class TrainConfig:
 
     __pydantic_config__ = STRICT
 
-    steps: int = 300
+    steps: Annotated[int, Bounds(1, 10**9)] = 300
     """Optimizer steps."""
 
-    batch_size: int = 16
+    batch_size: Annotated[int, Bounds(1, 1 << 20)] = 16
     """Sequences per optimizer step, over all processes and accumulation steps."""
 
-    micro_batch_size: int | None = None
+    micro_batch_size: Annotated[int | None, Bounds(1, 1 << 20)] = None
     """Sequences per forward pass and process, at most; None: as many as a step needs."""
 
     activation_checkpointing: Checkpointing | None = None
@@ -92,14 +92,14 @@ class TrainConfig:
     """Compute head and loss by chunks of tokens (fused linear cross-entropy): the same loss, without the logits of a
     whole batch in memory, the largest thing there where the vocabulary is large and the model small."""
 
-    sequence_length: int = 256
+    sequence_length: Annotated[int, Bounds(2, 1 << 20)] = 256
     """Tokens per sequence."""
 
     layout: Layout = "packed"
     """packed: documents joined and cut into sequences; padded: each document cut or padded to one, as in the published
     protocol."""
 
-    learning_rate: float = 0.006
+    learning_rate: Annotated[float, Bounds(0, 100, above=True)] = 0.006
     """Peak learning rate."""
 
     min_learning_rate_ratio: float = 0.1
@@ -108,13 +108,13 @@ class TrainConfig:
     warmup_ratio: float = 0.1
     """Share of the steps that is linear warm-up."""
 
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Bounds(0, 100)] = 0.01
     """AdamW's decoupled decay, on matrices alone."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's running averages."""
 
-    max_grad_norm: float = 0.5
+    max_grad_norm: Annotated[float, Bounds(0, 10**6, above=True)] = 0.5
     """Gradients are clipped to this norm."""
 
     fold_at_start: bool = False
@@ -125,28 +125,28 @@ class TrainConfig:
     """An ablation, for studies: take the residual away and start each up-projection with the norm that it
     would give: folded, scaled, random or orthogonal (train/ablations.py)."""
 
-    eval_every: int = 75
+    eval_every: Annotated[int, Bounds(1, 10**9)] = 75
     """Steps between evaluations."""
 
-    save_every: int = 100
+    save_every: Annotated[int, Bounds(1, 10**9)] = 100
     """Steps between checkpoints from which an interrupted run goes on."""
 
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, Bounds(1, 10**6)] = 2
     """How many of the newest checkpoints stay."""
 
-    log_every: int = 1
+    log_every: Annotated[int, Bounds(1, 10**9)] = 1
     """Steps between log entries."""
 
     report_to: Sequence[str] = ()
     """Further logs, through Trainer's own integrations: tensorboard, trackio, wandb."""
 
-    loader_workers: int = 0
+    loader_workers: Annotated[int, Bounds(0, 256)] = 0
     """Processes that read the data; 0: the training process itself."""
 
-    eval_tokens: int | None = None
+    eval_tokens: Annotated[int | None, Bounds(1, 10**15)] = None
     """Validation tokens per evaluation; None: the whole split."""
 
-    test_tokens: int | None = None
+    test_tokens: Annotated[int | None, Bounds(1, 10**15)] = None
     """Held-out tokens behind those of `eval_tokens`, on which the folded model is measured once, at the end; None: no
     such test."""
 
@@ -157,33 +157,17 @@ class TrainConfig:
     """cpu, or auto: an accelerator where there is one."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be at least 1, got {value}"
-            for name in (
-                *("steps", "batch_size", "micro_batch_size", "eval_every", "eval_tokens"),
-                *("save_every", "keep_checkpoints", "log_every", "test_tokens"),
-            )
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
+        problems = out_of_bounds(self)
         if self.test_tokens is not None and self.eval_tokens is None:
             problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
         if self.ablation is not None and self.fold_at_start:
             problems.append("ablation and fold_at_start both take the residual away: give one of them")
-        if self.sequence_length < 2:
-            problems.append(f"sequence_length must be at least 2, got {self.sequence_length}")
         if not 0 <= self.warmup_ratio < 1:
             problems.append(f"warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
         if self.dtype not in ("float32", "bfloat16"):
             problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.device not in ("auto", "cpu"):
             problems.append(f"device must be auto or cpu, got {self.device!r}")
-        problems += [
-            f"{name} must be a number above 0, got {value}"
-            for name in ("learning_rate", "max_grad_norm")
-            if not 0 < (value := getattr(self, name)) < math.inf
-        ]
-        if not 0 <= self.weight_decay < math.inf:
-            problems.append(f"weight_decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.min_learning_rate_ratio <= 1:
             problems.append(f"min_learning_rate_ratio must lie in [0, 1], got {self.min_learning_rate_ratio}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -212,7 +196,7 @@ class Recipe:
     """All settings of a run. `low_rank` None is the dense model.
 
     Raises:
-        ValueError: for a seed out of range.
+        ValueError: naming what is out of range, or does not go together.
     """
 
     __pydantic_config__ = STRICT
@@ -221,15 +205,24 @@ class Recipe:
     low_rank: LowRankConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, (1 << 32) - 1)] = 0
     """Seed of the initial weights and of the order of the data."""
 
     sample_prompt: str = "def "
     """What the folded model is given to continue in the summary."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 1 << 32:
-            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
+        problems = out_of_bounds(self)
+        if self.data.stream and self.train.loader_workers > 1:
+            problems.append(
+                f"a stream is read by one loader worker at most, got loader_workers {self.train.loader_workers}"
+            )
+        if len(self.sample_prompt) > MAX_PROMPT:
+            problems.append(
+                f"sample_prompt must have at most {MAX_PROMPT:,} characters, got {len(self.sample_prompt):,}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; `Recipe.from_dict` is the way back."""
@@ -243,7 +236,10 @@ class Recipe:
             ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
         """
         try:
-            return _ADAPTER.validate_python(_with_tuples(_with_new_names(settings)))
+            recipe = _ADAPTER.validate_python(_with_tuples(_with_new_names(settings)))
+            if recipe.low_rank is not None:
+                check_patterns(recipe.low_rank, recipe.model.num_layers)
+            return recipe
         except ValidationError as error:
             raise ValueError("; ".join(_format_error(problem) for problem in error.errors())) from error
 
@@ -285,6 +281,25 @@ def field_help() -> dict[str, str]:
         return known_fields
 
     return described(schema, "")
+
+
+@cache
+def text_settings() -> dict[str, bool]:
+    """The settings that are text, by dotted name, and whether they may be null."""
+    schema = _ADAPTER.json_schema()
+
+    def texts(node: Mapping[str, Any], prefix: str) -> dict[str, bool]:
+        settings: dict[str, bool] = {}
+        for name, setting in node["properties"].items():
+            choices = [choice for choice in setting.get("anyOf", [setting]) if choice != {"type": "null"}]
+            for choice in choices:
+                if "$ref" in choice:
+                    settings |= texts(schema["$defs"][choice["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+            if all(choice.get("type") == "string" for choice in choices):
+                settings[prefix + name] = len(choices) < len(setting.get("anyOf", choices))
+        return settings
+
+    return texts(schema, "")
 
 
 def _with_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:

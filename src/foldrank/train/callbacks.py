@@ -1,6 +1,5 @@
 """What a run shows and keeps while it trains, and how it stops: a bar, JSON lines, spikes, signals."""
 
-import json
 import signal
 import statistics
 import threading
@@ -9,11 +8,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foldrank.atomic import write_text
+from foldrank.console import console
+from foldrank.structured import parse_json, to_json
 
 PLAIN_LINES = 10
 """Progress lines of a run whose output is no terminal."""
@@ -24,7 +24,7 @@ class TrainingProgressBar(TrainerCallback):
 
     def __init__(self, tokens_per_step: float) -> None:
         self.tokens_per_step = tokens_per_step
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console(stderr=True)
         self.bar: Progress | None = None
         self.began = 0.0
         self.first_step = 0
@@ -109,13 +109,13 @@ class JsonLines(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and logs is not None:
             with self.file.open("a") as lines:
-                lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                lines.write(to_json({"step": state.global_step, **logs}) + "\n")
 
 
 def _is_entry(line: str, last_step: int) -> bool:
     """Whether a line of the log is whole and of a step that is not repeated; a power cut may leave anything there."""
     try:
-        return line.endswith("\n") and json.loads(line)["step"] <= last_step
+        return line.endswith("\n") and parse_json(line)["step"] <= last_step
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -143,9 +143,7 @@ class GradientSpikes(TrainerCallback):
         norm = float(logs["grad_norm"])
         if len(self.recent) == self.RECENT and norm > self.FACTOR * (usual := statistics.median(self.recent)):
             if not self.quiet:
-                Console(stderr=True, highlight=False).print(
-                    f"step {state.global_step}: gradient norm {norm:.3g}, usually {usual:.3g}"
-                )
+                console(stderr=True).print(f"step {state.global_step}: gradient norm {norm:.3g}, usually {usual:.3g}")
             logs["grad_norm_spike"] = norm / usual
         self.recent.append(norm)
 

@@ -5,13 +5,13 @@ states, position) and `manifest.json` with the id of the run, the step, and the 
 written in `checkpoints/partial/`, synced to the disk, and renamed when whole. Its content tells what it is.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from foldrank.atomic import sync, write_text
 from foldrank.provenance import sha256_of_file
+from foldrank.structured import read_json_table, to_json
 
 MANIFEST = "manifest.json"
 PARTIAL = "partial"
@@ -25,7 +25,7 @@ def commit_checkpoint(work: Path, folder: Path, *, keep: int, run_id: str | None
         files[str(file.relative_to(work))] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
         sync(file)
     manifest = {"run": run_id, "step": step_of(folder), "files": files}
-    write_text(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_text(work / MANIFEST, to_json(manifest, indent=2) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
     work.rename(folder)
@@ -50,7 +50,7 @@ def step_of(checkpoint: Path) -> int:
     if number != checkpoint.name and number.isdigit():
         return int(number)
     try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+        return int(read_json_table(checkpoint / "trainer_state.json")["global_step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{checkpoint} is no checkpoint of a run: its trainer_state.json tells no step") from error
 
@@ -86,7 +86,7 @@ def verify(checkpoint: Path) -> None:
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = read_json_table(checkpoint / MANIFEST)
         if not isinstance(manifest["files"], dict):
             raise TypeError("files")
         return manifest

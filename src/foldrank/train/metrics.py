@@ -1,7 +1,6 @@
 """What a run measured: what `pretrain` returns, `metrics.json` holds, and studies, reports and commands read."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from foldrank.atomic import write_text
+from foldrank.structured import read_json_table, to_json
 
 SCHEMA = 1
 """Version of metrics.json."""
@@ -147,7 +147,7 @@ class RunMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, with the version of the file; `from_dict` is the way back."""
-        return {"schema": SCHEMA, **_finite(dataclasses.asdict(self))}
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunMetrics":
@@ -171,11 +171,8 @@ class RunMetrics:
             ValueError: naming the file, where it cannot be read as one.
         """
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError(f"it holds {type(values).__name__}")
-            return cls.from_dict(values)
-        except (OSError, ValueError) as error:
+            return cls.from_dict(read_json_table(file))
+        except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
 
     def write(self, file: Path) -> None:
@@ -184,7 +181,7 @@ class RunMetrics:
         Raises:
             OSError: where it cannot be written.
         """
-        write_text(file, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_text(file, to_json(self.to_dict(), indent=2) + "\n")
 
 
 def perplexity_of(loss: float) -> float:
@@ -193,12 +190,3 @@ def perplexity_of(loss: float) -> float:
 
 
 _ADAPTER = TypeAdapter(RunMetrics)
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity: where a loss is far off, its perplexity is null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(entry) for name, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,6 +1,7 @@
 """The model that a recipe describes."""
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from foldrank.core.anchored_decay import check_foldable_at_start
 from foldrank.core.inventory import count_parameters
+from foldrank.data.config import DataConfig
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
-from foldrank.recipes.schema import Recipe
+from foldrank.recipes.schema import Recipe, TrainConfig
+from foldrank.structured import parse_json, to_json
 from foldrank.train.ablations import check_ablation
 from foldrank.train.activation_checkpointing import checkpoint_activations_
 from foldrank.train.chunked_loss import chunk_loss_
@@ -87,9 +90,21 @@ def meta_model(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel
         return _build(recipe, vocab_size or resolve_vocab_size(recipe))
 
 
+def shape_of(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:
+    """`meta_model`, made once for recipes of one shape: to be read, not changed."""
+    vocab_size = vocab_size or resolve_vocab_size(recipe)
+    shape = replace(recipe, data=DataConfig(), train=TrainConfig(sequence_length=recipe.train.sequence_length))
+    return _shape(to_json(shape.to_dict()), vocab_size)
+
+
+@lru_cache(maxsize=4)
+def _shape(recipe: str, vocab_size: int) -> PreTrainedModel:
+    return meta_model(Recipe.from_dict(parse_json(recipe)), vocab_size)
+
+
 def dense_parameters(recipe: Recipe, vocab_size: int | None = None) -> int:
     """Parameters of the dense model of the same shape; nothing is allocated."""
-    return count_parameters(meta_model(replace(recipe, low_rank=None), vocab_size))
+    return count_parameters(shape_of(replace(recipe, low_rank=None), vocab_size))
 
 
 def _build(recipe: Recipe, vocab_size: int, **special_tokens: Any) -> PreTrainedModel:

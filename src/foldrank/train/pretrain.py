@@ -25,7 +25,7 @@ from foldrank.data.tokenizer import load_tokenizer
 from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_
-from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory, training_flops
+from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, check_memory, device_memory, memory, training_flops
 from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import step_of
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
@@ -85,6 +85,9 @@ def pretrain(
     with _environment_restored(), claimed:
         # Refuse what cannot work, before anything slow begins and before anything is made or deleted.
         check_recipe(recipe)
+        if processes.num_processes == 1:
+            vocab_size = recipe.model.vocab_size or recipe.data.vocab_size
+            check_memory(recipe, device_memory(str(processes.device)), vocab_size=vocab_size)
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:
             run.check_free(overwrite=overwrite)

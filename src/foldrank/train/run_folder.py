@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,6 +24,7 @@ from foldrank.data.stream import reopen_data, resolve_source
 from foldrank.provenance import commit, versions
 from foldrank.recipes.reading import diff
 from foldrank.recipes.schema import Recipe
+from foldrank.structured import read_yaml, to_yaml
 from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
 from foldrank.train.metrics import RunMetrics
 
@@ -165,7 +165,7 @@ class RunFolder:
                 entry.unlink()
         about = {"schema": SCHEMA, "recipe": name, "id": run_id, "versions": versions(), "commit": commit()}
         about["data"] = identity.to_dict()
-        write_text(self.config, yaml.safe_dump({"run": about, **recipe.to_dict()}, sort_keys=False))
+        write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
 
     def find_checkpoint(self, recipe: Recipe, resume: bool | Path) -> Path | None:
         """The verified checkpoint from which the run goes on; None where it has none yet and starts again.
@@ -232,10 +232,9 @@ class RunFolder:
 
     def _settings(self) -> dict[str, Any]:
         try:
-            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            return read_yaml(self.config)
+        except ValueError:
             return {}
-        return settings if isinstance(settings, dict) else {}
 
     def _about(self) -> Mapping[str, Any] | None:
         about = self._settings().get("run")

@@ -1,0 +1,36 @@
+"""Types of command-line values: numbers within bounds, said where they are not."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number, decimal, from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if not text.removeprefix("-").isdecimal():
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        value = int(text[:30])
+        if not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most:,}"
+            raise argparse.ArgumentTypeError(f"must be {bound}, got {text}")
+        return value
+
+    return number
+
+
+def number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """The type of an argument that is a finite number from `least` to `most`."""
+
+    def real(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not (math.isfinite(value) and least <= value <= most):
+            upper = "" if math.isinf(most) else f" and at most {most:g}"
+            raise argparse.ArgumentTypeError(f"must be a number of at least {least:g}{upper}, got {text}")
+        return value
+
+    return real

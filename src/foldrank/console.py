@@ -1,0 +1,38 @@
+"""The door for output: what comes from outside is never markup, and a message is one line of bounded length."""
+
+import io
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MAX_MESSAGE = 300
+"""Characters of a message, the command's name included."""
+
+
+def setup_streams() -> None:
+    """UTF-8 on both streams, whatever the locale; what that cannot spell is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def console(**settings: Any) -> "Console":
+    """A console on standard output, or with `stderr=True` on standard error, that takes text as it is: a path such as
+    `runs/[bold]` is no markup, `:smile:` no emoji, and no number gets a colour.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False, **settings)
+
+
+def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
+    """`text` on one line of printable characters; of a longer one both ends, which say what is wrong and what to do."""
+    line = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(str(text).split())
+    )
+    if len(line) <= limit:
+        return line
+    end = limit // 3
+    return f"{line[: limit - end - 5]} ... {line[-end:]}"
