@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Pr
 def training_documents(data: PreparedData) -> list[list[int]]:
     """Token ids of each training document, its end token last."""
     encoder = Encoder(data.tokenizer())
-    config = DataConfig(**data.manifest["config"])
+    config = data.manifest.config
     return [encoder([document.text])[0].tolist() for document in documents(config) if document.split == "train"]
 
 
@@ -52,7 +52,7 @@ def ids_of(sequences: Any) -> list[list[int]]:
 
 
 def test_packed_is_the_stream_cut_into_blocks(data: PreparedData, training_documents: list[list[int]]) -> None:
-    assert len(data.manifest["splits"]["train"]["shards"]) > 2
+    assert len(data.manifest.splits["train"].shards) > 2
     stream = list(chain.from_iterable(training_documents))
     blocks = data.sequences("train", LENGTH)
     assert ids_of(blocks) == [stream[at : at + LENGTH] for at in range(0, len(stream) - LENGTH + 1, LENGTH)]
@@ -68,7 +68,7 @@ def test_padded_is_a_document_each(data: PreparedData, training_documents: list[
     for index, document in enumerate(training_documents):
         cut = document if len(document) <= LENGTH else [*document[: LENGTH - 1], end]
         filling = LENGTH - len(cut)
-        assert blocks[index]["input_ids"].tolist() == cut + [data.manifest["pad_token"]] * filling
+        assert blocks[index]["input_ids"].tolist() == cut + [data.manifest.pad_token] * filling
         assert blocks[index]["labels"].tolist() == cut + [IGNORED] * filling
         assert blocks.num_tokens(np.asarray([index])) == len(cut)
 
@@ -79,7 +79,7 @@ def test_padded_equals_the_tokenizers_own_cutting_and_padding(data: PreparedData
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
     )
-    config = DataConfig(**data.manifest["config"])
+    config = data.manifest.config
     texts = [document.text for document in documents(config) if document.split == "train"]
     theirs = tokenizer(texts, truncation=True, max_length=LENGTH, padding="max_length")
     blocks = data.sequences("train", LENGTH, "padded")
@@ -182,8 +182,8 @@ def test_worker_processes_get_names_of_files_not_their_content(data: PreparedDat
 
 def test_shards_end_with_documents(data: PreparedData, training_documents: list[list[int]]) -> None:
     lengths: list[int] = []
-    for shard in data.manifest["splits"]["train"]["shards"]:
-        ends = np.fromfile(data.folder / shard["index"], dtype="<u4")
-        assert (ends[-1], len(ends)) == (shard["tokens"], shard["documents"])
+    for shard in data.manifest.splits["train"].shards:
+        ends = np.fromfile(data.folder / shard.index, dtype="<u4")
+        assert (ends[-1], len(ends)) == (shard.tokens, shard.documents)
         lengths += [int(end - start) for start, end in pairwise([0, *ends])]
     assert lengths == [len(document) for document in training_documents]

@@ -71,10 +71,10 @@ def test_options_are_settings_of_the_data(tmp_path: Path, capsys: pytest.Capture
     settings = options({"--text-field": "body", "--max-documents": 50, "--validation-fraction": 0.2})
     assert run("prepare", tmp_path / "rows.jsonl", "--out", tmp_path / "data", "--vocab-size", 300, *settings) == 0
     table = capsys.readouterr().out
-    config = PreparedData(tmp_path / "data").manifest["config"]
-    assert (config["text_field"], config["max_documents"], config["validation_fraction"]) == ("body", 50, 0.2)
-    assert "trained on this text, 300 entries" in table
-    assert PreparedData(tmp_path / "data").manifest["documents"] == 50
+    config = PreparedData(tmp_path / "data").manifest.config
+    assert (config.text_field, config.max_documents, config.validation_fraction) == ("body", 50, 0.2)
+    assert "trained on this text, 320 entries" in table
+    assert PreparedData(tmp_path / "data").manifest.documents == 50
 
 
 def test_verify(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +92,7 @@ def test_progress_says_stages_and_counts(source: Path, tmp_path: Path, capsys: p
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" in ")[0] for line in lines] == [
         "training the tokenizer ...",
-        f"training the tokenizer: {PreparedData(tmp_path / 'data').manifest['splits']['train']['documents']} documents",
+        f"training the tokenizer: {PreparedData(tmp_path / 'data').manifest.splits['train'].documents} documents",
         "tokenizing ...",
         "tokenizing: 120 documents",
     ]

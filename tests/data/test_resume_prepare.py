@@ -15,6 +15,7 @@ import pytest
 from foldrank.data import prepare as preparation
 from foldrank.data import shards, tokenizer
 from foldrank.data.config import DataConfig
+from foldrank.data.manifest import Journal
 from foldrank.data.prepare import prepare, prepared
 from foldrank.data.prepared import PreparedData
 from tests.data.texts import some_texts, write_folder
@@ -121,7 +122,7 @@ def test_interrupted_is_equal_to_undisturbed(
 def test_interrupted_during_a_commit(
     config: DataConfig, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = preparation._save, []
+    real, calls = Journal.write, []
 
     def save(*arguments: object) -> None:
         calls.append(arguments)
@@ -129,7 +130,7 @@ def test_interrupted_during_a_commit(
             raise KeyboardInterrupt
         real(*arguments)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(preparation, "_save", save)
+    monkeypatch.setattr(Journal, "write", save)
     with pytest.raises(KeyboardInterrupt):
         prepare(config, tmp_path / "out")
     assert content(prepare(config, tmp_path / "out").folder) == undisturbed

@@ -5,7 +5,6 @@ import gzip
 import json
 import lzma
 import sysconfig
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pyarrow import parquet
 from foldrank.data import corpus, files, hub
 from foldrank.data.config import DataConfig
 from foldrank.data.corpus import documents, fingerprint
+from foldrank.data.files import Tally
 from tests.data.texts import read, some_texts, write_folder
 
 TEXTS = some_texts(30)
@@ -117,10 +117,13 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     (tmp_path / "latin1.txt").write_bytes("Übergrößenträger".encode("latin-1"))
     rows: list[Any] = [{"text": TEXTS[3]}, {"text": None}, {"other": 1}, "no object", {"text": "half a pair: \ud800"}]
     (tmp_path / "rows.jsonl").write_bytes(json_lines(rows) + b'\n{"text": "cut')
-    skipped: Counter[str] = Counter()
-    found = [document.text for document in documents(DataConfig(source=str(tmp_path)), skipped)]
-    assert found == TEXTS[:4]
-    assert skipped == {"near-empty": 2, "binary": 1, "undecodable": 2, "no text": 3, "invalid JSON": 1}
+    (tmp_path / "z.txt").write_text("plain " * 1000)
+    tally = Tally()
+    found = [document.text for document in documents(DataConfig(source=str(tmp_path)), tally)]
+    assert found == [*TEXTS[:3], "bergrentrger", TEXTS[3], "half a pair: ", "plain " * 1000]
+    reasons = {"near-empty": 2, "binary": 1, "no text": 2, "no field 'text'": 1, "invalid JSON": 1}
+    assert tally.skipped == reasons
+    assert tally.lost_bytes == 4 + 1 + len('{"text": "cut')
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".txt.bz2", ".jsonl.xz", ".jsonl.zst", ".parquet"])
@@ -170,13 +173,13 @@ def test_validation_split_is_kept_out_of_training(tmp_path: Path, saved: str) ->
     else:
         parts = {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in splits.items()}
         datasets.DatasetDict(parts).save_to_disk(tmp_path / "data")  # pyright: ignore[reportCallIssue, reportArgumentType]
-    skipped: Counter[str] = Counter()
+    tally = Tally()
     config = DataConfig(source=str(tmp_path / "data"), validation_split="validation")
-    found = list(documents(config, skipped))
+    found = list(documents(config, tally))
     assert [document.text for document in found if document.split == "validation"] == splits["validation"]
     training = [document.text for document in found if document.split == "train"]
     assert training == [text for text in TEXTS if text not in splits["validation"]]
-    assert skipped == {"in the validation split": 2}
+    assert tally.skipped == {"in the validation split": 2}
 
 
 @pytest.mark.usefixtures("quiet_datasets")

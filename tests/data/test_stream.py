@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from foldrank.cli import main
 from foldrank.data.config import DataConfig
 from foldrank.data.corpus import documents
+from foldrank.data.sequences import IGNORED
 from foldrank.data.stream import PackedStream, encode, open_data
 from foldrank.data.tokenizer import Encoder
 from tests.data.texts import some_texts, write_folder
@@ -90,12 +91,13 @@ def test_validation_is_the_first_held_out_documents(config: DataConfig) -> None:
     assert len(found) == 5  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_encode_is_all_of_a_source(config: DataConfig, layout: str) -> None:
+def test_encode_is_all_of_a_source(config: DataConfig) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    found = encode(config, tokenizer, LENGTH, layout)  # pyright: ignore[reportArgumentType]
-    count = sum(len(Encoder(tokenizer)([document.text])[0]) for document in documents(config))
-    assert len(found) == (count // LENGTH if layout == "packed" else 60)
+    found = encode(config, tokenizer, LENGTH)
+    ids = [token for document in documents(config) for token in Encoder(tokenizer)([document.text])[0].tolist()]
+    labels = [token for block in found for token in block["labels"].tolist()]
+    assert labels == ids + [IGNORED] * (len(labels) - len(ids))
+    assert 0 < len(labels) - len(ids) < LENGTH
 
 
 def test_what_a_stream_cannot_do(config: DataConfig) -> None:

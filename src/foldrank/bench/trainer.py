@@ -60,7 +60,7 @@ def run(settings: Settings) -> Findings:
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(recipe.data, Path(folder) / "data")
         order = data.training(train.sequence_length, train.layout, seed=0, num_sequences=train.steps * train.batch_size)
-        vocabulary = data.manifest["vocab_size"]
+        vocabulary = data.manifest.vocab_size
 
         def bare() -> float:
             trained["bare loop"] = model = build_model(recipe, vocabulary)

@@ -6,6 +6,9 @@ from typing import Any
 
 from foldrank.commands.arguments import whole_number
 
+OF_DATA = ("text_field", "subset", "split")
+"""Options that say something of `--data`."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
@@ -15,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
     parser.add_argument("--data", metavar="SOURCE", help="a source of text, as for `foldrank prepare`: all of it")
+    parser.add_argument("--text-field", metavar="NAME", help="of --data: the field of the text in records")
+    parser.add_argument("--subset", metavar="NAME", help="of --data: configuration of a Hugging Face data set")
+    parser.add_argument("--split", metavar="NAME", help="of --data: split of a Hugging Face data set (default: train)")
     parser.add_argument(
         "--sequence-length", type=whole_number(2, 1 << 20), metavar="N", help="tokens per sequence (default: the run's)"
     )
@@ -36,6 +42,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.train.evaluate import evaluate_loss
     from foldrank.train.run_folder import find_run
 
+    of_data = {name: value for name in OF_DATA if (value := getattr(arguments, name)) is not None}
+    if of_data and arguments.data is None:
+        raise ValueError(f"--{next(iter(of_data)).replace('_', '-')} says something of --data: name that too")
     check(arguments.checkpoint)
     run = find_run(arguments.checkpoint)
     if run is None and arguments.data is None:
@@ -47,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     trained_length = None if run is None else run.read_config().recipe.train.sequence_length
     length = arguments.sequence_length or trained_length or 256
     if arguments.data is not None:
-        sequences = encode(DataConfig(source=arguments.data), tokenizer, length)
+        sequences = encode(DataConfig(source=arguments.data, **of_data), tokenizer, length)
     else:
         assert run is not None  # refused above
         sequences = run.validation(tokenizer, length)

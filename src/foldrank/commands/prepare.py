@@ -8,6 +8,7 @@ from typing import Any
 
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import setting_type
+from foldrank.data.config import DataConfig
 from foldrank.recipes.schema import Recipe, field_help
 
 NOT_HERE = ("source", "stream")
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings = _settings()
     parser.add_argument("source", metavar="SOURCE", help=settings["source"].rpartition("; or")[0])
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the prepared data")
+    parser.add_argument("--check", action="store_true", help="read a sample of every file, say what is there, and stop")
     parser.add_argument("--verify", action="store_true", help="SOURCE is a prepared folder: compare its checksums")
     for name, meaning in settings.items():
         if name not in NOT_HERE:
@@ -41,6 +43,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {f"data.{name}": vars(arguments)[name] for name in _settings() if name in vars(arguments)}
     if arguments.verify:
         return _verify(arguments, given)
+    if arguments.check:
+        return _check(Recipe().override(given | {"data.source": arguments.source}).data)
     if arguments.out is None:
         raise ValueError("--out is missing: name a new folder for the prepared data")
     config = Recipe().override(given).data
@@ -64,6 +68,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Prints a table."""
+    if "kinds" in result:
+        _show_check(result)
+        return
     from rich.table import Table
 
     from foldrank.console import console
@@ -77,11 +84,46 @@ def show(result: dict[str, Any]) -> None:
     for split, counts in result["splits"].items():
         table.add_row(split, f"{counts['documents']:,} documents, {counts['tokens']:,} tokens")
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in result["skipped"].items())
+    table.add_row("read", f"{result['bytes_read']:,} bytes, of which {result['bytes_lost']:,} were no text")
     table.add_row("left out", left_out or "nothing")
     table.add_row("size", f"{result['bytes']:,} bytes")
     if "seconds" in result:
         table.add_row("seconds", f"{result['seconds']:.1f}")
     console().print(table)
+
+
+def _check(config: DataConfig) -> dict[str, Any]:
+    from foldrank.data.corpus import sample
+
+    samples, tally = sample(config)
+    kinds: dict[str, dict[str, int]] = {}
+    for one in samples:
+        row = kinds.setdefault(one.kind or "unreadable", dict.fromkeys(COUNTS, 0))
+        for name, count in zip(COUNTS, (1, one.bytes, one.documents, one.tally.lost_bytes), strict=True):
+            row[name] += count
+    skipped = sum((one.tally.skipped for one in samples), tally.skipped)
+    problems = [f"{one.path}: {one.error}" for one in samples if one.error is not None]
+    return {"source": config.source, "kinds": kinds, "skipped": dict(sorted(skipped.items())), "problems": problems}
+
+
+COUNTS = ("files", "bytes", "documents sampled", "bytes lost")
+
+
+def _show_check(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from foldrank.console import console, one_line
+
+    out, table = console(soft_wrap=True), Table(title=result["source"], title_justify="left")
+    for name, justify in (("", "left"), *((name, "right") for name in COUNTS)):
+        table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    for kind, counts in result["kinds"].items():
+        table.add_row(kind, *(f"{count:,}" for count in counts.values()))
+    out.print(table)
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in result["skipped"].items())
+    out.print(f"left out: {left_out or 'nothing'}")
+    for problem in result["problems"][:10]:
+        out.print(one_line(f"would stop: {problem}"))
 
 
 def _verify(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
@@ -96,13 +138,15 @@ def _verify(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, A
 
 def _summary(data: Any) -> dict[str, Any]:
     manifest = data.manifest
-    splits = manifest["splits"].items()
+    splits = manifest.splits.items()
     return {
-        "source": manifest["config"]["source"],
-        "tokenizer": manifest["tokenizer"]["name"],
-        "vocab_size": manifest["vocab_size"],
-        "splits": {split: {"documents": part["documents"], "tokens": part["tokens"]} for split, part in splits},
-        "skipped": manifest["skipped"],
+        "source": manifest.config.source,
+        "tokenizer": manifest.tokenizer.name,
+        "vocab_size": manifest.vocab_size,
+        "splits": {split: {"documents": part.documents, "tokens": part.tokens} for split, part in splits},
+        "bytes_read": manifest.bytes_read,
+        "bytes_lost": manifest.bytes_lost,
+        "skipped": dict(manifest.skipped),
         "bytes": sum(file.stat().st_size for file in data.folder.rglob("*") if file.is_file()),
     }
 

@@ -47,13 +47,18 @@ class DataConfig:
     """A Hugging Face tokenizer by name or folder; None: byte-level BPE trained on this text."""
 
     vocab_size: Annotated[int, Bounds(257, 1 << 20)] = 4096
-    """Entries of the tokenizer trained here."""
+    """Entries of the tokenizer trained here, rounded up to a multiple of 64, as fast matrix products want it."""
 
     validation_fraction: float = 0.04
     """Share of the documents held out, chosen by a hash of their content."""
 
     stream: bool = False
     """Tokenize while training instead of before it: second best, docs/data.md says why."""
+
+    @property
+    def vocab_entries(self) -> int:
+        """Entries that the tokenizer trained here has."""
+        return -(-self.vocab_size // 64) * 64
 
     def __post_init__(self) -> None:
         problems = out_of_bounds(self)

@@ -1,8 +1,8 @@
 """Sources of text: each yields documents in a fixed order, already parted into training and validation."""
 
 import hashlib
+import os
 import sysconfig
-from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from foldrank.data import files, hub
 from foldrank.data.config import DataConfig, Split
+from foldrank.data.files import LONE_SURROGATE, Tally
 
 TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 """Folders of the standard library that are no part of the corpus."""
@@ -20,6 +21,9 @@ INSTALLED = {"site-packages": {".py", *PROSE}, "site-packages-prose": PROSE}
 
 MIN_CHARACTERS = 8
 """A text with less than this, white space apart, is near-empty."""
+
+SAMPLE_DOCUMENTS = 20
+"""Documents of a file that a sample reads."""
 
 CHUNK_CHARS = 1 << 14
 """Characters of the documents into which one text file alone is cut, so that a part of it can be held out."""
@@ -37,45 +41,86 @@ class Document:
     """How much of the source is read with it, 0 to 1; None where that is unknown."""
 
 
-def documents(config: DataConfig, skipped: Counter[str] | None = None) -> Generator[Document]:
+def documents(config: DataConfig, tally: Tally | None = None) -> Generator[Document]:
     """The documents of `config.source`, in an order that is always the same, read in constant memory.
 
     Args:
-        config: names the source. Files and folders whose name begins with a dot are no part of a folder of text.
-        skipped: counts what is left out, by reason: near-empty, binary, undecodable, no text, invalid JSON,
-            in the validation split.
+        config: names the source.
+        tally: counts what is read and what is left out (top of files.py); also: in the validation split.
 
     Raises:
-        ValueError: for a source that does not exist or cannot be read.
+        ValueError: for a source that does not exist or cannot be read, or of which too much is lost.
     """
-    skipped = Counter() if skipped is None else skipped
+    tally = Tally() if tally is None else tally
     held_out: set[bytes] = set()
     if config.validation_split is not None:
-        for text, digest, _ in _usable(config, config.validation_split, skipped):
+        for text, digest, _ in _usable(config, config.validation_split, tally):
             held_out.add(digest)
             yield Document(text=text, digest=digest, split="validation", fraction=0.0)
     for number, (text, digest, fraction) in enumerate(
-        islice(_usable(config, config.split or "train", skipped), config.max_documents), start=1
+        islice(_usable(config, config.split or "train", tally), config.max_documents), start=1
     ):
         if config.validation_split is None:
             # By content: a text that occurs twice falls on one side.
             is_held_out = int.from_bytes(digest[:8]) < config.validation_fraction * 2**64
             split: Split = "validation" if is_held_out else "train"
         elif digest in held_out:
-            skipped["in the validation split"] += 1
+            tally.skipped["in the validation split"] += 1
             continue
         else:
             split = "train"
         if config.max_documents is not None:
             fraction = max(fraction or 0.0, number / config.max_documents)
         yield Document(text=text, digest=digest, split=split, fraction=fraction)
+    tally.check()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """What the start of one file holds."""
+
+    path: str
+    kind: str
+    """text, records, parquet or binary."""
+    bytes: int
+    """Of the file."""
+    documents: int
+    """In the sample."""
+    tally: Tally
+    error: str | None
+    """Why it cannot be read; None where it can."""
+
+
+def sample(config: DataConfig) -> tuple[list[Sample], Tally]:
+    """Reads the first documents of every file of a source on disk, and what is left out of the folder.
+
+    Raises:
+        ValueError: for a source that does not exist, or is no file or folder of text.
+    """
+    if hub.is_data_set(config):
+        raise ValueError(f"{config.source} is a Hugging Face data set: only files and folders are checked file by file")
+    tally = Tally()
+    root, paths = _files(config, tally)
+    samples = []
+    for path in paths:
+        part, kind, count, error = Tally(), "", 0, None
+        try:
+            kind = files.kind_of(path)
+            texts = files.texts(path, config.text_field, part, alone=path == root)
+            count = sum(1 for text, _ in islice(texts, SAMPLE_DOCUMENTS) if isinstance(text, str))
+            part.check()
+        except (ValueError, OSError, EOFError) as problem:
+            error = str(problem)
+        size = path.stat().st_size
+        samples.append(Sample(path=str(path), kind=kind, bytes=size, documents=count, tally=part, error=error))
+    return samples, tally
 
 
 def fingerprint(config: DataConfig) -> bytes:
     """A hash of what local files hold; empty for a data set on the hub."""
     if hub.is_data_set(config):
         folder = Path(config.source)
-        return files.digest(_visible(folder), folder) if folder.exists() else b""
+        return files.digest(_visible(folder, Tally()), folder) if folder.exists() else b""
     root, paths = _files(config)
     return files.digest(paths, root)
 
@@ -85,36 +130,38 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "manifest.json").exists() and (folder / "tokenizer").is_dir()
 
 
-def _usable(config: DataConfig, split: str, skipped: Counter[str]) -> Iterator[tuple[str, bytes, float | None]]:
-    for text, fraction in hub.rows(config, split) if hub.is_data_set(config) else _file_texts(config, skipped):
+def _usable(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[str, bytes, float | None]]:
+    is_data_set = hub.is_data_set(config)
+    for text, fraction in hub.rows(config, split) if is_data_set else _file_texts(config, tally):
+        if is_data_set and isinstance(text, str):
+            tally.bytes += len(text)
         if not isinstance(text, str):
-            skipped["no text"] += 1
+            tally.skipped["no text"] += 1
         elif len(text.strip()) < MIN_CHARACTERS:
-            skipped["near-empty"] += 1
+            tally.skipped["near-empty"] += 1
         elif "\0" in text:
-            skipped["binary"] += 1
+            tally.skipped["binary"] += 1
         else:
-            try:
-                digest = hashlib.sha256(text.encode()).digest()
-            except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-                skipped["undecodable"] += 1
-                continue
-            yield text, digest, fraction
+            whole = LONE_SURROGATE.sub("", text)  # a data set's text may hold what is no character
+            tally.lose(Path(config.source), len(text) - len(whole))
+            tally.characters += len(whole)
+            yield whole, hashlib.sha256(whole.encode()).digest(), fraction
 
 
-def _file_texts(config: DataConfig, skipped: Counter[str]) -> Iterator[tuple[object, float]]:
-    root, paths = _files(config)
+def _file_texts(config: DataConfig, tally: Tally) -> Iterator[tuple[object, float]]:
+    root, paths = _files(config, tally)
     sizes = [path.stat().st_size for path in paths]
     before, total = 0, max(1, sum(sizes))
     for path, size in zip(paths, sizes, strict=True):
-        longest = CHUNK_CHARS if path == root else files.MAX_CHARS
-        for text, read in files.texts(path, config.text_field, skipped, longest):
+        longest, alone = CHUNK_CHARS if path == root else files.MAX_CHARS, path == root
+        for text, read in files.texts(path, config.text_field, tally, alone=alone, longest=longest):
             yield text, (before + read) / total
         before += size
 
 
-def _files(config: DataConfig) -> tuple[Path, list[Path]]:
+def _files(config: DataConfig, tally: Tally | None = None) -> tuple[Path, list[Path]]:
     """The root of a source and its files in order; a file alone is its own root."""
+    tally = Tally() if tally is None else tally
     if (config.subset, config.split, config.validation_split) != (None, None, None):
         raise ValueError(f"{config.source!r} is no Hugging Face data set, and only those have subset and split")
     if config.source == "stdlib":
@@ -122,23 +169,39 @@ def _files(config: DataConfig) -> tuple[Path, list[Path]]:
         return root, sorted(path for path in root.rglob("*.py") if not TEST_FOLDERS & set(path.relative_to(root).parts))
     if config.source in INSTALLED:
         root = Path(sysconfig.get_path("purelib"))
-        return root, [path for path in _visible(root) if (path.suffix or path.name) in INSTALLED[config.source]]
+        return root, [path for path in _visible(root, tally) if (path.suffix or path.name) in INSTALLED[config.source]]
     path = Path(config.source)
     if is_prepared(path):
         raise ValueError(f"{config.source} holds prepared data, which is tokens, where text is needed")
     if path.is_file():
         return path, [path]
     if path.is_dir():
-        return path, _visible(path)
+        return path, _visible(path, tally)
     raise ValueError(
         f"no such corpus: {config.source!r} is neither 'stdlib' nor 'site-packages' (or 'site-packages-prose') nor a "
         "file or folder, nor does it look like a Hugging Face data set (owner/name)"
     )
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def _visible(folder: Path, tally: Tally) -> list[Path]:
+    """The files below a folder in the order of their names: links are followed, and each file is there once."""
+    found, seen = [], {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in list(folders):
+            real = os.path.realpath(os.path.join(parent, name))
+            if name.startswith(".") or real in seen:
+                folders.remove(name)
+                tally.skipped["link to a folder that is read already"] += not name.startswith(".")
+            seen.add(real)
+        for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
+            real = os.path.realpath(path)
+            if not path.is_file():
+                tally.skipped["link that leads nowhere" if path.is_symlink() else "no regular file"] += 1
+            elif real in seen:
+                tally.skipped["link to a file that is read already"] += 1
+            else:
+                found.append(path)
+                seen.add(real)
+    tally.skipped = +tally.skipped
+    return sorted(found)

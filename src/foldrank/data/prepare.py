@@ -11,10 +11,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,19 @@ from transformers import PreTrainedTokenizerBase
 from foldrank.atomic import sync
 from foldrank.data.config import DataConfig, Split
 from foldrank.data.corpus import Document, documents, fingerprint, is_prepared
-from foldrank.data.prepared import FORMAT, PreparedData
+from foldrank.data.files import Tally
+from foldrank.data.manifest import FORMAT, JOURNAL, Journal, Manifest, Shard, SplitFiles, TokenizerFiles
+from foldrank.data.prepared import PreparedData
 from foldrank.data.shards import ShardWriter
-from foldrank.data.tokenizer import Encoder, encoded, end_token, load_tokenizer, pad_token, train_tokenizer
+from foldrank.data.tokenizer import (
+    Encoder,
+    encoded,
+    end_token,
+    largest_id,
+    load_tokenizer,
+    pad_token,
+    train_tokenizer,
+)
 from foldrank.provenance import sha256_of_file
 
 COMMIT_CHARACTERS = 1 << 24
@@ -34,6 +43,9 @@ COMMIT_CHARACTERS = 1 << 24
 
 TRAINING_CHARACTERS = 1 << 28
 """Text of which a tokenizer is trained, from the beginning of the training documents."""
+
+CHARS_PER_TOKEN = 200
+"""Of text, at most; a token of common tokenizers stands for three to five."""
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "vocab*", "merges*", "*.model")
 """Of a folder with a tokenizer, what makes the tokenizer."""
@@ -93,7 +105,7 @@ def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None)
             if not _is_finished(work, config):
                 _write(config, work, progress)
         except BaseException as error:
-            if not _journal(work).get("documents"):
+            if (journal := Journal.read(work)) is None or not journal.documents:
                 shutil.rmtree(work, ignore_errors=True)
             elif isinstance(error, OSError):
                 raise OSError(f"{error}. What is done is kept in {work}: the same command goes on there") from error
@@ -111,19 +123,19 @@ def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None)
 
 def _is_ours(work: Path) -> bool:
     """Whether an unfinished folder may be gone on with, or is not there."""
-    return not os.path.lexists(work) or bool(_journal(work)) or _manifest_config(work) is not None
+    known = Journal.read(work) is not None or _manifest_config(work) is not None
+    return known or not os.path.lexists(work)
 
 
 def _is_finished(work: Path, config: DataConfig) -> bool:
     """Whether it only waits for its name, which something else had."""
-    return not _journal(work) and _manifest_config(work) == asdict(config)
+    return Journal.read(work) is None and _manifest_config(work) == config
 
 
-def _manifest_config(work: Path) -> dict[str, Any] | None:
+def _manifest_config(work: Path) -> DataConfig | None:
     try:
-        manifest = json.loads((work / "manifest.json").read_text())
-        return manifest["config"] if manifest["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return Manifest.read(work).config
+    except ValueError:
         return None
 
 
@@ -160,60 +172,70 @@ def _write(config: DataConfig, work: Path, progress: Progress) -> None:
     journal = _begin(config, work)
     tokenizer = _tokenizer(config, work, progress)
     encoder = Encoder(tokenizer)
-    skipped: Counter[str] = Counter()
+    tally = Tally()
     with (
-        ShardWriter(work, "train", encoder.dtype, journal["shards"]["train"]) as train,
-        ShardWriter(work, "validation", encoder.dtype, journal["shards"]["validation"]) as validation,
-        closing(documents(config, skipped)) as stream,
+        ShardWriter(work, "train", encoder.dtype, journal.shards["train"]) as train,
+        ShardWriter(work, "validation", encoder.dtype, journal.shards["validation"]) as validation,
+        closing(documents(config, tally)) as stream,
     ):
         writers: dict[Split, ShardWriter] = {"train": train, "validation": validation}
         text = _skip(stream, journal, work, progress)
         done = _tokenize(stream, encoder, writers, journal, text, work, progress)
         for writer in writers.values():
             writer.close()
-        shards = {split: writer.state() for split, writer in writers.items()}
+        shards: dict[Split, list[Shard]] = {split: writer.state() for split, writer in writers.items()}
     for split, parts in shards.items():
         if not parts:
-            raise _no_text(config, split, done, skipped)
-    manifest = {
-        "format": FORMAT,
-        "config": asdict(config),
-        "tokenizer": {
-            "name": config.tokenizer,
-            "files": {file.name: sha256_of_file(file) for file in sorted((work / "tokenizer").iterdir())},
-        },
-        "vocab_size": len(tokenizer),
-        "end_token": encoder.end,
-        "pad_token": pad_token(tokenizer),
-        "dtype": encoder.dtype.str,
-        "documents": done,
-        "skipped": dict(sorted(skipped.items())),
-        "text_sha256": text.hexdigest(),
-        "splits": {
-            split: {
-                "documents": sum(shard["documents"] for shard in parts),
-                "tokens": sum(shard["tokens"] for shard in parts),
-                "shards": parts,
-            }
-            for split, parts in shards.items()
-        },
-    }
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    (work / "journal.json").unlink()
+            raise _no_text(config, split, done, tally)
+    splits: dict[Split, SplitFiles] = {split: _split_files(parts) for split, parts in shards.items()}
+    _check_encoding(tokenizer, done, sum(part.tokens for part in splits.values()), tally)
+    manifest = Manifest(
+        config=config,
+        tokenizer=TokenizerFiles(
+            name=config.tokenizer,
+            files={file.name: sha256_of_file(file) or "" for file in sorted((work / "tokenizer").iterdir())},
+        ),
+        vocab_size=largest_id(tokenizer) + 1,
+        end_token=encoder.end,
+        pad_token=pad_token(tokenizer),
+        dtype="<u2" if encoder.dtype.itemsize == 2 else "<u4",
+        documents=done,
+        bytes_read=tally.bytes,
+        bytes_lost=tally.lost_bytes,
+        skipped=dict(sorted(tally.skipped.items())),
+        text_sha256=text.hexdigest(),
+        splits=splits,
+    )
+    manifest.write(work)
+    (work / JOURNAL).unlink()
     progress("tokenizing", done, 1.0)
+
+
+def _split_files(shards: list[Shard]) -> SplitFiles:
+    documents, tokens = sum(shard.documents for shard in shards), sum(shard.tokens for shard in shards)
+    return SplitFiles(documents=documents, tokens=tokens, shards=tuple(shards))
+
+
+def _check_encoding(tokenizer: PreTrainedTokenizerBase, documents: int, tokens: int, tally: Tally) -> None:
+    """Refuses text of which the tokenizer knows next to nothing; each document has an end token in any case."""
+    if CHARS_PER_TOKEN * (tokens - documents) < tally.characters:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path} makes {tokens - documents:,} tokens of {tally.characters:,} "
+            "characters: it drops what it does not know; take one that was made for this text"
+        )
 
 
 def _tokenize(
     stream: Iterator[Document],
     encoder: Encoder,
     writers: dict[Split, ShardWriter],
-    journal: dict[str, Any],
+    journal: Journal,
     text: Any,
     work: Path,
     progress: Progress,
 ) -> int:
     """Writes the documents that are left, with an entry of the journal now and then; returns how many there are."""
-    done, uncommitted = journal["documents"], 0
+    done, uncommitted = journal.documents, 0
     with closing(encoded(stream, encoder)) as batches:
         for batch in batches:
             for document, ids in batch:
@@ -223,43 +245,38 @@ def _tokenize(
             done, fraction = done + len(batch), batch[-1][0].fraction
             if uncommitted >= COMMIT_CHARACTERS:
                 state = {split: writer.state() for split, writer in writers.items()}
-                _save({**journal, "documents": done, "text_sha256": text.hexdigest(), "shards": state}, work)
+                replace(journal, documents=done, text_sha256=text.hexdigest(), shards=state).write(work)
                 uncommitted = 0
             progress("tokenizing", done, fraction and min(fraction, 0.999))
     return done
 
 
-def _begin(config: DataConfig, work: Path) -> dict[str, Any]:
-    journal = _journal(work)
-    if journal.get("documents") and (journal["format"], journal["config"]) != (FORMAT, asdict(config)):
+def _begin(config: DataConfig, work: Path) -> Journal:
+    journal, settings = Journal.read(work), asdict(config)
+    if journal is not None and (journal.format, journal.config) == (FORMAT, settings):
+        return journal
+    if journal is not None and journal.documents:
         raise ValueError(f"{work} holds a preparation begun with other settings: delete it or choose another folder")
-    if (journal.get("format"), journal.get("config")) != (FORMAT, asdict(config)):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        journal = {
-            "format": FORMAT,
-            "config": asdict(config),
-            "documents": 0,
-            "text_sha256": "",
-            "shards": {"train": [], "validation": []},
-        }
-        _save(journal, work)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    journal = Journal(config=settings)
+    journal.write(work)
     return journal
 
 
-def _skip(stream: Iterator[Document], journal: dict[str, Any], work: Path, progress: Progress) -> Any:
+def _skip(stream: Iterator[Document], journal: Journal, work: Path, progress: Progress) -> Any:
     """Passes over the documents that are done; returns the running hash of all documents."""
     text = hashlib.sha256()
-    for number in range(journal["documents"]):
+    for number in range(journal.documents):
         document = next(stream, None)
         if document is not None:
             text.update(document.digest)
             if number % 1000 == 0:
                 progress("finding the place to go on", number, document.fraction)
-    if journal["documents"]:
-        if text.hexdigest() != journal["text_sha256"]:
+    if journal.documents:
+        if text.hexdigest() != journal.text_sha256:
             raise ValueError(f"the text has changed since {work} was begun: delete that folder and begin again")
-        progress("finding the place to go on", journal["documents"], 1.0)
+        progress("finding the place to go on", journal.documents, 1.0)
     return text
 
 
@@ -271,7 +288,7 @@ def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrained
         tokenizer = load_tokenizer(config.tokenizer)
         end_token(tokenizer)  # refused while it still has the name that the user knows
     else:
-        tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_size)
+        tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_entries)
     try:
         tokenizer.save_pretrained(work / "tokenizer.saving")
     except Exception as error:  # the tokenizers library says nothing more exact, of a full disk for one
@@ -283,8 +300,8 @@ def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrained
 
 def _training_texts(config: DataConfig, progress: Progress) -> Iterator[str]:
     read = done = 0
-    skipped: Counter[str] = Counter()
-    for document in documents(config, skipped):
+    tally = Tally()
+    for document in documents(config, tally):
         if document.split == "train":
             yield document.text
             read, done = read + len(document.text), done + 1
@@ -294,36 +311,20 @@ def _training_texts(config: DataConfig, progress: Progress) -> Iterator[str]:
             if read >= TRAINING_CHARACTERS:
                 break
     if not done:
-        raise _no_text(config, "train", 0, skipped)
+        raise _no_text(config, "train", 0, tally)
     progress("training the tokenizer", done, 1.0)
 
 
-def _no_text(config: DataConfig, split: str, done: int, skipped: Counter[str]) -> ValueError:
-    left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+def _no_text(config: DataConfig, split: str, done: int, tally: Tally) -> ValueError:
+    left_out = ", ".join(f"{count} {reason}" for reason, count in tally.skipped.items())
     return ValueError(
-        f"{config.source}: no text for the {split} split ({done} documents; left out: {left_out or 'none'}); give more "
-        "text or another validation share"
+        f"no text for the {split} split ({done} documents; left out: {left_out or 'none'}) in {config.source}: give "
+        "more text, or another validation_fraction"
     )
 
 
-def _journal(work: Path) -> dict[str, Any]:
-    try:
-        return json.loads((work / "journal.json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _save(journal: dict[str, Any], work: Path) -> None:
-    new = work / "journal.new"
-    with new.open("w") as file:
-        json.dump(journal, file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(work / "journal.json")
-
-
 def _refuse_existing(out: Path) -> None:
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{out} exists: choose another folder or delete it")
 
 

@@ -1,8 +1,7 @@
 """A folder of prepared data, read: memory-mapped tokens, their tokenizer, their checksums."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,13 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from foldrank.data.config import Layout, Split
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
+from foldrank.data.manifest import MANIFEST, Manifest, Shard
 from foldrank.data.sequences import SequenceDataset, ShuffledDataset, layout_of
-from foldrank.data.shards import DOCUMENT_OFFSETS, Shard
+from foldrank.data.shards import DOCUMENT_OFFSETS
 from foldrank.data.tokenizer import load_tokenizer
 from foldrank.provenance import sha256_of_file
-
-FORMAT = 2
-"""Version of the folder's layout; part of every key."""
 
 
 class PreparedData:
@@ -29,13 +26,10 @@ class PreparedData:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no prepared data: {error}") from error
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"{folder} was prepared by another version of foldrank: prepare it again")
-        self.dtype = np.dtype(self.manifest["dtype"])
+        if not (folder / MANIFEST).is_file():
+            raise ValueError(f"{folder} holds no prepared data: it has no {MANIFEST}")
+        self.manifest = Manifest.read(folder)
+        self.dtype = np.dtype(self.manifest.dtype)
         for split in ("train", "validation"):
             for shard in self._shards(split):
                 for name, size in (
@@ -52,11 +46,11 @@ class PreparedData:
 
     def tokens(self, split: Split) -> int:
         """Number of tokens in a split, an end token for each document included."""
-        return self.manifest["splits"][split]["tokens"]
+        return self.manifest.splits[split].tokens
 
     def text_sha256(self) -> str:
         """A hash of all text that was read, in its order."""
-        return self.manifest["text_sha256"]
+        return self.manifest.text_sha256
 
     def identity(self) -> DataIdentity:
         """What a run that trains on this was trained on."""
@@ -81,8 +75,8 @@ class PreparedData:
             [np.memmap(self.folder / shard.file, dtype=self.dtype, mode="r") for shard in shards],
             [np.memmap(self.folder / shard.index, dtype=DOCUMENT_OFFSETS, mode="r") for shard in shards],
             sequence_length,
-            end_token=self.manifest["end_token"],
-            pad_token=self.manifest["pad_token"],
+            end_token=self.manifest.end_token,
+            pad_token=self.manifest.pad_token,
         )
 
     def training(self, sequence_length: int, layout: Layout, *, seed: int, num_sequences: int) -> ShuffledDataset:
@@ -109,7 +103,7 @@ class PreparedData:
         Raises:
             ValueError: naming the files that are altered or missing.
         """
-        expected = {f"tokenizer/{name}": sha256 for name, sha256 in self.manifest["tokenizer"]["files"].items()}
+        expected = {f"tokenizer/{name}": sha256 for name, sha256 in self.manifest.tokenizer.files.items()}
         for split in ("train", "validation"):
             for shard in self._shards(split):
                 expected |= {shard.file: shard.sha256, shard.index: shard.index_sha256}
@@ -117,5 +111,5 @@ class PreparedData:
         if wrong:
             raise ValueError(f"{self.folder}: {', '.join(wrong)} not as prepared: delete the folder and prepare again")
 
-    def _shards(self, split: Split) -> list[Shard]:
-        return [Shard(**shard) for shard in self.manifest["splits"][split]["shards"]]
+    def _shards(self, split: Split) -> Sequence[Shard]:
+        return self.manifest.splits[split].shards

@@ -105,6 +105,29 @@ class PackedBlocks(SequenceDataset):
         return out
 
 
+class PackedText(PackedBlocks):
+    """All of a text for an evaluation: its last block, shorter than the others, is filled up, out of the loss."""
+
+    def __init__(self, shards: list[np.ndarray], sequence_length: int, pad_token: int) -> None:
+        self.pad_token = pad_token
+        super().__init__(shards, sequence_length)
+
+    def __len__(self) -> int:
+        blocks, rest = divmod(int(self.shard_offsets[-1]), self.sequence_length)
+        return blocks + (rest > 1)  # of one token nothing is predicted
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = index * self.sequence_length
+        length = min(self.sequence_length, int(self.shard_offsets[-1]) - start)
+        ids = torch.full((self.sequence_length,), self.pad_token)
+        ids[:length] = torch.from_numpy(self._read(start, length))
+        labels = ids.clone()
+        labels[length:] = IGNORED
+        return {"input_ids": ids, "labels": labels}
+
+
 class PaddedDocuments(SequenceDataset):
     """One document a sequence, as in the published protocol.
 

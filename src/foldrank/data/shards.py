@@ -2,33 +2,21 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from foldrank.data.config import Split
+from foldrank.data.manifest import Shard
 
 SHARD_TOKENS = 1 << 26
 """Tokens after which a shard is closed, at the end of a document."""
 
 DOCUMENT_OFFSETS = np.dtype("<u4")
 """How a shard's index keeps the position after each document's last token."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """A file of token ids and its index."""
-
-    tokens: int
-    documents: int
-    file: str
-    sha256: str
-    index: str
-    """File with the ends of the documents."""
-    index_sha256: str
 
 
 class ShardWriter:
@@ -44,9 +32,9 @@ class ShardWriter:
         ValueError: for files that are not as `done` says.
     """
 
-    def __init__(self, folder: Path, split: Split, dtype: np.dtype, done: list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, folder: Path, split: Split, dtype: np.dtype, done: Sequence[Shard] = ()) -> None:
         self.folder, self.split, self.dtype = folder, split, dtype
-        self._closed = [Shard(**shard) for shard in done or []]
+        self._closed = list(done)
         self._shard = Shard(tokens=0, documents=0, file="", sha256="", index="", index_sha256="")
         self._tokens: _Growing | None = None
         self._offsets: _Growing | None = None
@@ -78,12 +66,12 @@ class ShardWriter:
         if tokens >= SHARD_TOKENS:
             self.close()
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[Shard]:
         """The shards so far, all of them safely on the disk."""
         shards = list(self._closed)
         if self._tokens is not None and self._offsets is not None:
             shards.append(replace(self._shard, sha256=self._tokens.sync(), index_sha256=self._offsets.sync()))
-        return [asdict(shard) for shard in shards]
+        return shards
 
     def close(self) -> None:
         """Ends the last shard."""

@@ -19,19 +19,21 @@ from foldrank.data.corpus import INSTALLED, Document, documents, is_prepared
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import Progress, prepared
 from foldrank.data.prepared import PreparedData
-from foldrank.data.sequences import SequenceDataset, layout_of
+from foldrank.data.sequences import PackedText, SequenceDataset, layout_of
 from foldrank.data.tokenizer import Encoder, encoded, load_tokenizer, pad_token
 
 
-def encode(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int, layout: Layout = "packed"
-) -> SequenceDataset:
-    """All of a source's text as sequences in memory, for an evaluation.
+def encode(config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> SequenceDataset:
+    """All of a source's text as packed sequences in memory, for an evaluation; the last one is filled up.
 
     Raises:
-        ValueError: for a source without text, or too short.
+        ValueError: for a source without text.
     """
-    return _in_memory(documents(config), config, tokenizer, sequence_length, layout)
+    encoder = Encoder(tokenizer)
+    parts = [ids for batch in encoded(documents(config), encoder) for _, ids in batch]
+    if not parts:
+        raise ValueError(f"{config.source} holds no text")
+    return PackedText([np.concatenate(parts)], sequence_length, pad_token(tokenizer))
 
 
 def open_data(config: DataConfig, progress: Progress = lambda *_: None) -> "PreparedData | StreamedData":

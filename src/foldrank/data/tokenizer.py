@@ -15,9 +15,17 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from foldrank.data.corpus import Document
+from foldrank.data.manifest import MAX_ID
+from foldrank.data.tokenizer_files import check_tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
-"""Joins documents; also begins and ends a text, and pads."""
+"""Joins documents; also begins and ends a text."""
+
+PADDING = "<|pad|>"
+"""Fills sequences up, in fine-tuning as well, where the end of a text must count."""
+
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end_of_turn|>")
+"""Reserved, so that a chat template finds tokens of its own."""
 
 BATCH_CHARACTERS = 1 << 20
 """Text handed to the tokenizer at a time: enough for every core, little in memory (some 40 bytes a character)."""
@@ -31,20 +39,22 @@ PREFETCH = 2
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with `vocab_size` entries, of which 256 are bytes and one is the end of a text.
+    """A byte-level BPE tokenizer with `vocab_size` entries: 256 bytes, the special tokens, and what the text yields.
 
     Raises:
-        ValueError: for a vocabulary smaller than the bytes, or text too short for one as large.
+        ValueError: for a vocabulary smaller than the bytes and special tokens, or text too short for one as large.
     """
     alphabet = ByteLevel.alphabet()
-    if vocab_size < len(alphabet) + 1:
-        raise ValueError(f"vocab_size must be at least {len(alphabet) + 1} (all bytes and the end), got {vocab_size}")
+    special = [END_OF_TEXT, PADDING, *ROLES]
+    if vocab_size < len(alphabet) + len(special):
+        least = len(alphabet) + len(special)
+        raise ValueError(f"vocab_size must be at least {least} (all bytes and special tokens), got {vocab_size}")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.train_from_iterator(
         map(_cut_long_words, texts),
-        BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False),
+        BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     if tokenizer.get_vocab_size() < vocab_size:
         raise ValueError(
@@ -54,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
+        pad_token=PADDING,
         clean_up_tokenization_spaces=False,
     )
 
@@ -67,17 +77,55 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """A Hugging Face tokenizer by name or folder. No code that lies beside it is run, and nothing is asked.
 
     Raises:
-        ValueError: where it cannot be loaded.
+        ValueError: where it cannot be loaded, naming the file that is wrong where one is.
     """
+    if Path(name).is_dir():
+        check_tokenizer_files(Path(name))
+    try:
+        tokenizer = _loaded(name)
+        largest_id(tokenizer)
+    except ValueError:
+        raise
+    except Exception as error:  # of a class whose methods take what they find
+        raise ValueError(f"the tokenizer {str(name)!r} does not work: {' '.join(str(error).split())}") from error
+    return tokenizer
+
+
+def _loaded(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as first:  # the libraries raise what they like
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as first:  # the libraries raise what they like, among it panics that are no Exception
         try:
             # A checkpoint's config may name code of its own, which our tokenizers do not need.
             return PreTrainedTokenizerFast.from_pretrained(name)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
             line = " ".join(str(first).split())
             raise ValueError(f"the tokenizer {str(name)!r} cannot be loaded: {line[:200]}") from first
+
+
+def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id of its tokens, special ones included; there may be holes below it.
+
+    Raises:
+        ValueError: for ids that are no such numbers.
+    """
+    ids = tokenizer.get_vocab().values()
+    if not ids or not all(isinstance(token, int) and 0 <= token < MAX_ID for token in ids):
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has ids that are not between 0 and {MAX_ID}")
+    return max(ids)
+
+
+def embedding_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Entries that an embedding needs for any text: one more than the largest id of a token that is not special, and
+    of those special ones that we use. Others may lie beyond it: t5-base has 32,000 tokens and 100 of these.
+    """
+    ids = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
+    used = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return 1 + max(*ids, *(token for token in used if isinstance(token, int)))
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -105,12 +153,15 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.end = end_token(tokenizer)
-        self.dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
+        self.dtype = np.dtype("<u2" if largest_id(tokenizer) < 1 << 16 else "<u4")
         self._slow = tokenizer
         self._fast = _plain(tokenizer.backend_tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        return [np.asarray([*ids, self.end], dtype=self.dtype) for ids in self._ids(texts)]
+        try:
+            return [np.asarray([*ids, self.end], dtype=self.dtype) for ids in self._ids(texts)]
+        except Exception as error:  # the library raises nothing more special
+            raise ValueError(f"the tokenizer {self._slow.name_or_path} fails on this text: {error}") from error
 
     def _ids(self, texts: list[str]) -> Iterable[list[int]]:
         if self._fast is not None:  # releases the GIL and uses every core

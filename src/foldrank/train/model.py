@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from foldrank.core.anchored_decay import check_foldable_at_start
 from foldrank.core.inventory import count_parameters
 from foldrank.data.config import DataConfig
+from foldrank.data.tokenizer import embedding_size, largest_id
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
 from foldrank.recipes.schema import Recipe, TrainConfig
 from foldrank.structured import parse_json, to_json
@@ -44,7 +45,7 @@ def check_recipe(recipe: Recipe) -> None:
         ValueError: saying what does not fit.
     """
     # The vocabulary matters to none of this.
-    model = meta_model(recipe, recipe.model.vocab_size or recipe.data.vocab_size)
+    model = meta_model(recipe, recipe.model.vocab_size or recipe.data.vocab_entries)
     checkpoint_activations_(model, recipe.train.activation_checkpointing)
     if recipe.train.fold_at_start:
         check_foldable_at_start(model)
@@ -66,14 +67,11 @@ def resolve_vocab_size(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None
                 f"the vocabulary of the tokenizer {recipe.data.tokenizer} is unknown before it is read: give its size "
                 "with --model.vocab_size"
             )
-        return named or recipe.data.vocab_size
-    # Special tokens that no text holds may lie beyond it: t5-base has 32,000 tokens and 100 of these.
-    ids = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
-    end_tokens: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    needed = 1 + max(*ids, *(token for token in end_tokens if token is not None))
+        return named or recipe.data.vocab_entries
+    needed = embedding_size(tokenizer)
     if named is not None and named < needed:
         raise ValueError(f"model.vocab_size {named} is too small for this tokenizer, whose tokens count {needed}")
-    return named or len(tokenizer)
+    return named or largest_id(tokenizer) + 1
 
 
 def meta_model(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:

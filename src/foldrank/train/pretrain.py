@@ -86,7 +86,7 @@ def pretrain(
         # Refuse what cannot work, before anything slow begins and before anything is made or deleted.
         check_recipe(recipe)
         if processes.num_processes == 1:
-            vocab_size = recipe.model.vocab_size or recipe.data.vocab_size
+            vocab_size = recipe.model.vocab_size or recipe.data.vocab_entries
             check_memory(recipe, device_memory(str(processes.device)), vocab_size=vocab_size)
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:

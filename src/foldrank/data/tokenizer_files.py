@@ -1,0 +1,72 @@
+"""The door for tokenizers of others: what their files say is checked before a library builds anything of it.
+
+Libraries take an id of a billion for a size, and end in an abort.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from foldrank.data.manifest import MAX_ID
+from foldrank.structured import read_json_table
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+MAX_VOCAB_BYTES = 1 << 27
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Refuses a tokenizer whose files hold what no tokenizer has.
+
+    Raises:
+        ValueError: naming the file and the field.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            _check_settings(folder / name, read_json_table(folder / name, MAX_VOCAB_BYTES))
+    for name in ("vocab.json", "added_tokens.json"):
+        if (folder / name).exists():
+            _check_ids(folder / name, read_json_table(folder / name, MAX_VOCAB_BYTES))
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return
+    values = read_json_table(file, MAX_VOCAB_BYTES)
+    model, added = values.get("model"), values.get("added_tokens", [])
+    _expect(isinstance(model, dict), file, "model", model)
+    assert isinstance(model, dict)
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        _check_ids(file, vocabulary)
+    else:  # Unigram: tokens with their scores, an id each by its place
+        is_list = isinstance(vocabulary, list) and 0 < len(vocabulary) <= MAX_ID
+        _expect(is_list and all(isinstance(entry, list) for entry in vocabulary or ()), file, "model.vocab", vocabulary)
+    _expect(isinstance(added, list), file, "added_tokens", added)
+    for token in added:
+        _expect(isinstance(token, dict) and _is_id(token.get("id")), file, "added_tokens", token)
+
+
+def _check_settings(file: Path, settings: dict[str, Any]) -> None:
+    for name in SPECIAL:
+        _expect(isinstance(settings.get(name), str | dict | None), file, name, settings.get(name))
+    length = settings.get("model_max_length")
+    _expect(length is None or (isinstance(length, int | float) and length > 0), file, "model_max_length", length)
+    kind = settings.get("tokenizer_class")
+    _expect(isinstance(kind, str | None), file, "tokenizer_class", kind)
+    added = settings.get("added_tokens_decoder") or {}
+    _expect(isinstance(added, dict), file, "added_tokens_decoder", added)
+    for number in added:
+        _expect(str(number).isdecimal() and _is_id(int(str(number)[:20])), file, "added_tokens_decoder", number)
+
+
+def _check_ids(file: Path, vocabulary: dict[str, Any]) -> None:
+    for token, number in vocabulary.items():
+        _expect(_is_id(number), file, f"the id of {token!r}", number)
+    _expect(len(set(vocabulary.values())) == len(vocabulary), file, "ids", "one that two tokens have")
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_ID
+
+
+def _expect(holds: bool, file: Path, field: str, value: Any) -> None:
+    if not holds:
+        raise ValueError(f"{file} is no file of a tokenizer: {field} is {str(value)[:80]!r}")
