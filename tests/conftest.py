@@ -35,7 +35,7 @@ RECIPE = """\
 base: demo
 model: {hidden_size: 32, intermediate_size: 50, num_layers: 2, num_heads: 2}
 low_rank: {rank: 7}
-data: {source: CORPUS, vocab_size: 300, validation_fraction: 0.2}
+data: {source: CORPUS, vocab_size: 320, validation_fraction: 0.2}
 train: {steps: 12, batch_size: 4, sequence_length: 32, eval_every: 5, eval_tokens: 1200}
 sample_prompt: bar
 """

@@ -34,5 +34,5 @@ def one_line(text: object, limit: int = MAX_MESSAGE) -> str:
     )
     if len(line) <= limit:
         return line
-    end = limit // 3
+    end = limit // 2
     return f"{line[: limit - end - 5]} ... {line[-end:]}"

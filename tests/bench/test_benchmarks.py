@@ -156,7 +156,7 @@ def test_mfu_is_the_share_of_the_peak(foldrank: Foldrank, recipe_file: Path) -> 
     options = ("--methods", "cola", "cola-dlr", "--peak-flops", 1e12)
     figures = measured(foldrank, "step", recipe_file, *options)["cases"]["step"]["cola-dlr"]
     recipe = Settings(benchmark="step", recipe=str(recipe_file), layers=1).recipe_of("cola-dlr")
-    flops = training_flops(recipe, vocab_size=300).total
+    flops = training_flops(recipe, vocab_size=320).total
     assert figures["flops_per_token"] == flops
     assert figures["mfu"] == pytest.approx(flops * 4 * 32 / figures["seconds"] / 1e12)
 
@@ -168,7 +168,7 @@ def test_runs_in_bfloat16(foldrank: Foldrank, recipe_file: Path, name: str) -> N
     assert found["gates"]
     for figures in next(iter(found["cases"].values())).values():
         if name == "decode":  # the weights themselves
-            assert figures["bytes_read"] == 2 * (figures["parameters"] - 300 * 32)
+            assert figures["bytes_read"] == 2 * (figures["parameters"] - 320 * 32)
 
 
 def test_the_chunked_loss_is_gated_and_holds_no_logits(foldrank: Foldrank, recipe_file: Path) -> None:
@@ -220,7 +220,7 @@ def test_decoding_is_greedy_and_reads_all_weights_but_the_embedding(recipe_file:
             expected = model(input_ids=tokens[:, :length]).logits[:, -1].argmax(-1)
             assert torch.equal(tokens[:, length], expected)
     weights = dict(model.named_parameters())
-    assert bytes_read(model) == 4 * (sum(w.numel() for w in weights.values()) - 300 * 32)
+    assert bytes_read(model) == 4 * (sum(w.numel() for w in weights.values()) - 320 * 32)
 
 
 def test_ways_that_compute_something_else_are_not_timed(recipe_file: Path) -> None:

@@ -37,7 +37,7 @@ ANYWHERE = [
     (("pretrain", "demo", "--low_rank.exclude", "[nothing]"), "exclude: 'nothing' matches no linear layer"),
     (("pretrain", "demo", "--low_rank.residual.scope", "[nothing]"), "residual.scope: 'nothing' matches no"),
     (("pretrain", "demo", "--data.source", "nowhere"), "no such corpus: 'nowhere'"),
-    (("pretrain", "demo", "--data.source", "no_text"), "no_text.* no text"),
+    (("pretrain", "demo", "--data.source", "no_text"), "no text .*no_text"),
     (("pretrain", "demo", "--data.source", "short.txt"), "short"),
     (("pretrain", "demo", "--data.tokenizer", "nowhere"), "tokenizer.*nowhere|nowhere.*tokenizer"),
     (("pretrain", "demo", "--data.vocab_size", "3"), "vocab_size must be at least 257, got 3"),
@@ -190,7 +190,6 @@ def test_a_checkpoint_of_another_kind(foldrank: Foldrank, place: Path, command: 
         (("evaluate", "folded", "--data", "nowhere"), "no such corpus: 'nowhere'"),
         (("evaluate", "folded", "--data", "no_text"), "no_text holds no text"),
         (("evaluate", "folded", "--data", "short.txt"), "short.txt holds no text"),
-        (("evaluate", "folded", "--data", "brief.txt"), "tokens holds no sequence of 256"),
         (("evaluate", "folded", "--data", "short.txt", "--batch-size", "0"), "--batch-size: must be at least 1, got 0"),
         (
             ("evaluate", "folded", "--data", "short.txt", "--sequence-length", "0"),

@@ -102,7 +102,7 @@ def test_a_document_keeps_its_side_when_others_come(corpus: Path, tmp_path: Path
 
 
 def test_the_tokenizer_never_saw_the_validation_split(data: PreparedData) -> None:
-    expected = train_tokenizer(texts(data, "train"), 320)
+    expected = train_tokenizer(texts(data, "train"), 300)
     assert data.tokenizer().get_vocab() == expected.get_vocab()
 
 
@@ -149,7 +149,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, variable: str, valu
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"vocab_size": 20_000}, "too short for a vocabulary of 20032"),
+        ({"vocab_size": 20_000}, "too short for a vocabulary of 20000"),
         ({"validation_fraction": 1e-9}, "no text for the validation split"),
         ({"validation_fraction": 1 - 1e-9}, "too short|no text"),
         ({"source": "nowhere"}, "no such corpus: 'nowhere' is neither"),

@@ -29,7 +29,11 @@ def test_any_text_comes_back(text: str) -> None:
 
 def test_it_is_as_large_as_asked_and_learned_from_the_text() -> None:
     tokenizer = train_tokenizer(TEXTS, 290)
-    assert len(tokenizer) == 290
+    assert len(tokenizer) == 320
+    reserved = [token for token in tokenizer.get_vocab() if token.startswith("<|reserved_")]
+    assert len(reserved) == 30
+    assert tokenizer.pad_token == "<|pad|>"
+    assert {"<|system|>", "<|user|>", "<|assistant|>", "<|end_of_turn|>"} <= {*tokenizer.get_vocab()}
     assert len(tokenizer("function(argument)", add_special_tokens=False).input_ids) < 10
     assert tokenizer.eos_token == tokenizer.bos_token == END_OF_TEXT != tokenizer.pad_token
     assert tokenizer.eos_token_id == 0

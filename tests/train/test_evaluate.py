@@ -145,10 +145,10 @@ def test_first(count: int | None, length: int) -> None:
 
 @pytest.fixture(scope="module")
 def speaker() -> tuple[PreTrainedModel, Any]:
-    tokenizer = train_tokenizer(["some text"], 257)
+    tokenizer = train_tokenizer(["some text"], 262)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=257, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+        vocab_size=262, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
     )
     return LlamaForCausalLM(config).eval(), tokenizer
 

@@ -224,8 +224,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    command = ["pretrain", str(recipe), "--out", str(out), "--train.max_grad_norm", "1e30"]
-    assert main([*command, "--train.learning_rate", "1e30", "--train.save_every", "1"]) == 2
+    command = ["pretrain", str(recipe), "--out", str(out), "--train.max_grad_norm", "1e6"]
+    assert main([*command, "--train.learning_rate", "100", "--train.save_every", "1"]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "the loss of step" in message
     assert "sequences" in message

@@ -27,12 +27,16 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SHORT = {"train.steps": 5, "train.eval_every": 5, "train.warmup_ratio": 0.2}
 GOLDEN = {
-    "dense": [5.712318, 5.727750, 5.643111, 5.477122, 5.427091],
-    "low rank": [5.710564, 5.713793, 5.661435, 5.558894, 5.469806],
-    "cola": [5.728124, 5.714595, 5.543040, 5.334291, 5.241433],
-    "cola-dlr": [5.733808, 5.714406, 5.605419, 5.448874, 5.349267],
+    "dense": [5.775142, 5.771278, 5.692813, 5.558706, 5.474535],
+    "low rank": [5.766365, 5.777522, 5.658862, 5.500809, 5.368878],
+    "cola": [5.768279, 5.788903, 5.682884, 5.452241, 5.327163],
+    "cola-dlr": [5.764271, 5.779361, 5.581156, 5.425593, 5.295390],
 }
-"""Losses of the five steps. A change that is not about numbers must not move them; one that is says so."""
+"""Losses of the five steps. A change that is not about numbers must not move them; one that is says so.
+
+Made anew when the tokenizers trained here got padding and roles (2026-11-27): with the tokenizer before they were equal
+to those before to 1e-6.
+"""
 
 
 def losses(out: Path) -> list[float]:

@@ -106,11 +106,11 @@ def test_prepared_data_made_anew_with_another_tokenizer_is_noticed(
     foldrank: Foldrank, settings: list[object], text: Path
 ) -> None:
     prepare = ["prepare", text, "--validation-fraction", 0.2, "--out", "data"]
-    assert foldrank(*prepare, "--vocab-size", 280).code == 0
+    assert foldrank(*prepare, "--vocab-size", 350).code == 0
     run = [*settings, "--data.source", "data", "--data.vocab_size", 4096, "--out", "run"]
     assert foldrank(*run).code == 0
     shutil.rmtree("data")
-    assert foldrank(*prepare, "--vocab-size", 270).code == 0
+    assert foldrank(*prepare, "--vocab-size", 300).code == 0
     refused(foldrank("evaluate", "run/folded"), "the tokenizer has changed since the run was trained")
     unfinished(Path("run"))
     refused(foldrank(*run, "--resume"), "the tokenizer has changed since the run was trained")

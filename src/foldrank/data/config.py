@@ -11,6 +11,9 @@ Layout = Literal["packed", "padded"]
 
 Split = Literal["train", "validation"]
 
+MULTIPLE = 64
+"""Of which the entries of a vocabulary are a multiple, so that products with embedding and head fill a GPU's tiles."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -47,7 +50,7 @@ class DataConfig:
     """A Hugging Face tokenizer by name or folder; None: byte-level BPE trained on this text."""
 
     vocab_size: Annotated[int, Bounds(257, 1 << 20)] = 4096
-    """Entries of the tokenizer trained here, rounded up to a multiple of 64, as fast matrix products want it."""
+    """Entries of the tokenizer trained here; reserved ones fill it up to a multiple of 64."""
 
     validation_fraction: float = 0.04
     """Share of the documents held out, chosen by a hash of their content."""
@@ -58,7 +61,7 @@ class DataConfig:
     @property
     def vocab_entries(self) -> int:
         """Entries that the tokenizer trained here has."""
-        return -(-self.vocab_size // 64) * 64
+        return -(-self.vocab_size // MULTIPLE) * MULTIPLE
 
     def __post_init__(self) -> None:
         problems = out_of_bounds(self)

@@ -137,8 +137,7 @@ def kind_of(path: Path) -> str:
         sample = stream.read(SAMPLE_BYTES)
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "text"
-    # The last character may be cut.
-    lost = len(LONE_SURROGATE.findall(sample[: max(1, len(sample) - 3)].decode("utf-8", "surrogateescape")))
+    lost = len(LONE_SURROGATE.findall(sample.decode("utf-8", "surrogateescape")))
     return "binary" if b"\0" in sample or 3 * lost > len(sample) else "text"
 
 

@@ -288,7 +288,7 @@ def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrained
         tokenizer = load_tokenizer(config.tokenizer)
         end_token(tokenizer)  # refused while it still has the name that the user knows
     else:
-        tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_entries)
+        tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_size)
     try:
         tokenizer.save_pretrained(work / "tokenizer.saving")
     except Exception as error:  # the tokenizers library says nothing more exact, of a full disk for one

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from foldrank.data.config import MULTIPLE
 from foldrank.data.corpus import Document
 from foldrank.data.manifest import MAX_ID
 from foldrank.data.tokenizer_files import check_tokenizer_files
@@ -39,7 +40,8 @@ PREFETCH = 2
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with `vocab_size` entries: 256 bytes, the special tokens, and what the text yields.
+    """A byte-level BPE tokenizer with `vocab_size` entries: 256 bytes, the special tokens, and what the text yields; and
+    reserved ones up to a multiple of 64.
 
     Raises:
         ValueError: for a vocabulary smaller than the bytes and special tokens, or text too short for one as large.
@@ -60,6 +62,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         raise ValueError(
             f"this text is too short for a vocabulary of {vocab_size} entries: it yields {tokenizer.get_vocab_size()}"
         )
+    tokenizer.add_special_tokens([f"<|reserved_{number}|>" for number in range(-vocab_size % MULTIPLE)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
