@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(sub)
             sub.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, as result")
     try:
-        _check_text(argv, chosen)
-        arguments, unknown = parser.parse_known_args(argv)
+        arguments, unknown = parser.parse_known_args([_text(argument, chosen) for argument in argv])
         if unknown:
             chosen.error(f"unrecognized arguments: {' '.join(unknown)}" + _nearest(unknown[0], chosen))
         return _run(import_module(f"foldrank.commands.{arguments.command}"), arguments)
@@ -87,7 +86,12 @@ def _run(module: Any, arguments: argparse.Namespace) -> int:
         result: dict[str, Any] = module.run(arguments)
         show: Callable[[dict[str, Any]], None] = module.show
         if os.environ.get("RANK", "0") == "0":  # one process of a torchrun speaks for all
-            _print_json(result) if arguments.json else show(result)
+            if arguments.json:
+                _print_json(result)
+                return 0
+            show(result)
+            for note in result.get("notes", ()):
+                print(one_line(f"note: {note}"), file=sys.stderr)  # noqa: T201
     except Exception as error:
         if os.environ.get("FOLDRANK_DEBUG"):
             raise
@@ -119,13 +123,12 @@ def _to_mend(error: Exception) -> str | None:
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|DefaultCPUAllocator")
 
 
-def _check_text(argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Refuses arguments that are no UTF-8, which no file name or text of ours may hold."""
-    for argument in argv:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            parser.error(f"{argument!r} is no text in UTF-8")
+def _text(argument: str, parser: argparse.ArgumentParser) -> str:
+    """An argument as UTF-8, whatever the locale; what is none is refused, since no file or text of ours may hold it."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        parser.error(f"{argument!r} is no text in UTF-8")
 
 
 def _nearest(option: str, parser: argparse.ArgumentParser) -> str:

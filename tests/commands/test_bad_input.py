@@ -40,7 +40,7 @@ ANYWHERE = [
     (("pretrain", "demo", "--data.source", "no_text"), "no text .*no_text"),
     (("pretrain", "demo", "--data.source", "short.txt"), "short"),
     (("pretrain", "demo", "--data.tokenizer", "nowhere"), "tokenizer.*nowhere|nowhere.*tokenizer"),
-    (("pretrain", "demo", "--data.vocab_size", "3"), "vocab_size must be at least 257, got 3"),
+    (("pretrain", "demo", "--data.vocab_size", "3"), "vocab_size must be at least 262, got 3"),
     (("pretrain", "demo", "--train.report_to", "[nothing]"), "report_to.*nothing|nothing.*report_to"),
     (("pretrain", "demo", "--resume", "--out", "nowhere"), "nowhere holds no run"),
     (("pretrain", "demo", "--out", "short.txt"), "short.txt is a file"),

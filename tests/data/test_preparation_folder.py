@@ -13,7 +13,8 @@ from foldrank.data import prepare as preparation
 from foldrank.data.config import DataConfig
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import cache_folder, lock_folder, prepare
-from foldrank.data.tokenizer import load_tokenizer, train_tokenizer
+from foldrank.data.tokenizer import train_tokenizer
+from foldrank.hf.tokenizers import load_tokenizer
 
 from ..called import Foldrank, tree
 

@@ -123,7 +123,7 @@ def test_interrupted_says_how_to_go_on(
         (["{texts}", "--out", "{texts}"], "exists: choose another folder or delete it"),
         (["/no/such/text", "--out", "{out}"], "no such corpus: '/no/such/text'"),
         (["{empty}", "--out", "{out}"], "no text for the train split (0 documents; left out: 1 near-empty)"),
-        (["{one}", "--out", "{out}", "--vocab-size", "260"], "no text for the validation split (1 documents"),
+        (["{one}", "--out", "{out}", "--vocab-size", "262"], "no text for the validation split (1 documents"),
         (["{texts}", "--out", "{out}", "--vocab-size", "12"], "vocab_size must be at least 257"),
         (["{texts}", "--out", "{out}", "--vocab-size", "100000"], "this text is too short for a vocabulary"),
         (["{texts}", "--out", "{out}", "--vocab-size", "many"], "data.vocab_size"),

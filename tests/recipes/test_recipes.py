@@ -149,11 +149,11 @@ def test_shapes_that_are_none(settings, message):
 
 
 def test_vocabulary_is_the_recipes_where_it_names_one():
-    tokenizer = train_tokenizer(["a text to train on, a text to train on"], 260)
+    tokenizer = train_tokenizer(["a text to train on, a text to train on"], 262)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<never in a text>"]})
-    for named, expected in ((None, 261), (300, 300), (260, 260)):
+    for named, expected in ((None, 321), (350, 350), (321, 321)):
         assert resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=named)), tokenizer) == expected
-    with pytest.raises(ValueError, match="vocab_size 259 is too small for this tokenizer, whose tokens count 260"):
+    with pytest.raises(ValueError, match="vocab_size 319 is too small for this tokenizer, whose tokens count 320"):
         resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=259)), tokenizer)
 
 

@@ -1,10 +1,10 @@
 """`foldrank evaluate`: loss and perplexity of a checkpoint."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from foldrank.commands.arguments import whole_number
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
 
 OF_DATA = ("text_field", "subset", "split")
 """Options that say something of `--data`."""
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Loss and perplexity of a checkpoint, weighted by tokens. Without --data: on the validation text of the run "
         "that it came from, as much of it as the run used."
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--data", metavar="SOURCE", help="a source of text, as for `foldrank prepare`: all of it")
     parser.add_argument("--text-field", metavar="NAME", help="of --data: the field of the text in records")
     parser.add_argument("--subset", metavar="NAME", help="of --data: configuration of a Hugging Face data set")
@@ -39,9 +39,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode
     from foldrank.hf.checkpoint import check, load
-    from foldrank.train.evaluate import evaluate_loss
+    from foldrank.train.evaluate import check_fits, evaluate_loss
     from foldrank.train.run_folder import find_run
 
+    notes: list[str] = []
     of_data = {name: value for name in OF_DATA if (value := getattr(arguments, name)) is not None}
     if of_data and arguments.data is None:
         raise ValueError(f"--{next(iter(of_data)).replace('_', '-')} says something of --data: name that too")
@@ -52,9 +53,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.checkpoint}: a run's config.yaml does not exist there or above, so its validation text is "
             "unknown: name a text with --data"
         )
-    model, tokenizer = load(arguments.checkpoint)
+    model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
     trained_length = None if run is None else run.read_config().recipe.train.sequence_length
     length = arguments.sequence_length or trained_length or 256
+    if told := check_fits(model, tokenizer, length):
+        notes.append(told)
     if arguments.data is not None:
         sequences = encode(DataConfig(source=arguments.data, **of_data), tokenizer, length)
     else:
@@ -63,6 +66,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
     legacy = {"legacy_perplexity": result.legacy_perplexity(arguments.batch_size), "batch_size": arguments.batch_size}
     return {
+        "notes": notes,
         "checkpoint": str(arguments.checkpoint),
         "data": arguments.data or f"the validation text of {run and run.path}",
         "sequence_length": length,

@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of an unfolded checkpoint")
+    add_checkpoint_arguments(parser, "folder of an unfolded checkpoint")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new folder for the folded one")
 
 
@@ -15,8 +17,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Folds."""
     from foldrank.hf.checkpoint import fold_checkpoint
 
-    layers = fold_checkpoint(arguments.checkpoint, arguments.out)
-    return {"checkpoint": str(arguments.checkpoint), "out": str(arguments.out), "folded_layers": layers}
+    notes: list[str] = []
+    layers = fold_checkpoint(
+        arguments.checkpoint, arguments.out, accept_changes=arguments.accept_changes, tell=notes.append
+    )
+    return {"notes": notes, "checkpoint": str(arguments.checkpoint), "out": str(arguments.out), "folded_layers": layers}
 
 
 def show(result: dict[str, Any]) -> None:

@@ -1,15 +1,15 @@
 """`foldrank generate`: let a checkpoint continue a text."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from foldrank.commands.arguments import number, whole_number
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue")
     parser.add_argument(
         "--max-new-tokens",
@@ -28,11 +28,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Generates."""
     from foldrank.core.memory_format import to_column_major_
     from foldrank.hf.checkpoint import load
-    from foldrank.train.evaluate import continue_text
+    from foldrank.train.evaluate import check_fits, continue_text
 
+    notes: list[str] = []
     if not arguments.prompt:
         raise ValueError("--prompt is empty: give at least one character to continue")
-    model, tokenizer = load(arguments.checkpoint)
+    model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
+    prompt = tokenizer(arguments.prompt, add_special_tokens=False).input_ids
+    if told := check_fits(model, tokenizer, len(prompt) + arguments.max_new_tokens):
+        notes.append(told)
     to_column_major_(model)  # it runs on the CPU, one token after the other
     text = continue_text(
         model,
@@ -42,7 +46,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
     )
-    return {"checkpoint": str(arguments.checkpoint), "prompt": arguments.prompt, "text": text}
+    return {"notes": notes, "checkpoint": str(arguments.checkpoint), "prompt": arguments.prompt, "text": text}
 
 
 def show(result: dict[str, Any]) -> None:

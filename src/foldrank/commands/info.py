@@ -3,20 +3,27 @@
 import argparse
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--verify", action="store_true", help="compare every file with its checksum")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Reads the config and the headers of the weight files."""
     from foldrank.hf.checkpoint import inspect
+    from foldrank.hf.checksums import verify_checksums
 
-    return asdict(inspect(arguments.checkpoint))
+    result = asdict(inspect(arguments.checkpoint))
+    if arguments.verify:
+        told = verify_checksums(arguments.checkpoint, accept=arguments.accept_changes)
+        result["verified"] = told or "every file is as it was saved"
+    return result
 
 
 def show(result: dict[str, Any]) -> None:
@@ -49,4 +56,6 @@ def show(result: dict[str, Any]) -> None:
             table.add_row("scale", str(result["low_rank"]["scale"]))
         if (residual := result["low_rank"]["residual"]) is not None:
             table.add_row("residual", ", ".join(f"{name} {value}" for name, value in residual.items()))
+    if "verified" in result:
+        table.add_row("checksums", result["verified"])
     console().print(table)

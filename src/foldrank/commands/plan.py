@@ -2,13 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from foldrank.commands.arguments import number, whole_number
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 from foldrank.console import console
+from foldrank.data.config import MULTIPLE
+from foldrank.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 H100_PEAK_FLOPS = 989e12
 """FLOP/s of an H100 SXM in bfloat16 without sparsity (NVIDIA H100 datasheet)."""
@@ -122,8 +127,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "mfu": mfu,
         "flops": flops,
         "memory": uses,
-        "notes": list(NOTES),
+        "notes": [*_vocabulary_note(recipe, model), *NOTES],
     }
+
+
+def _vocabulary_note(recipe: Recipe, model: "PreTrainedModel") -> list[str]:
+    """What filling the vocabulary up to a multiple of 64 would cost, where it is none."""
+    entries, width = model.config.vocab_size, model.config.hidden_size
+    missing = -entries % MULTIPLE
+    if not missing:
+        return []
+    matrices = 1 if recipe.model.tie_embeddings else 2
+    return [
+        f"The vocabulary has {entries:,} entries, no multiple of {MULTIPLE}: with --model.vocab_size "
+        f"{entries + missing} products with embedding and head would fill a GPU's tiles, for "
+        f"{matrices * missing * width:,} more parameters."
+    ]
 
 
 def show(result: dict[str, Any]) -> None:

@@ -192,6 +192,10 @@ class LowRankConfig:
         is_number = _is_real(self.scale) and 0 < abs(self.scale) <= LARGEST
         if self.scale not in (None, "trainable") and not is_number:
             problems.append(f"scale must be None, 'trainable' or a number within {LARGEST:,} but 0, got {self.scale!r}")
+        if not isinstance(self.backbone, str):
+            problems.append(f"backbone must be a name, got {self.backbone!r}")
+        if not isinstance(self.residual, ResidualConfig | None):
+            problems.append(f"residual must hold settings by name, got {self.residual!r}")
         if isinstance(self.extra_config, Mapping):
             problems += [
                 f"extra_config: {name!r} must be a number, a truth value or a text, got {value!r}"

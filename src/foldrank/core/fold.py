@@ -93,6 +93,8 @@ def fold_weight(
         raise ValueError(
             f"fold_weight takes a matrix and latent_dim 0 or 1, got {tuple(weight.shape)} and {latent_dim}"
         )
+    if weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"a weight of {weight.dtype} cannot be folded: fold before it is quantized")
     _check_finite("weight", weight)
     out_features, rank = weight.shape[1 - latent_dim], weight.shape[latent_dim]
     if index is None:

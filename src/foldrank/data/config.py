@@ -49,7 +49,7 @@ class DataConfig:
     tokenizer: str | None = None
     """A Hugging Face tokenizer by name or folder; None: byte-level BPE trained on this text."""
 
-    vocab_size: Annotated[int, Bounds(257, 1 << 20)] = 4096
+    vocab_size: Annotated[int, Bounds(262, 1 << 20)] = 4096
     """Entries of the tokenizer trained here; reserved ones fill it up to a multiple of 64."""
 
     validation_fraction: float = 0.04

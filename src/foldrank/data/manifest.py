@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from foldrank.atomic import write_text
 from foldrank.data.config import DataConfig, Split
+from foldrank.hf.tokenizers import MAX_ID
 from foldrank.structured import read_json_table, to_json
 
 FORMAT = 3
@@ -19,7 +20,6 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
 
 MAX_TOKENS = 1 << 50
-MAX_ID = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

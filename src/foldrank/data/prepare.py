@@ -6,6 +6,7 @@ journal of what is safely on the disk, so that an interrupted preparation goes o
 folder of the right name is always complete.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -27,15 +28,8 @@ from foldrank.data.files import Tally
 from foldrank.data.manifest import FORMAT, JOURNAL, Journal, Manifest, Shard, SplitFiles, TokenizerFiles
 from foldrank.data.prepared import PreparedData
 from foldrank.data.shards import ShardWriter
-from foldrank.data.tokenizer import (
-    Encoder,
-    encoded,
-    end_token,
-    largest_id,
-    load_tokenizer,
-    pad_token,
-    train_tokenizer,
-)
+from foldrank.data.tokenizer import Encoder, encoded, end_token, pad_token, train_tokenizer
+from foldrank.hf.tokenizers import largest_id, load_tokenizer
 from foldrank.provenance import sha256_of_file
 
 COMMIT_CHARACTERS = 1 << 24
@@ -43,6 +37,8 @@ COMMIT_CHARACTERS = 1 << 24
 
 TRAINING_CHARACTERS = 1 << 28
 """Text of which a tokenizer is trained, from the beginning of the training documents."""
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 CHARS_PER_TOKEN = 200
 """Of text, at most; a token of common tokenizers stands for three to five."""
@@ -83,6 +79,10 @@ def prepared(config: DataConfig, progress: Progress = lambda *_: None) -> Prepar
         except FileExistsError:
             if not folder.exists():  # another process was faster, otherwise
                 raise
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise OSError(f"the cache cannot be written ({error}): name another with FOLDRANK_CACHE") from error
     return PreparedData(folder)
 
 

@@ -13,7 +13,7 @@ from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.manifest import MANIFEST, Manifest, Shard
 from foldrank.data.sequences import SequenceDataset, ShuffledDataset, layout_of
 from foldrank.data.shards import DOCUMENT_OFFSETS
-from foldrank.data.tokenizer import load_tokenizer
+from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.provenance import sha256_of_file
 
 

@@ -20,7 +20,8 @@ from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import Progress, prepared
 from foldrank.data.prepared import PreparedData
 from foldrank.data.sequences import PackedText, SequenceDataset, layout_of
-from foldrank.data.tokenizer import Encoder, encoded, load_tokenizer, pad_token
+from foldrank.data.tokenizer import Encoder, encoded, pad_token
+from foldrank.hf.tokenizers import load_tokenizer
 
 
 def encode(config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> SequenceDataset:

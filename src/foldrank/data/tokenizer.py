@@ -4,7 +4,6 @@ import re
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,12 +11,11 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from foldrank.data.config import MULTIPLE
 from foldrank.data.corpus import Document
-from foldrank.data.manifest import MAX_ID
-from foldrank.data.tokenizer_files import check_tokenizer_files
+from foldrank.hf.tokenizers import largest_id
 
 END_OF_TEXT = "<|endoftext|>"
 """Joins documents; also begins and ends a text."""
@@ -40,8 +38,8 @@ PREFETCH = 2
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with `vocab_size` entries: 256 bytes, the special tokens, and what the text yields; and
-    reserved ones up to a multiple of 64.
+    """A byte-level BPE tokenizer with `vocab_size` entries: 256 bytes, special tokens, what the text yields. Others,
+    reserved, fill it up to a multiple of 64.
 
     Raises:
         ValueError: for a vocabulary smaller than the bytes and special tokens, or text too short for one as large.
@@ -74,61 +72,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def _cut_long_words(text: str) -> str:
     return LONG_WORD.sub(r"\g<0> ", text)
-
-
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """A Hugging Face tokenizer by name or folder. No code that lies beside it is run, and nothing is asked.
-
-    Raises:
-        ValueError: where it cannot be loaded, naming the file that is wrong where one is.
-    """
-    if Path(name).is_dir():
-        check_tokenizer_files(Path(name))
-    try:
-        tokenizer = _loaded(name)
-        largest_id(tokenizer)
-    except ValueError:
-        raise
-    except Exception as error:  # of a class whose methods take what they find
-        raise ValueError(f"the tokenizer {str(name)!r} does not work: {' '.join(str(error).split())}") from error
-    return tokenizer
-
-
-def _loaded(name: str | Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as first:  # the libraries raise what they like, among it panics that are no Exception
-        try:
-            # A checkpoint's config may name code of its own, which our tokenizers do not need.
-            return PreTrainedTokenizerFast.from_pretrained(name)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:
-            line = " ".join(str(first).split())
-            raise ValueError(f"the tokenizer {str(name)!r} cannot be loaded: {line[:200]}") from first
-
-
-def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The largest id of its tokens, special ones included; there may be holes below it.
-
-    Raises:
-        ValueError: for ids that are no such numbers.
-    """
-    ids = tokenizer.get_vocab().values()
-    if not ids or not all(isinstance(token, int) and 0 <= token < MAX_ID for token in ids):
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has ids that are not between 0 and {MAX_ID}")
-    return max(ids)
-
-
-def embedding_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Entries that an embedding needs for any text: one more than the largest id of a token that is not special, and
-    of those special ones that we use. Others may lie beyond it: t5-base has 32,000 tokens and 100 of these.
-    """
-    ids = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
-    used = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return 1 + max(*ids, *(token for token in used if isinstance(token, int)))
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:

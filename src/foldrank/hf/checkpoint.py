@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,22 +16,36 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from foldrank.atomic import new_folder
-from foldrank.core.config import LowRankConfig
 from foldrank.core.fold import check_whole, fold_plan, folded_key, unfolded_keys
 from foldrank.core.linear import PARAMETRIZATIONS
-from foldrank.hf.base import check_loaded
+from foldrank.hf.base import check_loaded, check_saved
+from foldrank.hf.checksums import verify_checksums, write_checksums
 from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
 from foldrank.hf.rewrite import rewrite
+from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.structured import read_json_table
 
 INDEX = "model.safetensors.index.json"
+
+MAX_CONFIG_BYTES = 1 << 24
+
+SIZES = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 1 << 17),
+    **dict.fromkeys(("intermediate_size", "n_inner", "d_ff"), 1 << 19),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 1 << 10),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "num_key_value_heads", "head_dim"), 1 << 12),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 24),
+    "vocab_size": 1 << 22,
+}
+"""The largest that a config may say, of the names that its families give them; a library would take any for true."""
+
+MAY_BE_NULL = ("n_inner", "head_dim", "num_key_value_heads")
 
 COPIED = (
     "generation_config.json",
@@ -114,14 +129,23 @@ def inspect(folder: Path) -> CheckpointInfo:
     )
 
 
-def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    folder: Path, *, accept_changes: bool = False, tell: Callable[[str], None] = lambda _: None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in eval mode and its tokenizer. Uses foldrank's own classes; code in the checkpoint does not run.
 
+    Args:
+        folder: the checkpoint.
+        accept_changes: let files pass that are not as they were saved.
+        tell: told where nothing could be verified, or what was accepted.
+
     Raises:
-        ValueError: where `folder` is no checkpoint, or is damaged.
+        ValueError: where `folder` is no checkpoint, is damaged, or is not as it was saved.
     """
     check(folder)
-    try:
+    if told := verify_checksums(folder, accept=accept_changes):
+        tell(told)
+    with _foreign(f"{folder} cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             trust_remote_code=False,
@@ -131,12 +155,8 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
         model, info = loaded
         check_loaded(model, info)  # low-rank models do so themselves; a dense one would get random weights
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be loaded: {_line(error)}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises nothing more special
-        raise ValueError(f"{folder}: its tokenizer is missing or damaged: {_line(error)}") from error
+    with _foreign(f"{folder}: its tokenizer is missing or damaged"):
+        tokenizer = load_tokenizer(folder)
     return model.eval(), tokenizer
 
 
@@ -153,8 +173,16 @@ def check(folder: Path) -> None:
         pass
 
 
-def fold_checkpoint(folder: Path, out: Path) -> int:
+def fold_checkpoint(
+    folder: Path, out: Path, *, accept_changes: bool = False, tell: Callable[[str], None] = lambda _: None
+) -> int:
     """Folds a checkpoint into the new folder `out`, with one tensor in memory at a time.
+
+    Args:
+        folder: the unfolded checkpoint.
+        out: the new folder.
+        accept_changes: let files pass that are not as they were saved.
+        tell: told where nothing could be verified, or what was accepted.
 
     Returns:
         The number of layers folded.
@@ -166,8 +194,10 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
     info = inspect(folder)
     if info.state != "unfolded":
         raise ValueError(f"{folder} is {info.state}: there is no residual to fold")
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{out} exists: choose another folder with --out, or delete it")
+    if told := verify_checksums(folder, accept=accept_changes):
+        tell(told)
     config = _config(folder)
     try:
         with new_folder(out) as work:
@@ -180,6 +210,7 @@ def fold_checkpoint(folder: Path, out: Path) -> int:
                 config.auto_map = auto_map(type(config))
                 write_modeling(type(config), work)
             config.save_pretrained(work)
+            write_checksums(work)
     except SafetensorError as error:
         raise ValueError(f"{folder} has a damaged file: {_line(error)}") from error
     return num_layers
@@ -224,20 +255,35 @@ def weight_files(folder: Path) -> list[Path]:
     else:
         names = ["model.safetensors"]
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} is not a whole checkpoint: {missing[0]} is missing")
+        raise ValueError(f"{folder} is not a whole checkpoint: {missing[0]} is missing{_instead(folder)}")
     return [folder / name for name in names]
 
 
+def _instead(folder: Path) -> str:
+    """What is there in place of the weights, and what to do with it."""
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if pickles:
+        return f"; {pickles[0]} is a pickle, which foldrank does not open: load and save it with transformers first"
+    if any("-of-" in name for name in others):
+        return f"; there is {others[0]}, but no {INDEX} that says which tensor is where: fetch that too"
+    return f"; there is {others[0]}: give it that name, if these are the weights meant" if others else ""
+
+
 def _config(folder: Path) -> PreTrainedConfig:
-    if not (folder / "config.json").is_file():
+    file = folder / "config.json"
+    if not file.is_file():
         raise ValueError(f"{folder} is no checkpoint: it has no config.json" + _nearby(folder))
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not one that foldrank can read: {_line(error)}") from error
-    if getattr(config, "low_rank", None) is not None:
-        LowRankConfig.from_dict(config.low_rank)
-    return config
+    values = read_json_table(file, MAX_CONFIG_BYTES)
+    for name, most in SIZES.items():
+        size = values.get(name, 1)
+        if size is None and name in MAY_BE_NULL:
+            continue
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= most:
+            raise ValueError(f"{file} is damaged: {name} must be a whole number from 1 to {most:,}, got {size!r}")
+    with _foreign(f"{file} is not one that foldrank can read"):
+        check_saved(values.get("low_rank"))
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 @contextmanager
@@ -258,5 +304,16 @@ def _nearby(folder: Path) -> str:
     return f"; did you mean {' or '.join(folders)}?" if folders else ""
 
 
-def _line(error: Exception) -> str:
+@contextmanager
+def _foreign(what: str) -> Iterator[None]:
+    """Where files of others are read: whatever the library raises becomes one line."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the tokenizers library panics with what is no Exception
+        raise ValueError(f"{what}: {_line(error) or type(error).__name__}") from error
+
+
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())

@@ -235,6 +235,8 @@ class Recipe:
         Raises:
             ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
         """
+        if problems := _texts_in_place_of_numbers(settings):
+            raise ValueError("; ".join(problems))
         try:
             recipe = _ADAPTER.validate_python(_with_tuples(_with_new_names(settings)))
             if recipe.low_rank is not None:
@@ -286,20 +288,38 @@ def field_help() -> dict[str, str]:
 @cache
 def text_settings() -> dict[str, bool]:
     """The settings that are text, by dotted name, and whether they may be null."""
+    return _settings_of_type("string")
+
+
+@cache
+def _settings_of_type(*types: str) -> dict[str, bool]:
+    """The settings that are of these types of JSON alone, by dotted name, and whether they may be null."""
     schema = _ADAPTER.json_schema()
 
-    def texts(node: Mapping[str, Any], prefix: str) -> dict[str, bool]:
+    def of_type(node: Mapping[str, Any], prefix: str) -> dict[str, bool]:
         settings: dict[str, bool] = {}
         for name, setting in node["properties"].items():
             choices = [choice for choice in setting.get("anyOf", [setting]) if choice != {"type": "null"}]
             for choice in choices:
                 if "$ref" in choice:
-                    settings |= texts(schema["$defs"][choice["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
-            if all(choice.get("type") == "string" for choice in choices):
+                    settings |= of_type(schema["$defs"][choice["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+            if all(choice.get("type") in types for choice in choices):
                 settings[prefix + name] = len(choices) < len(setting.get("anyOf", choices))
         return settings
 
-    return texts(schema, "")
+    return of_type(schema, "")
+
+
+def _texts_in_place_of_numbers(settings: Mapping[str, Any]) -> list[str]:
+    """Pydantic would take `1_000` for a thousand."""
+    problems = []
+    for dotted in _settings_of_type("integer", "number"):
+        value: Any = settings
+        for name in dotted.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if isinstance(value, str):
+            problems.append(f"{dotted}: should be a number, got {value!r}")
+    return problems
 
 
 def _with_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from foldrank.data.sequences import IGNORED
+from foldrank.hf.tokenizers import embedding_size
 from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
 from foldrank.train.metrics import perplexity_of
 
@@ -52,10 +53,35 @@ class Evaluation:
         exp(sum of the batches' mean losses / (number of batches + 1)): it depends on the batch size and is too low.
         """
         means = [
-            math.fsum(self.sums[start : start + batch_size]) / sum(self.counts[start : start + batch_size])
+            math.fsum(self.sums[start : start + batch_size]) / count
             for start in range(0, len(self.sums), batch_size)
+            if (count := sum(self.counts[start : start + batch_size]))  # a document may be of one token
         ]
         return perplexity_of(math.fsum(means) / (len(means) + 1))
+
+
+def check_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, positions: int) -> str | None:
+    """Refuses a tokenizer with more tokens than the embedding has, and more positions than the model has learned.
+
+    Returns:
+        What to tell the user of rotary positions beyond those that the model was made for; None where there are none.
+
+    Raises:
+        ValueError: saying what does not fit.
+    """
+    embedding: Any = model.get_input_embeddings()
+    entries = embedding.weight.shape[0]
+    if (needed := embedding_size(tokenizer)) > entries:
+        raise ValueError(
+            f"the tokenizer has ids up to {needed - 1} and the model's embedding {entries} entries: they are not of "
+            "one checkpoint"
+        )
+    most = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(most, int) or positions <= most:
+        return None
+    if not any("rotary" in name for name, _ in model.named_modules()):
+        raise ValueError(f"{positions:,} positions are more than the {most:,} that this model has learned: take fewer")
+    return f"{positions:,} positions are more than the {most:,} that this model was made for"
 
 
 @torch.no_grad()
@@ -143,12 +169,20 @@ def continue_text(
     max_new_tokens: int = 96,
     temperature: float = 0.7,
 ) -> str:
-    """`prompt` and a continuation drawn from the model's 50 likeliest tokens; temperature 0 takes the likeliest."""
+    """`prompt` and a continuation drawn from the model's 50 likeliest tokens; temperature 0 takes the likeliest.
+
+    Raises:
+        ValueError: for a prompt without tokens, or a model whose outputs are not finite.
+    """
     set_seed(seed)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    if not inputs["input_ids"].numel():
+        raise ValueError(f"the prompt {prompt!r} has no tokens that this tokenizer knows")
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.eos_token_id}
     how |= {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature else {"do_sample": False}
     with _eval_mode(model):  # in training mode a model with activation checkpointing sees one token alone
+        if not torch.isfinite(_logits(model, dict(inputs))).all():
+            raise ValueError("the model's outputs are not finite: its weights hold NaN or infinity")
         generated: Any = model.generate(**inputs, **how)  # pyright: ignore[reportCallIssue]
     return str(tokenizer.decode(generated[0], skip_special_tokens=True))
 

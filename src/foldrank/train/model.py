@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from foldrank.core.anchored_decay import check_foldable_at_start
 from foldrank.core.inventory import count_parameters
 from foldrank.data.config import DataConfig
-from foldrank.data.tokenizer import embedding_size, largest_id
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
+from foldrank.hf.tokenizers import embedding_size, largest_id
 from foldrank.recipes.schema import Recipe, TrainConfig
 from foldrank.structured import parse_json, to_json
 from foldrank.train.ablations import check_ablation

@@ -21,7 +21,7 @@ from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import Progress
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream, StreamedData, open_data, reopen_data, resolve_source
-from foldrank.data.tokenizer import load_tokenizer
+from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_

@@ -21,6 +21,7 @@ from foldrank.atomic import new_folder, write_text
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import lock_folder
 from foldrank.data.stream import reopen_data, resolve_source
+from foldrank.hf.checksums import write_checksums
 from foldrank.provenance import commit, versions
 from foldrank.recipes.reading import diff
 from foldrank.recipes.schema import Recipe
@@ -275,5 +276,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
         with new_folder(folder, replace=True) as work:
             model.save_pretrained(work)
             tokenizer.save_pretrained(work)
+            write_checksums(work)
     except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk
         raise OSError(f"{folder} was not written: {error}. With room for it, go on with --resume") from error

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from foldrank.core.anchored_decay import AnchoredDecay
+from foldrank.core.dtensor import to_local
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream
 from foldrank.recipes.schema import Recipe
@@ -121,6 +122,16 @@ class PretrainTrainer(Trainer):
             " train.warmup_ratio or a smaller train.max_grad_norm"
         )
 
+    def _check_weights(self, model: nn.Module) -> None:
+        # The loss that would tell is that of the next step.
+        for name, parameter in model.named_parameters():
+            weight = to_local(parameter.detach())
+            if weight.numel() and not all(map(torch.isfinite, torch.aminmax(weight))):
+                raise ValueError(
+                    f"after step {self.state.global_step} {name} holds NaN or infinity: no checkpoint of it is kept. "
+                    "Try a lower train.learning_rate, a longer train.warmup_ratio or a smaller train.max_grad_norm"
+                )
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(super()._get_output_dir(trial)) / PARTIAL)
 
@@ -140,6 +151,7 @@ class PretrainTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_losses()
+        self._check_weights(model)
         parent = Path(str(self.args.output_dir))
         work = parent / PARTIAL
         name = f"checkpoint-{self.state.global_step}"

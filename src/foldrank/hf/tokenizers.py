@@ -6,15 +6,74 @@ Libraries take an id of a billion for a size, and end in an abort.
 from pathlib import Path
 from typing import Any
 
-from foldrank.data.manifest import MAX_ID
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
 from foldrank.structured import read_json_table
+
+MAX_ID = 1 << 24
+"""Above any id: the largest vocabularies that are known have a quarter of a million entries."""
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 MAX_VOCAB_BYTES = 1 << 27
 
 
-def check_tokenizer_files(folder: Path) -> None:
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A Hugging Face tokenizer by name or folder. No code that lies beside it is run, and nothing is asked.
+
+    Raises:
+        ValueError: where it cannot be loaded, naming the file that is wrong where one is.
+    """
+    if Path(name).is_dir():
+        _check_files(Path(name))
+    try:
+        tokenizer = _loaded(name)
+        largest_id(tokenizer)
+    except ValueError:
+        raise
+    except Exception as error:  # of a class whose methods take what they find
+        raise ValueError(f"the tokenizer {str(name)!r} does not work: {' '.join(str(error).split())}") from error
+    return tokenizer
+
+
+def _loaded(name: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as first:  # the libraries raise what they like, among it panics that are no Exception
+        try:
+            # A checkpoint's config may name code of its own, which our tokenizers do not need.
+            return PreTrainedTokenizerFast.from_pretrained(name)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            line = " ".join(str(first).split())
+            raise ValueError(f"the tokenizer {str(name)!r} cannot be loaded: {line[:200]}") from first
+
+
+def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id of its tokens, special ones included; there may be holes below it.
+
+    Raises:
+        ValueError: for ids that are no such numbers.
+    """
+    ids = tokenizer.get_vocab().values()
+    if not ids or not all(isinstance(token, int) and 0 <= token < MAX_ID for token in ids):
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has ids that are not between 0 and {MAX_ID}")
+    return max(ids)
+
+
+def embedding_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Entries that an embedding needs for any text: one more than the largest id of a token that is not special, and
+    of those special ones that we use. Others may lie beyond it: t5-base has 32,000 tokens and 100 of these.
+    """
+    ids = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
+    used = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return 1 + max(*ids, *(token for token in used if isinstance(token, int)))
+
+
+def _check_files(folder: Path) -> None:
     """Refuses a tokenizer whose files hold what no tokenizer has.
 
     Raises:

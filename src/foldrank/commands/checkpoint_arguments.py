@@ -1,0 +1,14 @@
+"""What the commands that read a checkpoint share on the command line."""
+
+import argparse
+from pathlib import Path
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, what: str = "folder of a checkpoint") -> None:
+    """Adds the checkpoint, and whether one that is not as it was saved is accepted."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=what)
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="read it although files are not as they were saved, because another tool has rewritten them",
+    )
