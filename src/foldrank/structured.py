@@ -160,6 +160,14 @@ def _real(loader: yaml.SafeLoader, node: Any) -> float:
     return float(str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+def _text(loader: yaml.SafeLoader, node: Any) -> str:
+    text = str(loader.construct_scalar(node))
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        raise yaml.constructor.ConstructorError(None, None, f"{text!r} holds half a character", node.start_mark)
+    return text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _text)
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 _Loader.add_constructor("tag:yaml.org,2002:float", _real)
 

@@ -71,6 +71,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("base: demo\nsample_prompt: &p [*p]\n", "stands for itself"),
         ("!!python/object/apply:os.system [touch marker]\n", "could not determine a constructor"),
         ("? [1, 2]\n: x\n", "cannot be a key"),
+        ('sample_prompt: "\\ud800"\n', "holds half a character"),
         ("base: demo\nlow_rank: {targets: ['(([a-z_.0-9]+)+)+Z']}\n", "takes too long"),
     ],
 )
@@ -116,6 +117,13 @@ def test_a_model_larger_than_the_memory_is_refused_with_the_plan(foldrank: Foldr
     sizes = ("--model.hidden_size", 65_536, "--model.num_layers", 100)
     refused(foldrank("pretrain", "demo", *sizes, "--out", tmp_path / "run"), "GiB for weights, gradients and optimizer")
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_fit_no_data_leave_nothing(foldrank: Foldrank, recipe_file: Path, tmp_path: Path) -> None:
+    for options in (("--train.sequence_length", 50_000), ("--model.vocab_size", 300)):
+        done = foldrank("pretrain", recipe_file, "--out", tmp_path / "run", *options)
+        assert done.code == 2
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["[bold]", "[/x]", ":smile:", "x" * 5000, "a\x1b[31mb", "a\nb"])

@@ -1,11 +1,20 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from foldrank.data.config import DataConfig
 from foldrank.data.stream import encode
-from foldrank.data.tokenizer import END_OF_TEXT, train_tokenizer
+from foldrank.data.tokenizer import END_OF_TEXT, Encoder, train_tokenizer
+from foldrank.hf.tokenizers import largest_id
+from foldrank.recipes.schema import ModelConfig, Recipe
+from foldrank.train.model import resolve_vocab_size
+
+from ..called import Foldrank
+from ..runs import Run
 
 TEXTS = ["def function(argument):\n    return argument\n" * 20, "for number in numbers: print(number)\n" * 20]
 ROUND_TRIPS = [
@@ -69,3 +78,34 @@ def test_encode_refuses_a_source_without_text(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text(" \n")
     with pytest.raises(ValueError, match="holds no text"):
         encode(DataConfig(source=str(tmp_path)), train_tokenizer(TEXTS, 262), 8)
+
+
+def with_ids(vocabulary: dict[str, int], **special: str) -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<end>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", **special)
+
+
+def test_the_largest_id_decides_where_ids_have_holes() -> None:
+    tokenizer = with_ids({"<end>": 0, "word": 70_000})
+    assert largest_id(tokenizer) == 70_000
+    assert Encoder(tokenizer)(["word word"])[0].tolist() == [70_000, 70_000, 0]
+    assert resolve_vocab_size(Recipe(), tokenizer) == 70_001
+    with pytest.raises(ValueError, match="whose tokens count 70001"):
+        resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=300)), tokenizer)
+
+
+def test_a_padding_id_behind_the_vocabulary_is_counted() -> None:
+    tokenizer = with_ids({"<end>": 0, "word": 1, "<pad>": 300}, pad_token="<pad>")
+    assert resolve_vocab_size(Recipe(), tokenizer) == 301
+    with pytest.raises(ValueError, match="whose tokens count 301"):
+        resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=300)), tokenizer)
+
+
+def test_the_tokenizer_of_a_checkpoint_is_taken_without_a_question(
+    foldrank: Foldrank, finished_run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    out = tmp_path / "data"
+    done = foldrank("prepare", corpus, "--tokenizer", finished_run.out / "folded", "--out", out, "--json")
+    assert done.json["vocab_size"] == 320

@@ -154,7 +154,7 @@ def test_vocabulary_is_the_recipes_where_it_names_one():
     for named, expected in ((None, 321), (350, 350), (321, 321)):
         assert resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=named)), tokenizer) == expected
     with pytest.raises(ValueError, match="vocab_size 319 is too small for this tokenizer, whose tokens count 320"):
-        resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=259)), tokenizer)
+        resolve_vocab_size(Recipe(model=ModelConfig(vocab_size=319)), tokenizer)
 
 
 def test_vocabulary_of_a_tokenizer_that_is_only_named():
