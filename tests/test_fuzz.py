@@ -122,7 +122,10 @@ class Fuzzer:
 
     def options(self, sandbox: Path) -> list[str]:
         calls = (
-            *(["plan", self.value()], ["pretrain", "demo", "--out", self.value(), "--steps", self.value()]),
+            *(
+                ["plan", self.value()],
+                ["pretrain", str(self.run.recipe), "--out", self.value(), "--steps", self.value()],
+            ),
             *(["info", self.value()], ["report", self.value()], ["bench", self.value()], [self.value()]),
             *(
                 ["compare", self.value(), "--workers", self.value()],

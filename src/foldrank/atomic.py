@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -35,21 +35,36 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         FileExistsError: where `folder` exists and is not to be replaced; what was written is removed.
         OSError: where something cannot be written.
     """
-    work = _work_name(folder)
-    work.mkdir(parents=True)
+    with parents_of(folder):
+        work = _work_name(folder)
+        work.mkdir()
+        try:
+            yield work
+            for path in sorted(work.rglob("*")):
+                sync(path)
+            sync(work)
+            if replace and folder.is_dir():
+                shutil.rmtree(folder)
+            elif folder.exists():
+                raise FileExistsError(f"{folder} appeared meanwhile: choose another folder, or move it away")
+            work.rename(folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def parents_of(path: Path) -> Iterator[None]:
+    """Makes the folders above `path`; where the block raises, those that it made go again, if nothing is in them."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield work
-        for path in sorted(work.rglob("*")):
-            sync(path)
-        sync(work)
-        if replace and folder.is_dir():
-            shutil.rmtree(folder)
-        elif folder.exists():
-            raise FileExistsError(f"{folder} appeared meanwhile: choose another folder, or move it away")
-        work.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        yield
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def sync(path: Path) -> None:

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluates."""
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode
-    from foldrank.hf.checkpoint import check, load
+    from foldrank.hf.checkpoint import check, foreign, load
     from foldrank.train.evaluate import check_fits, evaluate_loss
     from foldrank.train.run_folder import find_run
 
@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         assert run is not None  # refused above
         sequences = run.validation(tokenizer, length)
-    result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
+    with foreign(f"{arguments.checkpoint} cannot be evaluated"):
+        result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
     legacy = {"legacy_perplexity": result.legacy_perplexity(arguments.batch_size), "batch_size": arguments.batch_size}
     return {
         "notes": notes,

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Generates."""
     from foldrank.core.memory_format import to_column_major_
-    from foldrank.hf.checkpoint import load
+    from foldrank.hf.checkpoint import foreign, load
     from foldrank.train.evaluate import check_fits, continue_text
 
     notes: list[str] = []
@@ -38,14 +38,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if told := check_fits(model, tokenizer, len(prompt) + arguments.max_new_tokens):
         notes.append(told)
     to_column_major_(model)  # it runs on the CPU, one token after the other
-    text = continue_text(
-        model,
-        tokenizer,
-        arguments.prompt,
-        seed=arguments.seed,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-    )
+    with foreign(f"{arguments.checkpoint} cannot generate"):
+        text = continue_text(
+            model,
+            tokenizer,
+            arguments.prompt,
+            seed=arguments.seed,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+        )
     return {"notes": notes, "checkpoint": str(arguments.checkpoint), "prompt": arguments.prompt, "text": text}
 
 

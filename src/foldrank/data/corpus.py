@@ -109,7 +109,7 @@ def sample(config: DataConfig) -> tuple[list[Sample], Tally]:
             texts = files.texts(path, config.text_field, part, alone=path == root)
             count = sum(1 for text, _ in islice(texts, SAMPLE_DOCUMENTS) if isinstance(text, str))
             part.check()
-        except (ValueError, OSError, EOFError) as problem:
+        except (ValueError, *files.UNREADABLE) as problem:
             error = str(problem)
         size = path.stat().st_size
         samples.append(Sample(path=str(path), kind=kind, bytes=size, documents=count, tally=part, error=error))

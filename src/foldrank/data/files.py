@@ -47,6 +47,9 @@ MAX_LOST = 0.01
 FIRST_VERDICT_BYTES = 1 << 24
 """Bytes after which a loss is told while reading goes on, and not at the end."""
 
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a damaged file raises."""
+
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """What stands for a byte that is no UTF-8, and what JSON can spell that is no character."""
 
@@ -116,7 +119,7 @@ def texts(
                     documents = _plain(path, counted, tally, longest)
                 for text in documents:
                     yield text, raw.tell()
-    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(_unreadable(path, error)) from error
     if tally.bytes > FIRST_VERDICT_BYTES:
         tally.check()
@@ -126,7 +129,7 @@ def kind_of(path: Path) -> str:
     """What a file holds: parquet, records, text, or binary.
 
     Raises:
-        OSError: and errors of decompression, where it cannot be read.
+        UNREADABLE: where it cannot be read.
     """
     ending = ending_of(path)
     if ending == ".parquet":

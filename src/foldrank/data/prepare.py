@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
-from foldrank.atomic import sync
+from foldrank.atomic import parents_of, sync
 from foldrank.data.config import DataConfig, Split
 from foldrank.data.corpus import Document, documents, fingerprint, is_prepared
 from foldrank.data.files import Tally
@@ -96,7 +96,7 @@ def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None)
         FileExistsError: where `out` exists.
     """
     _refuse_existing(out)
-    with _alone(out, progress):
+    with parents_of(out), _alone(out, progress):
         _refuse_existing(out)
         work = out.with_name(f"{out.name}.partial")
         if not _is_ours(work):
@@ -258,7 +258,7 @@ def _begin(config: DataConfig, work: Path) -> Journal:
     if journal is not None and journal.documents:
         raise ValueError(f"{work} holds a preparation begun with other settings: delete it or choose another folder")
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work.mkdir()
     journal = Journal(config=settings)
     journal.write(work)
     return journal

@@ -145,7 +145,7 @@ def load(
     check(folder)
     if told := verify_checksums(folder, accept=accept_changes):
         tell(told)
-    with _foreign(f"{folder} cannot be loaded"):
+    with foreign(f"{folder} cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             trust_remote_code=False,
@@ -155,7 +155,7 @@ def load(
         )
         model, info = loaded
         check_loaded(model, info)  # low-rank models do so themselves; a dense one would get random weights
-    with _foreign(f"{folder}: its tokenizer is missing or damaged"):
+    with foreign(f"{folder}: its tokenizer is missing or damaged"):
         tokenizer = load_tokenizer(folder)
     return model.eval(), tokenizer
 
@@ -281,7 +281,7 @@ def _config(folder: Path) -> PreTrainedConfig:
             continue
         if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= most:
             raise ValueError(f"{file} is damaged: {name} must be a whole number from 1 to {most:,}, got {size!r}")
-    with _foreign(f"{file} is not one that foldrank can read"):
+    with foreign(f"{file} is not one that foldrank can read"):
         check_saved(values.get("low_rank"))
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
@@ -305,8 +305,8 @@ def _nearby(folder: Path) -> str:
 
 
 @contextmanager
-def _foreign(what: str) -> Iterator[None]:
-    """Where files of others are read: whatever the library raises becomes one line."""
+def foreign(what: str) -> Iterator[None]:
+    """Where files of others are read, or a model made of them runs: whatever a library raises becomes one line."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, MemoryError):

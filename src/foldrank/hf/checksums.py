@@ -55,7 +55,10 @@ def _expected(folder: Path) -> Mapping[str, str] | None:
         files = read_json_table(file).get(field)
         if not isinstance(files, dict):
             raise ValueError(f"{file} is damaged: it has no {field}")
-        sums = {name: entry["sha256"] if isinstance(entry, dict) else entry for name, entry in files.items()}
+        entries = {name: entry.get("sha256") if isinstance(entry, dict) else entry for name, entry in files.items()}
+        sums = {name: sha256 for name, sha256 in entries.items() if isinstance(sha256, str)}
+        if not sums or len(sums) < len(entries):
+            raise ValueError(f"{file} is damaged: it does not name files with their checksums")
         # Of a run in progress, what belongs to training is none of the model.
         return {name: sha256 for name, sha256 in sums.items() if Path(name).name == name}
     return None
