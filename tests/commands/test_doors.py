@@ -69,7 +69,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("base: 3\n", "base must be the name"),
         ("base: {a: b}\n", "base must be the name"),
         ("base: demo\nsample_prompt: &p [*p]\n", "stands for itself"),
-        ("!!python/object/apply:os.system [touch marker]\n", "could not determine a constructor"),
+        ("!!python/object/apply:os.system [touch marker]\n", "cannot be read as"),
         ("? [1, 2]\n: x\n", "cannot be a key"),
         ('sample_prompt: "\\ud800"\n', "holds half a character"),
         ("base: demo\nlow_rank: {targets: ['(([a-z_.0-9]+)+)+Z']}\n", "takes too long"),

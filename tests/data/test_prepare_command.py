@@ -124,7 +124,7 @@ def test_interrupted_says_how_to_go_on(
         (["/no/such/text", "--out", "{out}"], "no such corpus: '/no/such/text'"),
         (["{empty}", "--out", "{out}"], "no text for the train split (0 documents; left out: 1 near-empty)"),
         (["{one}", "--out", "{out}", "--vocab-size", "262"], "no text for the validation split (1 documents"),
-        (["{texts}", "--out", "{out}", "--vocab-size", "12"], "vocab_size must be at least 257"),
+        (["{texts}", "--out", "{out}", "--vocab-size", "12"], "vocab_size must be at least 262"),
         (["{texts}", "--out", "{out}", "--vocab-size", "100000"], "this text is too short for a vocabulary"),
         (["{texts}", "--out", "{out}", "--vocab-size", "many"], "data.vocab_size"),
         (["{texts}", "--out", "{out}", "--tokenizer", "/no/such/tokenizer"], "/no/such/tokenizer"),

@@ -95,9 +95,11 @@ def test_encode_is_all_of_a_source(config: DataConfig) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     found = encode(config, tokenizer, LENGTH)
     ids = [token for document in documents(config) for token in Encoder(tokenizer)([document.text])[0].tolist()]
-    labels = [token for block in found for token in block["labels"].tolist()]
-    assert labels == ids + [IGNORED] * (len(labels) - len(ids))
-    assert 0 < len(labels) - len(ids) < LENGTH
+    blocks = [found[index] for index in range(len(found))]
+    predicted = [token for block in blocks for token in block["labels"].tolist()[1:] if token != IGNORED]
+    assert predicted == ids[1:]
+    seen = [token for block in blocks for token in block["input_ids"].tolist()[:-1]]
+    assert seen[: len(predicted)] == ids[:-1]
 
 
 def test_what_a_stream_cannot_do(config: DataConfig) -> None:

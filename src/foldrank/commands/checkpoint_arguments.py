@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, what: str = "folder of a checkpoint") -> None:
@@ -12,3 +13,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, what: str = "folde
         action="store_true",
         help="read it although files are not as they were saved, because another tool has rewritten them",
     )
+
+
+def with_notes(result: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """A command's result with what the user should know of it, where there is something: the command line says it."""
+    return result | ({"notes": notes} if notes else {})

@@ -1,10 +1,11 @@
 """`foldrank evaluate`: loss and perplexity of a checkpoint."""
 
 import argparse
+import math
 from typing import Any
 
 from foldrank.commands.arguments import whole_number
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
 
 OF_DATA = ("text_field", "subset", "split")
 """Options that say something of `--data`."""
@@ -65,9 +66,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         sequences = run.validation(tokenizer, length)
     with foreign(f"{arguments.checkpoint} cannot be evaluated"):
         result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
+    if not math.isfinite(result.loss):
+        raise ValueError(f"{arguments.checkpoint}: the loss is {result.loss}: its weights hold NaN or infinity")
     legacy = {"legacy_perplexity": result.legacy_perplexity(arguments.batch_size), "batch_size": arguments.batch_size}
-    return {
-        "notes": notes,
+    figures = {
         "checkpoint": str(arguments.checkpoint),
         "data": arguments.data or f"the validation text of {run and run.path}",
         "sequence_length": length,
@@ -76,6 +78,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "perplexity": result.perplexity,
         **(legacy if arguments.legacy else {}),
     }
+    return with_notes(figures, notes)
 
 
 def show(result: dict[str, Any]) -> None:

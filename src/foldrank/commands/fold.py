@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     layers = fold_checkpoint(
         arguments.checkpoint, arguments.out, accept_changes=arguments.accept_changes, tell=notes.append
     )
-    return {"notes": notes, "checkpoint": str(arguments.checkpoint), "out": str(arguments.out), "folded_layers": layers}
+    result = {"checkpoint": str(arguments.checkpoint), "out": str(arguments.out), "folded_layers": layers}
+    return with_notes(result, notes)
 
 
 def show(result: dict[str, Any]) -> None:

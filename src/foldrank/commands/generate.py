@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from foldrank.commands.arguments import number, whole_number
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             max_new_tokens=arguments.max_new_tokens,
             temperature=arguments.temperature,
         )
-    return {"notes": notes, "checkpoint": str(arguments.checkpoint), "prompt": arguments.prompt, "text": text}
+    return with_notes({"checkpoint": str(arguments.checkpoint), "prompt": arguments.prompt, "text": text}, notes)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -106,20 +106,23 @@ class PackedBlocks(SequenceDataset):
 
 
 class PackedText(PackedBlocks):
-    """All of a text for an evaluation: its last block, shorter than the others, is filled up, out of the loss."""
+    """All of a text for an evaluation: every token but the first is predicted once.
+
+    Each block begins with the last token of the one before it. The last, shorter than the others, is filled up, out of
+    the loss.
+    """
 
     def __init__(self, shards: list[np.ndarray], sequence_length: int, pad_token: int) -> None:
         self.pad_token = pad_token
         super().__init__(shards, sequence_length)
 
     def __len__(self) -> int:
-        blocks, rest = divmod(int(self.shard_offsets[-1]), self.sequence_length)
-        return blocks + (rest > 1)  # of one token nothing is predicted
+        return -(-(int(self.shard_offsets[-1]) - 1) // (self.sequence_length - 1))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        start = index * self.sequence_length
+        start = index * (self.sequence_length - 1)
         length = min(self.sequence_length, int(self.shard_offsets[-1]) - start)
         ids = torch.full((self.sequence_length,), self.pad_token)
         ids[:length] = torch.from_numpy(self._read(start, length))

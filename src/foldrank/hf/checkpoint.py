@@ -29,7 +29,7 @@ from foldrank.hf.checksums import verify_checksums, write_checksums
 from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
 from foldrank.hf.rewrite import rewrite
 from foldrank.hf.tokenizers import load_tokenizer
-from foldrank.structured import read_json_table
+from foldrank.structured import parse_json, read_json_table, read_text
 
 INDEX = "model.safetensors.index.json"
 
@@ -143,8 +143,6 @@ def load(
         ValueError: where `folder` is no checkpoint, is damaged, or is not as it was saved.
     """
     check(folder)
-    if told := verify_checksums(folder, accept=accept_changes):
-        tell(told)
     with foreign(f"{folder} cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -157,6 +155,9 @@ def load(
         check_loaded(model, info)  # low-rank models do so themselves; a dense one would get random weights
     with foreign(f"{folder}: its tokenizer is missing or damaged"):
         tokenizer = load_tokenizer(folder)
+    # Last, since what does not fit together has a better message than that something changed.
+    if told := verify_checksums(folder, accept=accept_changes):
+        tell(told)
     return model.eval(), tokenizer
 
 
@@ -274,7 +275,10 @@ def _config(folder: Path) -> PreTrainedConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} is no checkpoint: it has no config.json" + _nearby(folder))
-    values = read_json_table(file, MAX_CONFIG_BYTES)
+    with foreign(f"{file} is not one that foldrank can read"):
+        values = parse_json(read_text(file, MAX_CONFIG_BYTES))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {type(values).__name__}, not settings by name")
     for name, most in SIZES.items():
         size = values.get(name, 1)
         if size is None and name in MAY_BE_NULL:
