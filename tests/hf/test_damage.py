@@ -27,7 +27,7 @@ EACH = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("originals")
-    tokenizer = train_tokenizer(["no text"], 257)
+    tokenizer = train_tokenizer(["no text"], 262)
     model = trained()
     model.save_pretrained(folder / "unfolded")
     model.save_pretrained(folder / "sharded", max_shard_size="3KB")

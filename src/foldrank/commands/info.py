@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.hf.checksums import verify_checksums
 
     result = asdict(inspect(arguments.checkpoint))
-    if arguments.verify:
+    if vars(arguments).get("verify"):
         told = verify_checksums(arguments.checkpoint, accept=arguments.accept_changes)
         result["verified"] = told or "every file is as it was saved"
     return result

@@ -191,7 +191,10 @@ class LowRankConfig:
             problems.append(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         is_number = _is_real(self.scale) and 0 < abs(self.scale) <= LARGEST
         if self.scale not in (None, "trainable") and not is_number:
-            problems.append(f"scale must be None, 'trainable' or a number within {LARGEST:,} but 0, got {self.scale!r}")
+            most = f"(at most {LARGEST:,} in size)"
+            problems.append(
+                f"scale must be None, 'trainable' or a finite number other than 0, got {self.scale!r} {most}"
+            )
         if not isinstance(self.backbone, str):
             problems.append(f"backbone must be a name, got {self.backbone!r}")
         if not isinstance(self.residual, ResidualConfig | None):

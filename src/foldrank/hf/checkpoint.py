@@ -25,7 +25,7 @@ from foldrank.atomic import new_folder
 from foldrank.core.fold import check_whole, fold_plan, folded_key, unfolded_keys
 from foldrank.core.linear import PARAMETRIZATIONS
 from foldrank.hf.base import check_loaded, check_saved
-from foldrank.hf.checksums import verify_checksums, write_checksums
+from foldrank.hf.checksums import CHECKSUMS, verify_checksums, write_checksums
 from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
 from foldrank.hf.rewrite import rewrite
 from foldrank.hf.tokenizers import load_tokenizer
@@ -197,12 +197,13 @@ def fold_checkpoint(
         raise ValueError(f"{folder} is {info.state}: there is no residual to fold")
     if os.path.lexists(out):
         raise FileExistsError(f"{out} exists: choose another folder with --out, or delete it")
-    if told := verify_checksums(folder, accept=accept_changes):
-        tell(told)
     config = _config(folder)
     try:
         with new_folder(out) as work:
             num_layers = _fold_weights(folder, work)
+            # After what is wrong with the weights themselves, and before anything has its name.
+            if told := verify_checksums(folder, accept=accept_changes):
+                tell(told)
             for file in folder.iterdir():
                 if file.is_file() and any(fnmatch(file.name, pattern) for pattern in COPIED):
                     shutil.copy2(file, work / file.name)
@@ -211,7 +212,8 @@ def fold_checkpoint(
                 config.auto_map = auto_map(type(config))
                 write_modeling(type(config), work)
             config.save_pretrained(work)
-            write_checksums(work)
+            if (folder / CHECKSUMS).is_file():  # what nobody vouched for has none
+                write_checksums(work)
     except SafetensorError as error:
         raise ValueError(f"{folder} has a damaged file: {_line(error)}") from error
     return num_layers

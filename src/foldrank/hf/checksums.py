@@ -1,6 +1,7 @@
 """Checksums beside the weights: a checkpoint that changed since it was saved is noticed when it is read."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 from foldrank.atomic import write_text
@@ -8,15 +9,18 @@ from foldrank.provenance import sha256_of_file
 from foldrank.structured import read_json_table, to_json
 
 CHECKSUMS = "checksums.json"
-TRAINING_MANIFEST = "manifest.json"
-"""What a checkpoint of a run in progress has instead."""
+OF_TRAINING = ("*.bin", "*.pt", "*.pth", "trainer_state.json", "manifest.json")
+"""Files that are no part of the model, and that come and go."""
 
 ACCEPT = "--accept-changes"
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the SHA-256 of each file of a checkpoint beside them."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != CHECKSUMS)
+    """Writes the SHA-256 of each file of a model beside them."""
+    left_out = (CHECKSUMS, *OF_TRAINING)
+    files = sorted(
+        file for file in folder.iterdir() if file.is_file() and not any(fnmatch(file.name, name) for name in left_out)
+    )
     write_text(folder / CHECKSUMS, to_json({"sha256": {file.name: sha256_of_file(file) for file in files}}, 2) + "\n")
 
 
@@ -49,16 +53,10 @@ def verify_checksums(folder: Path, *, accept: bool = False) -> str | None:
 
 
 def _expected(folder: Path) -> Mapping[str, str] | None:
-    for file, field in ((folder / CHECKSUMS, "sha256"), (folder / TRAINING_MANIFEST, "files")):
-        if not file.is_file():
-            continue
-        files = read_json_table(file).get(field)
-        if not isinstance(files, dict):
-            raise ValueError(f"{file} is damaged: it has no {field}")
-        entries = {name: entry.get("sha256") if isinstance(entry, dict) else entry for name, entry in files.items()}
-        sums = {name: sha256 for name, sha256 in entries.items() if isinstance(sha256, str)}
-        if not sums or len(sums) < len(entries):
-            raise ValueError(f"{file} is damaged: it does not name files with their checksums")
-        # Of a run in progress, what belongs to training is none of the model.
-        return {name: sha256 for name, sha256 in sums.items() if Path(name).name == name}
-    return None
+    file = folder / CHECKSUMS
+    if not file.is_file():
+        return None
+    sums = read_json_table(file).get("sha256")
+    if not isinstance(sums, dict) or not sums or not all(isinstance(sha256, str) for sha256 in sums.values()):
+        raise ValueError(f"{file} is damaged: it does not name files with their checksums")
+    return sums

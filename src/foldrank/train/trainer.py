@@ -18,6 +18,7 @@ from foldrank.core.anchored_decay import AnchoredDecay
 from foldrank.core.dtensor import to_local
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream
+from foldrank.hf.checksums import write_checksums
 from foldrank.recipes.schema import Recipe
 from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
 from foldrank.train.evaluate import evaluate_loss
@@ -148,6 +149,7 @@ class PretrainTrainer(Trainer):
                 self.tokenizer.save_pretrained(output_dir or str(self.args.output_dir))
             except Exception as error:  # the tokenizers library raises nothing more special for a full disk
                 raise OSError(*error.args) from error
+            write_checksums(Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_losses()
