@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
 
     from foldrank.data.prepare import cache_folder, lock_folder
     from foldrank.provenance import commit, versions
-    from foldrank.train.accounting import device_memory
+    from foldrank.train.device_memory import device_memory
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     try:

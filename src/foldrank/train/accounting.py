@@ -38,12 +38,9 @@ token, or 3 V 4 for logits, their copy and log-probabilities (of a chunk of toke
 of the fold keeps at most `MOST_LOGITS` logits besides (train/evaluate.py).
 """
 
-import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -54,8 +51,6 @@ from foldrank.recipes.schema import Recipe, TrainConfig
 from foldrank.train import chunked_loss
 from foldrank.train.evaluate import MOST_LOGITS
 from foldrank.train.model import shape_of
-
-GIB = 1 << 30
 
 FOLD_CHECK_SEQUENCES = 32
 """Validation sequences on which the fold is verified."""
@@ -191,41 +186,6 @@ def memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, vocab_size: 
         ValueError: where a step's sequences cannot be shared out among the GPUs.
     """
     return model_memory(shape_of(recipe, vocab_size), recipe.train, gpus=gpus, sharded=sharded)
-
-
-def device_memory(device: str) -> int:
-    """Bytes that a process may have on the CPU ("cpu"), or on the GPU that is its own."""
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[1]
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        return min(physical, int(limit)) if limit.isdecimal() else physical
-    except OSError:  # not Linux, or another version of control groups
-        return physical
-
-
-def check_memory(recipe: Recipe, limit: int, *, vocab_size: int | None = None) -> None:
-    """Refuses a recipe that this device cannot hold, before anything is allocated.
-
-    The plan is an upper bound, so that twice the memory is still tried; weights, gradients and optimizer are exact.
-
-    Args:
-        recipe: all settings; one process runs it.
-        limit: bytes of the device.
-        vocab_size: entries of the embedding; None: as many as the recipe says.
-
-    Raises:
-        ValueError: with the plan's figures and the settings to lower.
-    """
-    plan = memory(recipe, vocab_size=vocab_size)
-    state = plan.weights + plan.gradients + plan.optimizer
-    if state > limit or plan.total > 2 * limit:
-        raise ValueError(
-            f"this needs {state / GIB:,.1f} GiB for weights, gradients and optimizer and up to {plan.total / GIB:,.1f} "
-            f"GiB in a step, of {limit / GIB:,.1f} GiB here: lower the model's sizes, train.micro_batch_size "
-            "or train.sequence_length, or set train.activation_checkpointing"
-        )
 
 
 def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, vocab_size: int | None = None) -> int:

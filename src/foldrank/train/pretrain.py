@@ -25,9 +25,10 @@ from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_
-from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, check_memory, device_memory, memory, training_flops
+from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory, training_flops
 from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import step_of
+from foldrank.train.device_memory import check_memory, device_memory
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
