@@ -6,7 +6,7 @@ They are generous: what lies beyond is a slip of the keyboard or an attack, not 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,8 @@ class Bounds:
             return None
         if value > self.most:
             return f"{name} must be at most {self.most:,}, got {value}"
-        return (
-            f"{name} must be {f'a number above {self.least}' if self.above else f'at least {self.least}'}, got {value}"
-        )
+        bound = f"a number above {self.least}" if self.above else f"at least {self.least}"
+        return f"{name} must be {bound}, got {value}"
 
 
 def out_of_bounds(config: object) -> list[str]:
@@ -48,8 +47,4 @@ def _numbers(value: Any) -> Iterator[float]:
 @cache
 def _bounds(config: type) -> dict[str, Bounds]:
     hints = get_type_hints(config, include_extras=True)
-    return {
-        name: next(extra for extra in get_args(hint) if isinstance(extra, Bounds))
-        for name, hint in hints.items()
-        if get_origin(hint) is Annotated and any(isinstance(extra, Bounds) for extra in get_args(hint))
-    }
+    return {name: extra for name, hint in hints.items() for extra in get_args(hint) if isinstance(extra, Bounds)}

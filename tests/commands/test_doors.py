@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foldrank.commands.arguments import whole_number
 from foldrank.recipes.reading import load_recipe
 from foldrank.structured import parse_yaml, read_yaml, to_json, to_yaml
 
@@ -36,6 +37,10 @@ def test_text_is_taken_as_it_is_typed(foldrank: Foldrank) -> None:
 @pytest.mark.parametrize("typed", ["010", "10", "+10"])
 def test_numbers_are_decimal(foldrank: Foldrank, typed: str) -> None:
     assert config(foldrank, "--train.batch_size", typed)["train"]["batch_size"] == 10
+
+
+def test_a_whole_number_with_many_zeros_before_it_is_that_number() -> None:
+    assert whole_number(1, 100)("0" * 40 + "7") == 7
 
 
 @pytest.mark.parametrize("typed", ["1:30", "0x10", "1_000", "ten", "1e400", "9" * 26, "-1", "0"])

@@ -8,16 +8,18 @@ from collections.abc import Callable
 def whole_number(least: int, most: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number, decimal, from `least` to `most`."""
 
-    def number(text: str) -> int:
-        if not text.removeprefix("-").isdecimal():
+    def whole(text: str) -> int:
+        digits = text.removeprefix("-")
+        if not digits.isdecimal():
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-        value = int(text[:30])
+        # Python converts some thousand digits at most; the first thirty are beyond any bound already.
+        value = int(text[: len(text) - len(digits)] + (digits.lstrip("0") or "0")[:30])
         if not least <= value <= most:
             bound = f"at least {least}" if value < least else f"at most {most:,}"
             raise argparse.ArgumentTypeError(f"must be {bound}, got {text}")
         return value
 
-    return number
+    return whole
 
 
 def number(least: float, most: float = math.inf) -> Callable[[str], float]:

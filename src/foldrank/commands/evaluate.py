@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluates."""
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode
-    from foldrank.hf.checkpoint import check, foreign, load
+    from foldrank.hf.checkpoint import check, load
+    from foldrank.hf.foreign import foreign
     from foldrank.train.evaluate import check_fits, evaluate_loss
     from foldrank.train.run_folder import find_run
 

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Generates."""
     from foldrank.core.memory_format import to_column_major_
-    from foldrank.hf.checkpoint import foreign, load
+    from foldrank.hf.checkpoint import load
+    from foldrank.hf.foreign import foreign
     from foldrank.train.evaluate import check_fits, continue_text
 
     notes: list[str] = []

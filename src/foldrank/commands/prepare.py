@@ -43,11 +43,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {f"data.{name}": vars(arguments)[name] for name in _settings() if name in vars(arguments)}
     if arguments.verify:
         return _verify(arguments, given)
+    config = Recipe().override(given).data
     if arguments.check:
-        return _check(Recipe().override(given | {"data.source": arguments.source}).data)
+        return _check(config)
     if arguments.out is None:
         raise ValueError("--out is missing: name a new folder for the prepared data")
-    config = Recipe().override(given).data
     from foldrank.data.prepare import prepare
 
     began = time.perf_counter()
@@ -83,9 +83,8 @@ def show(result: dict[str, Any]) -> None:
     table.add_row("tokenizer", f"{result['tokenizer'] or 'trained on this text'}, {result['vocab_size']:,} entries")
     for split, counts in result["splits"].items():
         table.add_row(split, f"{counts['documents']:,} documents, {counts['tokens']:,} tokens")
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in result["skipped"].items())
     table.add_row("read", f"{result['bytes_read']:,} bytes, of which {result['bytes_lost']:,} were no text")
-    table.add_row("left out", left_out or "nothing")
+    table.add_row("left out", _left_out(result))
     table.add_row("size", f"{result['bytes']:,} bytes")
     if "seconds" in result:
         table.add_row("seconds", f"{result['seconds']:.1f}")
@@ -120,10 +119,13 @@ def _show_check(result: dict[str, Any]) -> None:
     for kind, counts in result["kinds"].items():
         table.add_row(kind, *(f"{count:,}" for count in counts.values()))
     out.print(table)
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in result["skipped"].items())
-    out.print(f"left out: {left_out or 'nothing'}")
+    out.print(f"left out: {_left_out(result)}")
     for problem in result["problems"][:10]:
         out.print(one_line(f"would stop: {problem}"))
+
+
+def _left_out(result: dict[str, Any]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in result["skipped"].items()) or "nothing"
 
 
 def _verify(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.endswith("." + pattern) or re.fullmatch(pattern, name) is not None
 
 
+def is_name(pattern: str) -> bool:
+    """Whether `pattern` can be nothing but a module's dotted name, or a tail of one."""
+    return all(part.isidentifier() or part.isdecimal() for part in pattern.split("."))
+
+
 def lookup(value: Value | Mapping[str, Value], name: str) -> Value | None:
     """`value` itself, or from a table by pattern the first entry that matches `name`; None where none does."""
     if not isinstance(value, Mapping):

@@ -14,7 +14,13 @@ from foldrank.core.attach import attached_residuals, detach
 from foldrank.core.config import Expansion
 from foldrank.core.derived_buffers import as_integers
 from foldrank.core.dtensor import distribute_like, full_tensor
-from foldrank.core.functional import at_least_float32, effective_weight, expansion_index, residual_coefficient
+from foldrank.core.functional import (
+    all_finite,
+    at_least_float32,
+    effective_weight,
+    expansion_index,
+    residual_coefficient,
+)
 from foldrank.core.inventory import Inventory, inventory
 from foldrank.core.linear import PARAMETRIZATIONS, LowRankLinear
 from foldrank.core.parametrization import SPEC, WeightParametrization
@@ -308,6 +314,5 @@ def _wide(number: float | Tensor) -> float | Tensor:
 def _check_finite(name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise ValueError(f"{name} is offloaded or on the meta device: load it first")
-    extremes = torch.aminmax(full_tensor(tensor)) if tensor.numel() else ()  # NaN is the extreme of all that holds one
-    if not all(map(torch.isfinite, extremes)):  # isfinite of all entries takes ten times as long on a CPU
+    if not all_finite(full_tensor(tensor)):
         raise ValueError(f"{name} holds NaN or infinity: the training diverged; fold an earlier checkpoint")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from foldrank.data import files, hub
 from foldrank.data.config import DataConfig, Split
-from foldrank.data.files import LONE_SURROGATE, Tally
+from foldrank.data.files import Tally
 
 TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 """Folders of the standard library that are no part of the corpus."""
@@ -131,10 +131,8 @@ def is_prepared(folder: Path) -> bool:
 
 
 def _usable(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[str, bytes, float | None]]:
-    is_data_set = hub.is_data_set(config)
-    for text, fraction in hub.rows(config, split) if is_data_set else _file_texts(config, tally):
-        if is_data_set and isinstance(text, str):
-            tally.bytes += len(text)
+    texts = _row_texts(config, split, tally) if hub.is_data_set(config) else _file_texts(config, tally)
+    for text, fraction in texts:
         if not isinstance(text, str):
             tally.skipped["no text"] += 1
         elif len(text.strip()) < MIN_CHARACTERS:
@@ -142,10 +140,17 @@ def _usable(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[str,
         elif "\0" in text:
             tally.skipped["binary"] += 1
         else:
-            whole = LONE_SURROGATE.sub("", text)  # a data set's text may hold what is no character
-            tally.lose(Path(config.source), len(text) - len(whole))
-            tally.characters += len(whole)
-            yield whole, hashlib.sha256(whole.encode()).digest(), fraction
+            tally.characters += len(text)
+            yield text, hashlib.sha256(text.encode()).digest(), fraction
+
+
+def _row_texts(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[object, float | None]]:
+    for text, fraction in hub.rows(config, split):
+        if isinstance(text, str):
+            tally.bytes += len(text)
+            yield tally.readable(text, config.source), fraction
+        else:
+            yield text, fraction
 
 
 def _file_texts(config: DataConfig, tally: Tally) -> Iterator[tuple[object, float]]:
@@ -190,10 +195,13 @@ def _visible(folder: Path, tally: Tally) -> list[Path]:
         folders.sort()
         for name in list(folders):
             real = os.path.realpath(os.path.join(parent, name))
-            if name.startswith(".") or real in seen:
+            if name.startswith("."):
                 folders.remove(name)
-                tally.skipped["link to a folder that is read already"] += not name.startswith(".")
-            seen.add(real)
+            elif real in seen:
+                folders.remove(name)
+                tally.skipped["link to a folder that is read already"] += 1
+            else:
+                seen.add(real)
         for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
             real = os.path.realpath(path)
             if not path.is_file():
@@ -203,5 +211,4 @@ def _visible(folder: Path, tally: Tally) -> list[Path]:
             else:
                 found.append(path)
                 seen.add(real)
-    tally.skipped = +tally.skipped
     return sorted(found)

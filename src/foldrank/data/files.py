@@ -69,11 +69,17 @@ class Tally:
     skipped: Counter[str] = field(default_factory=Counter)
     """What was left out, by reason."""
 
-    def lose(self, path: Path, count: int) -> None:
-        """Counts bytes of a file that were lost."""
+    def readable(self, text: str, where: object) -> str:
+        """`text` without what is no character, which is counted as lost."""
+        whole = LONE_SURROGATE.sub("", text)
+        self.lose(where, len(text) - len(whole))
+        return whole
+
+    def lose(self, where: object, count: int) -> None:
+        """Counts bytes of a file, or another source, that were lost."""
         if count:
             self.lost_bytes += count
-            self.lost_in[str(path)] += count
+            self.lost_in[str(where)] += count
 
     def check(self) -> None:
         """Refuses a source of which too much was lost.
@@ -203,9 +209,7 @@ def _plain(path: Path, stream: _Counted, tally: Tally, longest: int) -> Iterator
     text = lines.read(longest)
     while True:
         text += lines.readline(longest)  # to the end of the line, or of as much more where it has none
-        whole = LONE_SURROGATE.sub("", text)
-        tally.lose(path, len(text) - len(whole))
-        yield whole
+        yield tally.readable(text, path)
         if not (text := lines.read(longest)):
             return
 
@@ -219,11 +223,7 @@ def _records(path: Path, stream: _Counted, field: str, tally: Tally, *, alone: b
             tally.skipped[f"no field {field!r}"] += 1
             continue
         text = row.get(field) if isinstance(row, dict) else None
-        if isinstance(text, str):
-            whole = LONE_SURROGATE.sub("", text)
-            tally.lose(path, len(text) - len(whole))
-            text = whole
-        yield text
+        yield tally.readable(text, path) if isinstance(text, str) else text
 
 
 def _values(path: Path, lines: io.TextIOWrapper, tally: Tally) -> Iterator[object]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -104,20 +103,3 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         parts += [state["model"].get("merges"), state["normalizer"], state["pre_tokenizer"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def read_identity(file: Path) -> DataIdentity | None:
-    """The identity that a run saved; None where there is no such file, as in runs of foldrank 0.1.
-
-    Raises:
-        ValueError: for a file that holds something else.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} is damaged: it holds {type(values).__name__}, not an identity of data")
-    return DataIdentity.from_dict(values)

@@ -85,6 +85,12 @@ class SplitFiles:
     tokens: int
     shards: Sequence[Shard]
 
+    @classmethod
+    def of(cls, shards: Sequence[Shard]) -> "SplitFiles":
+        """The split that these shards make."""
+        documents, tokens = sum(shard.documents for shard in shards), sum(shard.tokens for shard in shards)
+        return cls(documents=documents, tokens=tokens, shards=tuple(shards))
+
     def __post_init__(self) -> None:
         sums = sum(shard.documents for shard in self.shards), sum(shard.tokens for shard in self.shards)
         if (self.documents, self.tokens) != sums or not self.shards:
@@ -118,7 +124,7 @@ class Manifest:
     text_sha256: str
     """Hash of all text in its order."""
     splits: Mapping[Split, SplitFiles]
-    format: Literal[3] = FORMAT
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         if self.splits.keys() != {"train", "validation"}:

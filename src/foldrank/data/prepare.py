@@ -187,7 +187,7 @@ def _write(config: DataConfig, work: Path, progress: Progress) -> None:
     for split, parts in shards.items():
         if not parts:
             raise _no_text(config, split, done, tally)
-    splits: dict[Split, SplitFiles] = {split: _split_files(parts) for split, parts in shards.items()}
+    splits: dict[Split, SplitFiles] = {split: SplitFiles.of(parts) for split, parts in shards.items()}
     _check_encoding(tokenizer, done, sum(part.tokens for part in splits.values()), tally)
     manifest = Manifest(
         config=config,
@@ -209,11 +209,6 @@ def _write(config: DataConfig, work: Path, progress: Progress) -> None:
     manifest.write(work)
     (work / JOURNAL).unlink()
     progress("tokenizing", done, 1.0)
-
-
-def _split_files(shards: list[Shard]) -> SplitFiles:
-    documents, tokens = sum(shard.documents for shard in shards), sum(shard.tokens for shard in shards)
-    return SplitFiles(documents=documents, tokens=tokens, shards=tuple(shards))
 
 
 def _check_encoding(tokenizer: PreTrainedTokenizerBase, documents: int, tokens: int, tally: Tally) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from foldrank.data.config import Layout
@@ -105,30 +105,31 @@ class PackedBlocks(SequenceDataset):
         return out
 
 
-class PackedText(PackedBlocks):
+class PackedText(Dataset[dict[str, Tensor]]):
     """All of a text for an evaluation: every token but the first is predicted once.
 
     Each block begins with the last token of the one before it. The last, shorter than the others, is filled up, out of
     the loss.
     """
 
-    def __init__(self, shards: list[np.ndarray], sequence_length: int, pad_token: int) -> None:
+    def __init__(self, ids: np.ndarray, sequence_length: int, pad_token: int) -> None:
+        self.ids = torch.from_numpy(ids.astype(np.int64))
+        self.sequence_length = sequence_length
         self.pad_token = pad_token
-        super().__init__(shards, sequence_length)
 
     def __len__(self) -> int:
-        return -(-(int(self.shard_offsets[-1]) - 1) // (self.sequence_length - 1))
+        return -(-(len(self.ids) - 1) // (self.sequence_length - 1))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         start = index * (self.sequence_length - 1)
-        length = min(self.sequence_length, int(self.shard_offsets[-1]) - start)
-        ids = torch.full((self.sequence_length,), self.pad_token)
-        ids[:length] = torch.from_numpy(self._read(start, length))
-        labels = ids.clone()
-        labels[length:] = IGNORED
-        return {"input_ids": ids, "labels": labels}
+        block = self.ids[start : start + self.sequence_length]
+        missing = (0, self.sequence_length - len(block))
+        return {
+            "input_ids": nn.functional.pad(block, missing, value=self.pad_token),
+            "labels": nn.functional.pad(block, missing, value=IGNORED),
+        }
 
 
 class PaddedDocuments(SequenceDataset):

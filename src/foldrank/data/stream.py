@@ -24,7 +24,7 @@ from foldrank.data.tokenizer import Encoder, encoded, pad_token
 from foldrank.hf.tokenizers import load_tokenizer
 
 
-def encode(config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> SequenceDataset:
+def encode(config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> PackedText:
     """All of a source's text as packed sequences in memory, for an evaluation; the last one is filled up.
 
     Raises:
@@ -34,7 +34,7 @@ def encode(config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_leng
     parts = [ids for batch in encoded(documents(config), encoder) for _, ids in batch]
     if not parts:
         raise ValueError(f"{config.source} holds no text")
-    return PackedText([np.concatenate(parts)], sequence_length, pad_token(tokenizer))
+    return PackedText(np.concatenate(parts), sequence_length, pad_token(tokenizer))
 
 
 def open_data(config: DataConfig, progress: Progress = lambda *_: None) -> "PreparedData | StreamedData":

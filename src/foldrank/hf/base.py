@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from foldrank.core.config import LowRankConfig
+from foldrank.core.config import LowRankConfig, is_name
 from foldrank.core.fold import unfolded_keys
 from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.parametrization import SPEC
@@ -105,7 +105,7 @@ def check_saved(low_rank: Any) -> None:
         if not isinstance(table, dict) or not table:
             raise ValueError(f"low_rank.{field} must be a table from each layer's name to its value, got {table!r}")
         for name in table:
-            if not all(part.isidentifier() or part.isdecimal() for part in str(name).split(".")):
+            if not is_name(str(name)):
                 raise ValueError(f"low_rank.{field} names {name!r}, which is no name of a layer")
 
 

@@ -26,6 +26,7 @@ from foldrank.core.fold import check_whole, fold_plan, folded_key, unfolded_keys
 from foldrank.core.linear import PARAMETRIZATIONS
 from foldrank.hf.base import check_loaded, check_saved
 from foldrank.hf.checksums import CHECKSUMS, verify_checksums, write_checksums
+from foldrank.hf.foreign import foreign, one_line_of
 from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
 from foldrank.hf.rewrite import rewrite
 from foldrank.hf.tokenizers import load_tokenizer
@@ -215,7 +216,7 @@ def fold_checkpoint(
             if (folder / CHECKSUMS).is_file():  # what nobody vouched for has none
                 write_checksums(work)
     except SafetensorError as error:
-        raise ValueError(f"{folder} has a damaged file: {_line(error)}") from error
+        raise ValueError(f"{folder} has a damaged file: {one_line_of(error)}") from error
     return num_layers
 
 
@@ -254,7 +255,7 @@ def weight_files(folder: Path) -> list[Path]:
             if outside := [name for name in names if Path(name).name != name]:
                 raise ValueError(f"{outside[0]!r} is not the name of a file beside it")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / INDEX} is damaged: {_line(error)}") from error
+            raise ValueError(f"{folder / INDEX} is damaged: {one_line_of(error)}") from error
     else:
         names = ["model.safetensors"]
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -302,24 +303,9 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is truncated or damaged: {_line(error)}") from error
+        raise ValueError(f"{file} is truncated or damaged: {one_line_of(error)}") from error
 
 
 def _nearby(folder: Path) -> str:
     folders = sorted(str(path.parent) for path in folder.glob("*/config.json")) if folder.is_dir() else []
     return f"; did you mean {' or '.join(folders)}?" if folders else ""
-
-
-@contextmanager
-def foreign(what: str) -> Iterator[None]:
-    """Where files of others are read, or a model made of them runs: whatever a library raises becomes one line."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # the tokenizers library panics with what is no Exception
-        raise ValueError(f"{what}: {_line(error) or type(error).__name__}") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

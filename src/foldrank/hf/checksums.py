@@ -37,7 +37,7 @@ def verify_checksums(folder: Path, *, accept: bool = False) -> str | None:
     Raises:
         ValueError: naming the file that is altered or missing, and how to accept it.
     """
-    expected = _expected(folder)
+    expected = read_checksums(folder)
     if expected is None:
         return f"{folder} has no {CHECKSUMS}: not verified"
     wrong = [name for name, sha256 in expected.items() if sha256_of_file(folder / name) != sha256]
@@ -52,7 +52,12 @@ def verify_checksums(folder: Path, *, accept: bool = False) -> str | None:
     return f"{folder}: {names} not as saved, and accepted"
 
 
-def _expected(folder: Path) -> Mapping[str, str] | None:
+def read_checksums(folder: Path) -> Mapping[str, str] | None:
+    """From the name of each file of a model to its SHA-256, as saved; None where that was not written.
+
+    Raises:
+        ValueError: where the file of checksums is damaged.
+    """
     file = folder / CHECKSUMS
     if not file.is_file():
         return None

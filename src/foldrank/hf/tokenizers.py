@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from foldrank.hf.foreign import foreign
 from foldrank.structured import read_json_table
 
 MAX_ID = 1 << 24
@@ -26,30 +27,21 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """
     if Path(name).is_dir():
         _check_files(Path(name))
-    try:
+    with foreign(f"the tokenizer {str(name)!r} cannot be loaded"):
         tokenizer = _loaded(name)
         largest_id(tokenizer)
-    except ValueError:
-        raise
-    except Exception as error:  # of a class whose methods take what they find
-        raise ValueError(f"the tokenizer {str(name)!r} does not work: {' '.join(str(error).split())}") from error
     return tokenizer
 
 
 def _loaded(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as first:  # the libraries raise what they like, among it panics that are no Exception
+    except Exception as first:
         try:
             # A checkpoint's config may name code of its own, which our tokenizers do not need.
             return PreTrainedTokenizerFast.from_pretrained(name)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:
-            line = " ".join(str(first).split())
-            raise ValueError(f"the tokenizer {str(name)!r} cannot be loaded: {line[:200]}") from first
+        except Exception:
+            raise first from None
 
 
 def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
-from foldrank.core.config import LowRankConfig
+from foldrank.core.config import LowRankConfig, is_name
 
 LAYERS = (*(f"self_attn.{name}_proj" for name in "qkvo"), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -36,7 +36,7 @@ def check_patterns(config: LowRankConfig, num_layers: int) -> None:
     Raises:
         ValueError: naming the pattern.
     """
-    patterns = tuple(dict.fromkeys(pattern for pattern in _patterns(config) if not _is_name(pattern)))
+    patterns = tuple(dict.fromkeys(pattern for pattern in _patterns(config) if not is_name(pattern)))
     if len(patterns) > MAX_PATTERNS or any(len(pattern) > MAX_CHARS for pattern in patterns):
         raise ValueError(f"low_rank: at most {MAX_PATTERNS:,} patterns of at most {MAX_CHARS:,} characters are read")
     # A few at a time, since they are arguments of a process.
@@ -54,10 +54,6 @@ def _try(patterns: tuple[str, ...], num_layers: int) -> None:
         tried = (error.stdout or b"").decode().splitlines()
         pattern = tried[-1] if tried else "a pattern"
         raise ValueError(f"low_rank: matching {pattern} takes too long: write it without nested repeats") from None
-
-
-def _is_name(pattern: str) -> bool:
-    return all(part.isidentifier() or part.isdecimal() for part in pattern.split("."))
 
 
 def _patterns(config: LowRankConfig) -> Iterator[str]:

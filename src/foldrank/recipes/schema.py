@@ -224,6 +224,11 @@ class Recipe:
         if problems:
             raise ValueError("; ".join(problems))
 
+    @property
+    def nominal_vocab_size(self) -> int:
+        """Entries of the embedding, as far as the recipe tells before a tokenizer is read."""
+        return self.model.vocab_size or self.data.vocab_entries
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; `Recipe.from_dict` is the way back."""
         return _ADAPTER.dump_python(self, mode="json")
@@ -267,22 +272,25 @@ _ADAPTER = TypeAdapter(Recipe)
 
 
 @cache
-def field_help() -> dict[str, str]:
-    """From each setting's dotted name to what it means."""
+def _fields() -> dict[str, dict[str, Any]]:
+    """From each setting's dotted name to its JSON schema."""
     schema = _ADAPTER.json_schema()
 
-    def described(node: Mapping[str, Any], prefix: str) -> dict[str, str]:
-        known_fields: dict[str, str] = {}
+    def below(node: Mapping[str, Any], prefix: str) -> dict[str, dict[str, Any]]:
+        fields: dict[str, dict[str, Any]] = {}
         for name, setting in node["properties"].items():
             choices = [setting, *setting.get("anyOf", ())]
             parts = [schema["$defs"][choice["$ref"].rpartition("/")[2]] for choice in choices if "$ref" in choice]
-            if parts:
-                known_fields |= described(parts[0], f"{prefix}{name}.")
-            else:
-                known_fields[prefix + name] = " ".join(setting.get("description", "").split())
-        return known_fields
+            fields |= below(parts[0], f"{prefix}{name}.") if parts else {prefix + name: setting}
+        return fields
 
-    return described(schema, "")
+    return below(schema, "")
+
+
+@cache
+def field_help() -> dict[str, str]:
+    """From each setting's dotted name to what it means."""
+    return {name: " ".join(setting.get("description", "").split()) for name, setting in _fields().items()}
 
 
 @cache
@@ -294,20 +302,8 @@ def text_settings() -> dict[str, bool]:
 @cache
 def _settings_of_type(*types: str) -> dict[str, bool]:
     """The settings that are of these types of JSON alone, by dotted name, and whether they may be null."""
-    schema = _ADAPTER.json_schema()
-
-    def of_type(node: Mapping[str, Any], prefix: str) -> dict[str, bool]:
-        settings: dict[str, bool] = {}
-        for name, setting in node["properties"].items():
-            choices = [choice for choice in setting.get("anyOf", [setting]) if choice != {"type": "null"}]
-            for choice in choices:
-                if "$ref" in choice:
-                    settings |= of_type(schema["$defs"][choice["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
-            if all(choice.get("type") in types for choice in choices):
-                settings[prefix + name] = len(choices) < len(setting.get("anyOf", choices))
-        return settings
-
-    return of_type(schema, "")
+    kinds = {name: {each.get("type") for each in field.get("anyOf", [field])} for name, field in _fields().items()}
+    return {name: "null" in found for name, found in kinds.items() if found - {"null"} <= {*types}}
 
 
 def _texts_in_place_of_numbers(settings: Mapping[str, Any]) -> list[str]:

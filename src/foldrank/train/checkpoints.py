@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foldrank.atomic import sync, write_text
+from foldrank.hf.checksums import read_checksums
 from foldrank.provenance import sha256_of_file
 from foldrank.structured import read_json_table, to_json
 
@@ -20,9 +21,10 @@ PREFIX = "checkpoint-"
 
 def commit_checkpoint(work: Path, folder: Path, *, keep: int, run_id: str | None) -> None:
     """Makes the written folder `work` the checkpoint `folder` of a run, and removes all but the newest `keep`."""
-    files = {}
+    files, known = {}, read_checksums(work) or {}  # written a moment ago: the weights are read once
     for file in sorted(path for path in work.rglob("*") if path.is_file()):
-        files[str(file.relative_to(work))] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+        name = str(file.relative_to(work))
+        files[name] = {"bytes": file.stat().st_size, "sha256": known.get(name) or sha256_of_file(file)}
         sync(file)
     manifest = {"run": run_id, "step": step_of(folder), "files": files}
     write_text(work / MANIFEST, to_json(manifest, indent=2) + "\n")

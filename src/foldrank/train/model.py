@@ -45,7 +45,7 @@ def check_recipe(recipe: Recipe) -> None:
         ValueError: saying what does not fit.
     """
     # The vocabulary matters to none of this.
-    model = meta_model(recipe, recipe.model.vocab_size or recipe.data.vocab_entries)
+    model = meta_model(recipe, recipe.nominal_vocab_size)
     checkpoint_activations_(model, recipe.train.activation_checkpointing)
     if recipe.train.fold_at_start:
         check_foldable_at_start(model)
@@ -67,7 +67,7 @@ def resolve_vocab_size(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None
                 f"the vocabulary of the tokenizer {recipe.data.tokenizer} is unknown before it is read: give its size "
                 "with --model.vocab_size"
             )
-        return named or recipe.data.vocab_entries
+        return recipe.nominal_vocab_size
     needed = embedding_size(tokenizer)
     if named is not None and named < needed:
         raise ValueError(f"model.vocab_size {named} is too small for this tokenizer, whose tokens count {needed}")

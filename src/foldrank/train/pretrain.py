@@ -87,8 +87,8 @@ def pretrain(
         # Refuse what cannot work, before anything slow begins and before anything is made or deleted.
         check_recipe(recipe)
         if processes.num_processes == 1:
-            vocab_size = recipe.model.vocab_size or recipe.data.vocab_entries
-            check_memory(recipe, device_memory(str(processes.device)), vocab_size=vocab_size)
+            limit = device_memory(str(processes.device))
+            check_memory(recipe, limit, vocab_size=recipe.nominal_vocab_size)
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:
             run.check_free(overwrite=overwrite)

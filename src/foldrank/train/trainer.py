@@ -16,6 +16,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from foldrank.core.anchored_decay import AnchoredDecay
 from foldrank.core.dtensor import to_local
+from foldrank.core.functional import all_finite
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream
 from foldrank.hf.checksums import write_checksums
@@ -126,8 +127,7 @@ class PretrainTrainer(Trainer):
     def _check_weights(self, model: nn.Module) -> None:
         # The loss that would tell is that of the next step.
         for name, parameter in model.named_parameters():
-            weight = to_local(parameter.detach())
-            if weight.numel() and not all(map(torch.isfinite, torch.aminmax(weight))):
+            if not all_finite(to_local(parameter.detach())):
                 raise ValueError(
                     f"after step {self.state.global_step} {name} holds NaN or infinity: no checkpoint of it is kept. "
                     "Try a lower train.learning_rate, a longer train.warmup_ratio or a smaller train.max_grad_norm"
@@ -138,6 +138,7 @@ class PretrainTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As in `Trainer`, with what deployment needs besides: the tokenizer, and the cache that training turns off."""
+        folder = output_dir or str(self.args.output_dir)
         config: Any = self.accelerator.unwrap_model(self.model).config
         config.use_cache, training = True, config.use_cache
         try:
@@ -146,10 +147,10 @@ class PretrainTrainer(Trainer):
             config.use_cache = training
         if self.tokenizer is not None and self.args.should_save:
             try:
-                self.tokenizer.save_pretrained(output_dir or str(self.args.output_dir))
+                self.tokenizer.save_pretrained(folder)
             except Exception as error:  # the tokenizers library raises nothing more special for a full disk
                 raise OSError(*error.args) from error
-            write_checksums(Path(output_dir or str(self.args.output_dir)))
+            write_checksums(Path(folder))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_losses()
