@@ -91,7 +91,7 @@ def parse_yaml(text: str) -> Any:
         _check_size(text)
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(" ".join(str(error).replace('in "<unicode string>", ', "in ").split())) from error
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -120,12 +120,14 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's, here without those of YAML 1.1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, name in enumerate(names):
+        names = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
             if not isinstance(name, str | int | float | bool):
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} cannot be a key", node.start_mark)
-            if name in names[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} occurs twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} cannot be a key", key.start_mark)
+            if name in names:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} occurs twice", key.start_mark)
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 

@@ -43,7 +43,7 @@ def test_a_whole_number_with_many_zeros_before_it_is_that_number() -> None:
     assert whole_number(1, 100)("0" * 40 + "7") == 7
 
 
-@pytest.mark.parametrize("typed", ["1:30", "0x10", "1_000", "ten", "1e400", "9" * 26, "-1", "0"])
+@pytest.mark.parametrize("typed", ["1:30", "0x10", "1_000", "ten", "1e400", "9" * 26, "-1", "0", "true"])
 def test_what_is_no_number_is_refused(foldrank: Foldrank, typed: str) -> None:
     refused(foldrank("pretrain", "demo", "--print_config", "--train.batch_size", typed), "batch_size")
 
@@ -64,7 +64,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("train: {steps: 1}\ntrain: {steps: 2}\n", "the key 'train' occurs twice"),
+        ("train: {steps: 1}\ntrain: {steps: 2}\n", "the key 'train' occurs twice in line 2, column 1"),
         (BOMB, "more than 20,000 values"),
         ("low_rank: {extra_config: &a {x: *a}}\n", "the alias *a stands for itself"),
         ("[" * 1000, "nested deeper than 40 levels"),
@@ -230,4 +230,4 @@ def test_plan_says_what_filling_up_a_vocabulary_would_cost(foldrank: Foldrank) -
     notes = foldrank("plan", "demo", "--model.vocab_size", 4100, "--json").json["notes"]
     assert "with --model.vocab_size 4160" in notes[0]
     assert f"{2 * 60 * 256:,} more parameters" in notes[0]
-    assert "vocabulary has" not in foldrank("plan", "demo", "--json").json["notes"][0]
+    assert foldrank("plan", "demo", "--json").json["notes"] == []

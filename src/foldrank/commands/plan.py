@@ -20,11 +20,11 @@ H100_PEAK_FLOPS = 989e12
 
 GIB = 1 << 30
 
-NOTES = (
+ASSUMPTIONS = (
     "FLOPs: 6 N + 12 L d T per token (PaLM, appendix B, arXiv 2204.02311), N the weights of the matrices that "
     "multiply, of a low-rank layer its two factors; where blocks are computed again they count 8 N "
     "(arXiv 2104.04473), their down-projections 6 N where the latents are kept (CoLA-M, arXiv 2502.10940).",
-    "Hours: FLOPs over GPUs x peak x MFU, the activation_checkpointing included; evaluation and saving not.",
+    "Hours: FLOPs over GPUs x peak x MFU, activation checkpointing included; evaluation and saving not.",
     "Memory: an upper bound without the allocator's fragmentation and the CUDA context, so leave room. float32 "
     "weights, gradients and AdamW averages (arXiv 1910.02054); activations as autograd keeps them with a flash "
     "attention kernel and no mask. FSDP shards everything, each block a unit (arXiv 2304.11277).",
@@ -127,7 +127,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "mfu": mfu,
         "flops": flops,
         "memory": uses,
-        "notes": [*_vocabulary_note(recipe, model), *NOTES],
+        "assumptions": [*ASSUMPTIONS],
+        "notes": _vocabulary_note(recipe, model),
     }
 
 
@@ -184,8 +185,8 @@ def show(result: dict[str, Any]) -> None:
     if (limit := result["gpu_memory_gib"]) is not None:
         table.add_row(f"fits in {limit:g}", *("yes" if use["fits"] else "no" for use in uses))
     out.print(table)
-    for note in result["notes"]:
-        out.print(note, style="dim")
+    for assumption in result["assumptions"]:
+        out.print(assumption, style="dim")
 
 
 def _columns(title: str, ways: list[dict[str, Any]]) -> Table:

@@ -102,7 +102,7 @@ def inventory(model: nn.Module) -> Inventory:
         modules=modules,
         parents={name: tuple(parents.get(id(module), ())) for name, module in modules.items()},
         linear_specs={name: spec for name, module in modules.items() if (spec := linear_spec(module))},
-        low_rank_layers={name: module for name, module in modules.items() if isinstance(module, LowRankLinear)},
+        low_rank_layers=low_rank_layers(model),
         parameter_owners={key: tuple(names) for key, names in owners.items()},
     )
 
@@ -126,7 +126,7 @@ def linear_spec(module: nn.Module) -> LinearSpec | None:
 
 def low_rank_layers(model: nn.Module) -> Mapping[str, LowRankLinear]:
     """The low-rank layers of `model` by name."""
-    return inventory(model).low_rank_layers
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,6 +1,7 @@
 """A recipe: every setting of a pre-training run in one frozen, checked value."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -240,7 +241,7 @@ class Recipe:
         Raises:
             ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
         """
-        if problems := _texts_in_place_of_numbers(settings):
+        if problems := _others_in_place_of_numbers(settings):
             raise ValueError("; ".join(problems))
         try:
             recipe = _ADAPTER.validate_python(_with_tuples(_with_new_names(settings)))
@@ -296,26 +297,30 @@ def field_help() -> dict[str, str]:
 @cache
 def text_settings() -> dict[str, bool]:
     """The settings that are text, by dotted name, and whether they may be null."""
-    return _settings_of_type("string")
+    return {name: "null" in _kinds(part) for name, part in _fields().items() if _kinds(part) <= {"string", "null"}}
 
 
-@cache
-def _settings_of_type(*types: str) -> dict[str, bool]:
-    """The settings that are of these types of JSON alone, by dotted name, and whether they may be null."""
-    kinds = {name: {each.get("type") for each in field.get("anyOf", [field])} for name, field in _fields().items()}
-    return {name: "null" in found for name, found in kinds.items() if found - {"null"} <= {*types}}
+def _kinds(setting: Mapping[str, Any]) -> set[str | None]:
+    """The types of JSON that a setting may have."""
+    return {choice.get("type") for choice in setting.get("anyOf", [setting])}
 
 
-def _texts_in_place_of_numbers(settings: Mapping[str, Any]) -> list[str]:
-    """Pydantic would take `1_000` for a thousand."""
+def _others_in_place_of_numbers(settings: Mapping[str, Any]) -> list[str]:
+    """Pydantic would take `1_000` for a thousand, and `true` for one."""
     problems = []
-    for dotted in _settings_of_type("integer", "number"):
+    for dotted, setting in _fields().items():
         value: Any = settings
         for name in dotted.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
-        if isinstance(value, str):
+        boolean = re.search("integer|number", str(setting)) and "boolean" not in str(setting) and _holds_boolean(value)
+        if boolean or (isinstance(value, str) and _kinds(setting) <= {"integer", "number", "null"}):
             problems.append(f"{dotted}: should be a number, got {value!r}")
     return problems
+
+
+def _holds_boolean(value: Any) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_holds_boolean, parts))
 
 
 def _with_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from foldrank.hf.tokenizers import embedding_size, largest_id
 from foldrank.recipes.schema import Recipe, TrainConfig
 from foldrank.structured import parse_json, to_json
 from foldrank.train.ablations import check_ablation
-from foldrank.train.activation_checkpointing import checkpoint_activations_
+from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents
 from foldrank.train.chunked_loss import chunk_loss_
 
 
@@ -45,8 +45,9 @@ def check_recipe(recipe: Recipe) -> None:
         ValueError: saying what does not fit.
     """
     # The vocabulary matters to none of this.
-    model = meta_model(recipe, recipe.nominal_vocab_size)
-    checkpoint_activations_(model, recipe.train.activation_checkpointing)
+    model = shape_of(recipe, recipe.nominal_vocab_size)
+    if recipe.train.activation_checkpointing == "latents" and (why := without_latents(model)):
+        raise ValueError(why)
     if recipe.train.fold_at_start:
         check_foldable_at_start(model)
     if recipe.train.ablation is not None:
