@@ -11,8 +11,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,6 +37,8 @@ from foldrank.structured import parse_json, read_json_table, read_text
 
 INDEX = "model.safetensors.index.json"
 
+GENERATION = "generation_config.json"
+
 MAX_CONFIG_BYTES = 1 << 24
 
 SIZES = {
@@ -49,7 +54,7 @@ SIZES = {
 MAY_BE_NULL = ("n_inner", "head_dim", "num_key_value_heads")
 
 COPIED = (
-    "generation_config.json",
+    GENERATION,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -171,6 +176,8 @@ def check(folder: Path) -> None:
     config = _config(folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{folder} holds a {config.model_type}, which is no language model that generates text")
+    if (folder / GENERATION).exists():
+        read_json_table(folder / GENERATION, MAX_CONFIG_BYTES)
     with _weights(folder):
         pass
 
@@ -288,6 +295,13 @@ def _config(folder: Path) -> PreTrainedConfig:
             continue
         if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= most:
             raise ValueError(f"{file} is damaged: {name} must be a whole number from 1 to {most:,}, got {size!r}")
+    for name in ("dtype", "torch_dtype"):
+        if not isinstance(getattr(torch, str(values.get(name) or "float32"), None), torch.dtype):
+            raise ValueError(f"{file} is damaged: {name} is {values[name]!r}, which is no dtype of PyTorch")
+    if values.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{file}: transformers {transformers.__version__} has no model_type {values.get('model_type')!r}"
+        )
     with foreign(f"{file} is not one that foldrank can read"):
         check_saved(values.get("low_rank"))
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -111,7 +111,8 @@ def _check_settings(file: Path, settings: dict[str, Any]) -> None:
 def _check_ids(file: Path, vocabulary: dict[str, Any]) -> None:
     for token, number in vocabulary.items():
         _expect(_is_id(number), file, f"the id of {token!r}", number)
-    _expect(len(set(vocabulary.values())) == len(vocabulary), file, "ids", "one that two tokens have")
+    if len(set(vocabulary.values())) < len(vocabulary):
+        raise ValueError(f"{file} is no file of a tokenizer: two tokens have one id")
 
 
 def _is_id(number: Any) -> bool:
@@ -120,4 +121,4 @@ def _is_id(number: Any) -> bool:
 
 def _expect(holds: bool, file: Path, field: str, value: Any) -> None:
     if not holds:
-        raise ValueError(f"{file} is no file of a tokenizer: {field} is {str(value)[:80]!r}")
+        raise ValueError(f"{file} is no file of a tokenizer: {field} is {repr(value)[:80]}")
