@@ -196,11 +196,13 @@ def test_a_link_that_points_at_itself(foldrank: Foldrank, corpus: Path, tmp_path
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("cache", ["file", "loop", "/proc/none"])
 def test_a_cache_that_cannot_be_written_is_named(
-    foldrank: Foldrank, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    foldrank: Foldrank, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("FOLDRANK_CACHE", str(tmp_path / "file"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.setenv("FOLDRANK_CACHE", str(tmp_path / cache))
     done = foldrank("pretrain", recipe_file, "--out", tmp_path / "run")
     assert done.code == 2
     assert "FOLDRANK_CACHE" in done.stderr.splitlines()[-1]

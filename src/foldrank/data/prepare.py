@@ -38,7 +38,7 @@ COMMIT_CHARACTERS = 1 << 24
 TRAINING_CHARACTERS = 1 << 28
 """Text of which a tokenizer is trained, from the beginning of the training documents."""
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ELOOP)
 
 CHARS_PER_TOKEN = 200
 """Of text, at most; a token of common tokenizers stands for three to five."""
