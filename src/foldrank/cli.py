@@ -140,10 +140,12 @@ def _nearest(option: str, parser: argparse.ArgumentParser) -> str:
 
 def _quiet() -> None:
     # Our own progress takes the place of the bars that transformers draws for each file.
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()  # it warns of every try, where one line of ours says what came of them
 
 
 if __name__ == "__main__":
