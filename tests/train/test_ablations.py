@@ -24,7 +24,7 @@ def test_each_control_has_the_norm_of_the_fold_and_no_residual(ablation: Ablatio
     assert layer.residual is not None
     start = layer.up.weight.detach().clone()
     folded = layer.residual(start)
-    start_as_ablation_(model, ablation)
+    assert start_as_ablation_(model, ablation, seed=3) == ("0",)
     weight = layer.up.weight.detach()
     assert layer.residual is None
     assert float(weight.norm()) == pytest.approx(float(folded.norm()), rel=1e-5)
@@ -39,12 +39,24 @@ def test_each_control_has_the_norm_of_the_fold_and_no_residual(ablation: Ablatio
     assert (apart < 1e-5) == (ablation == "orthogonal")
 
 
+@pytest.mark.parametrize("ablation", ["random", "orthogonal"])
+def test_what_is_drawn_depends_on_the_seed_alone(ablation: Ablation) -> None:
+    def drawn(seed: int) -> torch.Tensor:
+        model, layer = layer_with(ResidualConfig())
+        torch.rand(seed)  # what was drawn before must not matter
+        start_as_ablation_(model, ablation, seed=seed)
+        return layer.up.weight.detach()
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
 def test_a_control_needs_a_fixed_residual_and_leaves_the_model_alone_otherwise() -> None:
     for residual, said in ((None, "has none"), (ResidualConfig(trainable=True), "alpha is trainable")):
         model, layer = layer_with(residual)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with pytest.raises(ValueError, match=said):
-            start_as_ablation_(model, "scaled")
+            start_as_ablation_(model, "scaled", seed=3)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert (layer.residual is None) == (residual is None)
 

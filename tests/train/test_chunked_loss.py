@@ -259,7 +259,7 @@ def test_trainer_comes_to_the_same_losses_and_gradients(
 
     plain = entries(chunked=False)
     assert len(plain) == 6
-    assert plain[0] != pytest.approx(plain[4], rel=1e-3), "three steps should change something"
+    assert plain[0] != pytest.approx(plain[2], rel=1e-3), "a step should change something"
     assert entries(chunked=True) == pytest.approx(plain, rel=bound)
 
 

@@ -27,15 +27,15 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SHORT = {"train.steps": 5, "train.eval_every": 5, "train.warmup_ratio": 0.2}
 GOLDEN = {
-    "dense": [5.775142, 5.771278, 5.692813, 5.558706, 5.474535],
-    "low rank": [5.766365, 5.777522, 5.658862, 5.500809, 5.368878],
-    "cola": [5.768279, 5.788903, 5.682884, 5.452241, 5.327163],
-    "cola-dlr": [5.764271, 5.779361, 5.581156, 5.425593, 5.295390],
+    "dense": [5.765244, 5.783216, 5.688148, 5.585053, 5.461832],
+    "low rank": [5.74195, 5.768433, 5.707407, 5.597352, 5.443467],
+    "cola": [5.777796, 5.789609, 5.594416, 5.436508, 5.343938],
+    "cola-dlr": [5.782596, 5.805076, 5.630579, 5.461335, 5.357192],
 }
 """Losses of the five steps. A change that is not about numbers must not move them; one that is says so.
 
-Made anew when the tokenizers trained here got padding and roles (2026-11-27): with the tokenizer before they were equal
-to those before to 1e-6.
+Made anew when each module got a generator of its own for its start (2026-11-27): from the start before they were equal
+to those before.
 """
 
 

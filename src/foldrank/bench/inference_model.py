@@ -32,8 +32,7 @@ def load_inference_model(settings: Settings, method: str) -> tuple[PreTrainedMod
     Raises:
         ValueError: where the gate fails.
     """
-    built = build_model(settings.recipe_of(method), settings.vocabulary_size())
-    model: PreTrainedModel = built.to(settings.device).eval()  # pyright: ignore[reportArgumentType]
+    model = build_model(settings.recipe_of(method), settings.vocabulary_size(), device=settings.device).eval()
     ids = prompt(settings)
     before = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
     gates = []

@@ -32,7 +32,7 @@ class TrainedModel:
         variants = parse(method).variants
         self.recipe = recipe
         self.device = settings.device
-        self.model: PreTrainedModel = build_model(recipe, settings.vocabulary_size()).to(self.device)  # pyright: ignore[reportArgumentType]
+        self.model: PreTrainedModel = build_model(recipe, settings.vocabulary_size(), device=self.device)
         decay = fold_at_start_(self.model).decay if recipe.train.fold_at_start else None
         if ON_ACTIVATIONS in variants:
             on_activations_(self.model)

@@ -32,7 +32,8 @@ def cost(study: Study, workers: int = 1) -> dict[str, Any]:
         steps = sweeps * (sweep.steps or train.steps) + final_runs * train.steps
         row = rows.get((size, method.name))
         if row is None:
-            model = build_model(recipe, resolve_vocab_size(recipe))
+            device = "cpu" if train.device == "cpu" else torch.accelerator.current_accelerator() or "cpu"
+            model = build_model(recipe, resolve_vocab_size(recipe), device=device)
             row = rows[size, method.name] = {
                 "size": size,
                 "method": method.name,
@@ -62,14 +63,12 @@ def cost(study: Study, workers: int = 1) -> dict[str, Any]:
 
 
 def _seconds_per_step(model: Any, recipe: Recipe) -> float:
-    train = recipe.train
-    device = "cpu" if train.device == "cpu" else (torch.accelerator.current_accelerator() or "cpu")
-    model.to(device)
+    train, device = recipe.train, model.device
     optimizer = torch.optim.AdamW(model.parameters())
     shape = (train.resolve_micro_batch_size(), train.sequence_length)
     ids = torch.randint(model.config.vocab_size, shape, device=device)
     passes = train.batch_size // shape[0]
-    autocast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=train.dtype == "bfloat16")
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=train.dtype == "bfloat16")
     seconds = []
     for _ in range(TIMED_STEPS):
         began = time.perf_counter()

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.core.anchored_decay import check_foldable_at_start
 from foldrank.core.inventory import count_parameters
@@ -17,21 +17,29 @@ from foldrank.structured import parse_json, to_json
 from foldrank.train.ablations import check_ablation
 from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents
 from foldrank.train.chunked_loss import chunk_loss_
+from foldrank.train.start import start_
 
 
 def build_model(
-    recipe: Recipe, vocab_size: int, *, bos_token_id: int | None = None, eos_token_id: int | None = None
+    recipe: Recipe,
+    vocab_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
 ) -> PreTrainedModel:
     """The recipe's model with fresh weights, float32; with one seed, layers that are not low-rank start equal.
 
-    What it keeps for the backward pass is as the recipe says (`activation_checkpointing`).
+    What it keeps for the backward pass is as the recipe says (`activation_checkpointing`). The start is the same on
+    every device (train/start.py).
 
     Raises:
         ValueError: where the low-rank settings do not fit the architecture, or latents are to be kept and there are
             none.
     """
-    set_seed(recipe.seed)
-    model = _build(recipe, vocab_size, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
+    with torch.device("meta"):
+        model = _build(recipe, vocab_size, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
+    start_(model, recipe.seed, device)
     if recipe.train.chunked_loss:
         chunk_loss_(model)
     checkpoint_activations_(model, recipe.train.activation_checkpointing)

@@ -99,7 +99,7 @@ def pretrain(
             inputs = _prepare(recipe, run, checkpoint, progress, resume=bool(resume))
 
         # Build: the recipe's model, perhaps folded at the start.
-        model, decay = _build(recipe, inputs.tokenizer)
+        model, decay = _build(recipe, inputs.tokenizer, str(processes.device))
 
         # Train. From here on the folder is this run's.
         if processes.is_main_process and not resume:
@@ -173,12 +173,14 @@ def _prepare(recipe: Recipe, run: RunFolder, checkpoint: Path | None, progress: 
     )
 
 
-def _build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, AnchoredDecay | None]:
+def _build(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: str
+) -> tuple[PreTrainedModel, AnchoredDecay | None]:
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), **special)
+    model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, **special)
     decay = fold_at_start_(model).decay if recipe.train.fold_at_start else None
     if recipe.train.ablation is not None:
-        start_as_ablation_(model, recipe.train.ablation)
+        start_as_ablation_(model, recipe.train.ablation, recipe.seed)
     return model, decay
 
 
