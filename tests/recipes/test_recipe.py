@@ -11,7 +11,8 @@ from foldrank import LowRankConfig, ResidualConfig
 from foldrank.data.config import DataConfig
 from foldrank.recipes import RECIPES
 from foldrank.recipes.reading import flatten, load_recipe
-from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig, field_help
+from foldrank.recipes.schema import Recipe, field_help
+from foldrank.recipes.settings import ModelConfig, TrainConfig
 
 TABLES = Recipe(
     model=ModelConfig(hidden_size=32, num_layers=2),

@@ -10,7 +10,8 @@ from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.data.tokenizer import train_tokenizer
 from foldrank.recipes import RECIPES
 from foldrank.recipes.reading import load_recipe
-from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig
+from foldrank.recipes.schema import Recipe
+from foldrank.recipes.settings import ModelConfig, TrainConfig
 from foldrank.train.accounting import model_memory
 from foldrank.train.model import dense_parameters, meta_model, resolve_vocab_size
 from foldrank.train.trainer import training_arguments

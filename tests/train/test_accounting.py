@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from foldrank.core.config import Activation, LowRankConfig, ResidualConfig
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.core.surgery import factorize_
-from foldrank.recipes.schema import Checkpointing, ModelConfig, Recipe, TrainConfig
+from foldrank.recipes.schema import Recipe
+from foldrank.recipes.settings import Checkpointing, ModelConfig, TrainConfig
 from foldrank.train import accounting, chunked_loss
 from foldrank.train.accounting import (
     evaluation_memory,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from foldrank.data.config import DataConfig
 from foldrank.recipes.methods import family
-from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig
+from foldrank.recipes.schema import Recipe
+from foldrank.recipes.settings import ModelConfig, TrainConfig
 
 PROTOCOL = Recipe(
     model=ModelConfig(vocab_size=32_000),

@@ -1,7 +1,8 @@
 """A family small enough to compare methods on two CPU cores, on the demo's data. Its sizes and settings are ours."""
 
 from foldrank.recipes.methods import family
-from foldrank.recipes.schema import ModelConfig, Recipe, TrainConfig
+from foldrank.recipes.schema import Recipe
+from foldrank.recipes.settings import ModelConfig, TrainConfig
 
 TINY = family(
     "tiny",

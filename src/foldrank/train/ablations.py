@@ -16,7 +16,7 @@ from foldrank.core.fold import fold_
 from foldrank.core.functional import named_generator
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.linear import LowRankLinear
-from foldrank.recipes.schema import Ablation
+from foldrank.recipes.settings import Ablation
 
 
 @torch.no_grad()

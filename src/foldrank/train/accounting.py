@@ -47,7 +47,8 @@ from transformers import PreTrainedModel
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.sparse import SparseLowRankLinear
-from foldrank.recipes.schema import Recipe, TrainConfig
+from foldrank.recipes.schema import Recipe
+from foldrank.recipes.settings import TrainConfig
 from foldrank.train import chunked_loss
 from foldrank.train.evaluate import MOST_LOGITS
 from foldrank.train.model import shape_of

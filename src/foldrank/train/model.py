@@ -12,7 +12,8 @@ from foldrank.core.inventory import count_parameters
 from foldrank.data.config import DataConfig
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
 from foldrank.hf.tokenizers import embedding_size, largest_id
-from foldrank.recipes.schema import Recipe, TrainConfig
+from foldrank.recipes.schema import Recipe
+from foldrank.recipes.settings import TrainConfig
 from foldrank.structured import parse_json, to_json
 from foldrank.train.ablations import check_ablation
 from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents

@@ -1,0 +1,180 @@
+"""The settings of a recipe's model and training, each with its bounds and its meaning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from foldrank.bounds import Bounds, out_of_bounds
+from foldrank.core.config import STRICT
+from foldrank.data.config import Layout
+
+Checkpointing = Literal["block", "latents"]
+"""What activation checkpointing keeps of a block: its input, or its input and latents (activation_checkpointing.py)."""
+
+Ablation = Literal["folded", "scaled", "random", "orthogonal"]
+"""Starts that stand in for the residual, see train/ablations.py."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of a Llama.
+
+    Raises:
+        ValueError: naming every field that is out of range.
+    """
+
+    __pydantic_config__ = STRICT
+
+    hidden_size: Annotated[int, Bounds(1, 1 << 17)] = 256
+    """Width d of the residual stream."""
+
+    intermediate_size: Annotated[int, Bounds(1, 1 << 19)] = 688
+    """Width of the MLP."""
+
+    num_layers: Annotated[int, Bounds(1, 1 << 9)] = 6
+    """Number of blocks."""
+
+    num_heads: Annotated[int, Bounds(1, 1 << 12)] = 4
+    """Attention heads per block."""
+
+    vocab_size: Annotated[int | None, Bounds(1, 1 << 22)] = None
+    """Entries of the embedding and of the head; None: as many as the tokenizer has."""
+
+    tie_embeddings: bool = False
+    """Share the embedding with the output head."""
+
+    def __post_init__(self) -> None:
+        problems = out_of_bounds(self)
+        if not problems and self.hidden_size % (2 * self.num_heads):
+            problems.append(
+                f"hidden_size {self.hidden_size} must be a multiple of twice num_heads {self.num_heads}: a head has an "
+                "even width (rotary embedding)"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Optimization: AdamW, linear warm-up, cosine decay.
+
+    Raises:
+        ValueError: naming every field that is out of range.
+    """
+
+    __pydantic_config__ = STRICT
+
+    steps: Annotated[int, Bounds(1, 10**9)] = 300
+    """Optimizer steps."""
+
+    batch_size: Annotated[int, Bounds(1, 1 << 20)] = 16
+    """Sequences per optimizer step, over all processes and accumulation steps."""
+
+    micro_batch_size: Annotated[int | None, Bounds(1, 1 << 20)] = None
+    """Sequences per forward pass and process, at most; None: as many as a step needs."""
+
+    activation_checkpointing: Checkpointing | None = None
+    """What each block keeps for the backward pass, which computes the rest again: block, its input alone: least memory,
+    most time; latents, its input and the latents of its low-rank layers; None: everything."""
+
+    chunked_loss: bool = False
+    """Compute head and loss by chunks of tokens (fused linear cross-entropy): the same loss, without the logits of a
+    whole batch in memory, the largest thing there where the vocabulary is large and the model small."""
+
+    sequence_length: Annotated[int, Bounds(2, 1 << 20)] = 256
+    """Tokens per sequence."""
+
+    layout: Layout = "packed"
+    """packed: documents joined and cut into sequences; padded: each document cut or padded to one, as in the published
+    protocol."""
+
+    learning_rate: Annotated[float, Bounds(0, 100, above=True)] = 0.006
+    """Peak learning rate."""
+
+    min_learning_rate_ratio: float = 0.1
+    """Last learning rate over the peak."""
+
+    warmup_ratio: float = 0.1
+    """Share of the steps that is linear warm-up."""
+
+    weight_decay: Annotated[float, Bounds(0, 100)] = 0.01
+    """AdamW's decoupled decay, on matrices alone."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's running averages."""
+
+    max_grad_norm: Annotated[float, Bounds(0, 10**6, above=True)] = 0.5
+    """Gradients are clipped to this norm."""
+
+    fold_at_start: bool = False
+    """Fold before the first step and let the weight decay pull towards the residual instead of 0: the same training by
+    the graph of plain low rank, each checkpoint of which can be deployed as it is."""
+
+    ablation: Ablation | None = None
+    """An ablation, for studies: take the residual away and start each up-projection with the norm that it
+    would give: folded, scaled, random or orthogonal (train/ablations.py)."""
+
+    eval_every: Annotated[int, Bounds(1, 10**9)] = 75
+    """Steps between evaluations."""
+
+    save_every: Annotated[int, Bounds(1, 10**9)] = 100
+    """Steps between checkpoints from which an interrupted run goes on."""
+
+    keep_checkpoints: Annotated[int, Bounds(1, 10**6)] = 2
+    """How many of the newest checkpoints stay."""
+
+    log_every: Annotated[int, Bounds(1, 10**9)] = 1
+    """Steps between log entries."""
+
+    report_to: Sequence[str] = ()
+    """Further logs, through Trainer's own integrations: tensorboard, trackio, wandb."""
+
+    loader_workers: Annotated[int, Bounds(0, 256)] = 0
+    """Processes that read the data; 0: the training process itself."""
+
+    eval_tokens: Annotated[int | None, Bounds(1, 10**15)] = None
+    """Validation tokens per evaluation; None: the whole split."""
+
+    test_tokens: Annotated[int | None, Bounds(1, 10**15)] = None
+    """Held-out tokens behind those of `eval_tokens`, on which the folded model is measured once, at the end; None: no
+    such test."""
+
+    dtype: str = "float32"
+    """float32, or bfloat16 for autocast over float32 weights."""
+
+    device: str = "auto"
+    """cpu, or auto: an accelerator where there is one."""
+
+    def __post_init__(self) -> None:
+        problems = out_of_bounds(self)
+        if self.test_tokens is not None and self.eval_tokens is None:
+            problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
+        if self.ablation is not None and self.fold_at_start:
+            problems.append("ablation and fold_at_start both take the residual away: give one of them")
+        if not 0 <= self.warmup_ratio < 1:
+            problems.append(f"warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
+        if self.dtype not in ("float32", "bfloat16"):
+            problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.device not in ("auto", "cpu"):
+            problems.append(f"device must be auto or cpu, got {self.device!r}")
+        if not 0 <= self.min_learning_rate_ratio <= 1:
+            problems.append(f"min_learning_rate_ratio must lie in [0, 1], got {self.min_learning_rate_ratio}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas must lie in [0, 1), got {self.betas}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def resolve_micro_batch_size(self, processes: int = 1) -> int:
+        """Sequences that each of `processes` takes in one forward pass: the most that `micro_batch_size` allows.
+
+        Raises:
+            ValueError: where a step's sequences cannot be shared out evenly.
+        """
+        if processes < 1 or self.batch_size % processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared out evenly among {processes} processes: take a number "
+                "that divides it, or another batch_size"
+            )
+        batch = self.batch_size // processes
+        limit = min(self.micro_batch_size or batch, batch)
+        return next(count for count in range(limit, 0, -1) if batch % count == 0)
