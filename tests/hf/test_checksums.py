@@ -81,6 +81,7 @@ def test_a_folded_checkpoint_has_checksums_of_its_own(foldrank: Foldrank, unfold
     [
         ("hidden_size", "x"),
         ("hidden_size", 16.5),
+        ("hidden_size", 3),
         ("hidden_size", None),
         ("hidden_size", -16),
         ("hidden_size", 10**9),
@@ -108,7 +109,11 @@ def test_a_config_of_others_is_one_line(foldrank: Foldrank, checkpoint: Path, fi
         part = part[name]
     part[last] = value
     (checkpoint / "config.json").write_text(json.dumps(config))
-    for command in (("info", checkpoint), ("generate", checkpoint, "--prompt", "bar", "--accept-changes")):
+    for command in (
+        ("info", checkpoint),
+        ("generate", checkpoint, "--prompt", "bar", "--accept-changes"),
+        ("fold", checkpoint, "--out", checkpoint.parent / "again", "--accept-changes"),
+    ):
         done = foldrank(*command)
         if field in ("dtype", "model_type"):
             refused(done, field)

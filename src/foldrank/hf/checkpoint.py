@@ -304,7 +304,9 @@ def _config(folder: Path) -> PreTrainedConfig:
         )
     with foreign(f"{file} is not one that foldrank can read"):
         check_saved(values.get("low_rank"))
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config.validate()  # or it would be found when the config is saved
+        return config
 
 
 @contextmanager
