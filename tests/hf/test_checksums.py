@@ -92,6 +92,7 @@ def test_a_folded_checkpoint_has_checksums_of_its_own(foldrank: Foldrank, unfold
         ("rms_norm_eps", "x"),
         ("dtype", "float7"),
         ("model_type", "unknown"),
+        ("model_type", {"a": 1}),
         ("rope_parameters", 3),
         ("quantization_config", {"quant_method": "none such"}),
         ("low_rank", 8),

@@ -298,7 +298,7 @@ def _config(folder: Path) -> PreTrainedConfig:
     for name in ("dtype", "torch_dtype"):
         if not isinstance(getattr(torch, str(values.get(name) or "float32"), None), torch.dtype):
             raise ValueError(f"{file} is damaged: {name} is {values[name]!r}, which is no dtype of PyTorch")
-    if values.get("model_type") not in CONFIG_MAPPING:
+    if str(values.get("model_type")) not in CONFIG_MAPPING:
         raise ValueError(
             f"{file}: transformers {transformers.__version__} has no model_type {values.get('model_type')!r}"
         )
