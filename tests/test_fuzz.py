@@ -137,7 +137,19 @@ class Fuzzer:
             *(["evaluate", str(self.run.out / "folded"), "--sequence-length", self.value(), "--data", self.value()],),
             *(["generate", str(self.run.out / "folded"), "--max-new-tokens", "3", "--prompt", self.value()],),
             *(["generate", str(self.run.out / "folded"), "--temperature", self.value(), "--prompt", "x"],),
-            *(["bench", "step", *SMALL_BENCH, "--rounds", self.value(), "--threads", self.value(), "--layers", self.value()],),
+            *(
+                [
+                    "bench",
+                    "step",
+                    *SMALL_BENCH,
+                    "--rounds",
+                    self.value(),
+                    "--threads",
+                    self.value(),
+                    "--layers",
+                    self.value(),
+                ],
+            ),
             *(
                 ["prepare", self.value(), "--out", str(sandbox / "out")],
                 ["prepare", str(self.corpus), "--out", self.value()],

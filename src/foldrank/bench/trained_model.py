@@ -15,6 +15,7 @@ from foldrank.bench.settings import AT_START, COMPILED, ON_ACTIVATIONS, Settings
 from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.fold import fold_
 from foldrank.core.inventory import low_rank_layers
+from foldrank.train.compilation import compile_
 from foldrank.train.model import build_model
 
 LOSS_BOUND = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -45,7 +46,7 @@ class TrainedModel:
         draw = torch.Generator().manual_seed(0)
         ids = torch.randint(settings.vocabulary_size(), shape, generator=draw).to(self.device)
         self.batch = {"input_ids": ids, "labels": ids}
-        self.called: Any = torch.compile(self.model) if COMPILED in variants else self.model
+        compile_(self.model, "blocks" if COMPILED in variants else "none")
 
     @property
     def tokens(self) -> int:
@@ -69,7 +70,7 @@ class TrainedModel:
     def loss(self) -> Tensor:
         """Mean loss on the benchmark's tokens."""
         with autocast(self.device, enabled=self.recipe.train.dtype == "bfloat16"):
-            return self.called(**self.batch, use_cache=False).loss
+            return self.model(**self.batch, use_cache=False).loss
 
 
 def gates(settings: Settings) -> list[Gate]:
@@ -132,7 +133,7 @@ def fold_gates(settings: Settings) -> list[Gate]:
             continue
         with torch.no_grad():
             before = trained.loss()
-            trained.model = trained.called = copy.deepcopy(trained.model)
+            trained.model = copy.deepcopy(trained.model)
             fold_(trained.model)
             difference = float((trained.loss() - before).abs())
         passed.append(_gate(settings, method, f"losses of {method} before and after the fold", difference))

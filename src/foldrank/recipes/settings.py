@@ -11,6 +11,9 @@ from foldrank.data.config import Layout
 Checkpointing = Literal["block", "latents"]
 """What activation checkpointing keeps of a block: its input, or its input and latents (activation_checkpointing.py)."""
 
+Compile = Literal["auto", "none", "blocks", "step"]
+"""What torch.compile is given, see train/compilation.py."""
+
 Ablation = Literal["folded", "scaled", "random", "orthogonal"]
 """Starts that stand in for the residual, see train/ablations.py."""
 
@@ -67,19 +70,24 @@ class TrainConfig:
     steps: Annotated[int, Bounds(1, 10**9)] = 300
     """Optimizer steps."""
 
-    batch_size: Annotated[int, Bounds(1, 1 << 20)] = 16
+    batch_size: Annotated[int, Bounds(1, 1 << 17)] = 16
     """Sequences per optimizer step, over all processes and accumulation steps."""
 
-    micro_batch_size: Annotated[int | None, Bounds(1, 1 << 20)] = None
-    """Sequences per forward pass and process, at most; None: as many as a step needs."""
+    micro_batch_size: Annotated[int | None, Bounds(1, 1 << 17)] = None
+    """Sequences per forward pass and process, at most; None: as many as the device's memory holds, by the plan."""
 
     activation_checkpointing: Checkpointing | None = None
     """What each block keeps for the backward pass, which computes the rest again: block, its input alone: least memory,
     most time; latents, its input and the latents of its low-rank layers; None: everything."""
 
-    chunked_loss: bool = False
+    chunked_loss: bool | None = None
     """Compute head and loss by chunks of tokens (fused linear cross-entropy): the same loss, without the logits of a
-    whole batch in memory, the largest thing there where the vocabulary is large and the model small."""
+    whole batch in memory, the largest thing there where the vocabulary is large and the model small; None: where these
+    would take more than an eighth of the device's memory."""
+
+    compile: Compile = "auto"
+    """What torch.compile compiles: none; blocks, one block once for all; step, the whole forward and backward pass, in
+    CUDA graphs; auto: blocks on a GPU, none on a CPU."""
 
     sequence_length: Annotated[int, Bounds(2, 1 << 20)] = 256
     """Tokens per sequence."""
@@ -140,10 +148,14 @@ class TrainConfig:
     such test."""
 
     dtype: str = "float32"
-    """float32, or bfloat16 for autocast over float32 weights."""
+    """float32, whose products are in TF32 on a GPU that has it; or bfloat16 for autocast over float32 weights."""
 
     device: str = "auto"
     """cpu, or auto: an accelerator where there is one."""
+
+    peak_flops: Annotated[float | None, Bounds(0, 1e18, above=True)] = None
+    """FLOP/s that one device can reach, of which the utilization (MFU) is a share; None: of the GPUs in
+    train/utilization.py, theirs, and for others no utilization."""
 
     def __post_init__(self) -> None:
         problems = out_of_bounds(self)

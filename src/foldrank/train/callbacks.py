@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,18 @@ PLAIN_LINES = 10
 
 
 class TrainingProgressBar(TrainerCallback):
-    """A live bar on standard error; where that is no terminal, a line now and then."""
+    """A live bar on standard error; where that is no terminal, a line now and then.
 
-    def __init__(self, tokens_per_step: float) -> None:
+    Args:
+        tokens_per_step: training tokens of a step, on average.
+        utilization: from steps and seconds to the MFU, None where it is not known.
+    """
+
+    def __init__(
+        self, tokens_per_step: float, utilization: Callable[[int, float], float | None] = lambda *_: None
+    ) -> None:
         self.tokens_per_step = tokens_per_step
+        self.utilization = utilization
         self.console = console(stderr=True)
         self.bar: Progress | None = None
         self.began = 0.0
@@ -42,20 +51,24 @@ class TrainingProgressBar(TrainerCallback):
                 TextColumn("training"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+                TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self.task = self.bar.add_task("training", total=state.max_steps, loss=self.loss, speed=0.0)
+            self.task = self.bar.add_task("training", total=state.max_steps, loss=self.loss, speed="")
             self.bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
-            steps = state.global_step - self.first_step
-            speed = steps * self.tokens_per_step / (time.perf_counter() - self.began)
-            self.bar.update(self.task, completed=state.global_step, loss=self.loss, speed=speed)
+            self.bar.update(self.task, completed=state.global_step, loss=self.loss, speed=self.speed(state.global_step))
+
+    def speed(self, step: int) -> str:
+        """Tokens a second since the training began or went on, and the utilization where it is known."""
+        steps, seconds = step - self.first_step, time.perf_counter() - self.began
+        mfu = self.utilization(steps, seconds)
+        return f"{steps * self.tokens_per_step / seconds:,.0f} tokens/s" + ("" if mfu is None else f"  MFU {mfu:.1%}")
 
     def on_log(
         self,
@@ -75,7 +88,9 @@ class TrainingProgressBar(TrainerCallback):
             )
         elif self.bar is None and "loss" in logs and state.global_step % max(1, state.max_steps // PLAIN_LINES) == 0:
             self.console.print(
-                f"step {state.global_step:>6} of {state.max_steps}  training loss {self.loss:.4f}", highlight=False
+                f"step {state.global_step:>6} of {state.max_steps}  training loss {self.loss:.4f}  "
+                f"{self.speed(state.global_step)}",
+                highlight=False,
             )
 
     def on_train_end(

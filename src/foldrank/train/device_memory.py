@@ -1,14 +1,21 @@
-"""How much memory a device has, and whether a recipe's plan fits into it."""
+"""How much memory a device has, what a recipe leaves open because of it, and whether the recipe's plan fits into it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from foldrank.recipes.schema import Recipe
-from foldrank.train.accounting import memory
+from foldrank.train.accounting import Memory, evaluation_memory, memory
 
 GIB = 1 << 30
+
+ROOM = {"cuda": 0.9, "cpu": 0.5}
+"""Share of the memory that a plan may take: the rest is for what it does not count, on a CPU for other programs too."""
+
+LOGITS = 1 / 8
+"""Share of the memory above which the logits of a micro-batch are computed by chunks, where a recipe leaves it open."""
 
 
 def device_memory(device: str) -> int:
@@ -18,9 +25,45 @@ def device_memory(device: str) -> int:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        return min(physical, int(limit)) if limit.isdecimal() else physical
+        physical = min(physical, int(limit)) if limit.isdecimal() else physical
     except OSError:  # not Linux, or another version of control groups
-        return physical
+        pass
+    return physical // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the processes of torchrun on this machine
+
+
+def room(device: torch.device) -> int:
+    """Bytes of a device that a plan may take."""
+    return int(ROOM.get(device.type, 0.9) * device_memory(str(device)))
+
+
+def fit(recipe: Recipe, limit: int, *, processes: int = 1, vocab_size: int | None = None) -> Recipe:
+    """The recipe with what it leaves open, micro-batch and chunked loss, chosen by its plan for a device.
+
+    The loss goes by chunks where the logits of a micro-batch would take more than an eighth of the memory. The
+    micro-batch is the largest whose plan fits; one sequence where none does.
+
+    Args:
+        recipe: all settings.
+        limit: bytes that the plan may take (`room`).
+        processes: that share a step's sequences.
+        vocab_size: entries of the embedding; None: as many as the recipe says.
+
+    Raises:
+        ValueError: where a step's sequences cannot be shared out among the processes.
+    """
+    share = recipe.train.resolve_micro_batch_size(processes)
+    sizes = [share] if recipe.train.micro_batch_size else [n for n in range(share, 0, -1) if share % n == 0]
+    entries = vocab_size or recipe.nominal_vocab_size
+    fitted = recipe
+    for size in sizes:
+        chunked = recipe.train.chunked_loss
+        if chunked is None:
+            chunked = 4 * entries * size * recipe.train.sequence_length > LOGITS * limit
+        train = replace(recipe.train, micro_batch_size=size, chunked_loss=chunked)
+        fitted = replace(recipe, train=train)
+        if _peak(fitted, processes, vocab_size) <= limit:
+            break
+    return fitted
 
 
 def check_memory(recipe: Recipe, limit: int, *, vocab_size: int | None = None) -> None:
@@ -37,10 +80,35 @@ def check_memory(recipe: Recipe, limit: int, *, vocab_size: int | None = None) -
         ValueError: with the plan's figures and the settings to lower.
     """
     plan = memory(recipe, vocab_size=vocab_size)
-    state = plan.weights + plan.gradients + plan.optimizer
-    if state > limit or plan.total > 2 * limit:
-        raise ValueError(
-            f"this needs {state / GIB:,.1f} GiB for weights, gradients and optimizer and up to {plan.total / GIB:,.1f} "
-            f"GiB in a step, of {limit / GIB:,.1f} GiB here: lower the model's sizes, train.micro_batch_size "
-            "or train.sequence_length, or set train.activation_checkpointing"
-        )
+    if _state(plan) > limit or plan.total > 2 * limit:
+        raise ValueError(f"this needs {_figures(plan)}, of {limit / GIB:,.1f} GiB here: {_advice(recipe)}")
+
+
+def out_of_memory(recipe: Recipe, limit: int, *, processes: int = 1, vocab_size: int | None = None) -> str:
+    """What to say where the device had no more memory: the plan's figures and the settings to lower."""
+    plan = memory(recipe, gpus=processes, vocab_size=vocab_size)
+    return f"out of memory: the plan is {_figures(plan)}, of {limit / GIB:,.1f} GiB here: {_advice(recipe)}"
+
+
+def _peak(recipe: Recipe, processes: int, vocab_size: int | None) -> int:
+    plan = memory(recipe, gpus=processes, vocab_size=vocab_size).total
+    return max(plan, evaluation_memory(recipe, gpus=processes, vocab_size=vocab_size))
+
+
+def _state(plan: Memory) -> int:
+    return plan.weights + plan.gradients + plan.optimizer
+
+
+def _figures(plan: Memory) -> str:
+    return (
+        f"{_state(plan) / GIB:,.1f} GiB for weights, gradients and optimizer, up to {plan.total / GIB:,.1f} in a step"
+    )
+
+
+def _advice(recipe: Recipe) -> str:
+    train = recipe.train
+    ways = [f"train.micro_batch_size (now {train.micro_batch_size or train.batch_size})"]
+    ways += ["train.sequence_length, or the model's sizes"]
+    more = [] if train.activation_checkpointing else ["train.activation_checkpointing block"]
+    more += [] if train.chunked_loss else ["train.chunked_loss true"]
+    return f"lower {', '.join(ways)}" + (f"; or set {' and '.join(more)}" if more else "")

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from foldrank.data.sequences import IGNORED
 from foldrank.hf.tokenizers import embedding_size
 from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
+from foldrank.train.compilation import uncompiled
 from foldrank.train.metrics import perplexity_of
 
 MOST_LOGITS = 1 << 23
@@ -215,6 +216,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         model.train(was_training)

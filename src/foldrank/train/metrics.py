@@ -85,6 +85,18 @@ class RunMetrics:
     tokens_per_second: float
     """Training tokens in these seconds, over them."""
 
+    micro_batch_size: int | None = None
+    """Sequences of a forward pass on one device; None in files of foldrank 0.1."""
+
+    mfu: float | None = None
+    """Model FLOPs utilization: FLOPs a second over `peak_flops` of all devices (arXiv 2204.02311); None without."""
+
+    peak_flops: float | None = None
+    """FLOP/s that one device can reach; None where that is not known."""
+
+    peak_memory_bytes: int | None = None
+    """The most that was allocated on one GPU while training, beside the plan's `memory_bytes`; None on a CPU."""
+
     val_tokens: int
     """Predicted tokens of the validation."""
 

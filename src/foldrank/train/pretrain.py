@@ -25,15 +25,17 @@ from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_
-from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory, training_flops
+from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory
 from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import step_of
-from foldrank.train.device_memory import check_memory, device_memory
+from foldrank.train.compilation import check_compiler, compile_, resolve_compile
+from foldrank.train.device_memory import check_memory, device_memory, fit, out_of_memory, room
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.trainer import PretrainTrainer, training_arguments
+from foldrank.train.utilization import Utilization
 
 
 class InterruptedRunError(Exception):
@@ -86,33 +88,38 @@ def pretrain(
     with _environment_restored(), claimed:
         # Refuse what cannot work, before anything slow begins and before anything is made or deleted.
         check_recipe(recipe)
+        device, vocab_size = torch.device(str(processes.device)), recipe.nominal_vocab_size
+        compiled = resolve_compile(recipe.train, device.type)
+        check_compiler(compiled, device.type)
+        # What the recipe leaves open is chosen for this device; what is recorded as asked stays as it was.
+        fitted = fit(recipe, room(device), processes=processes.num_processes, vocab_size=vocab_size)
         if processes.num_processes == 1:
-            limit = device_memory(str(processes.device))
-            check_memory(recipe, limit, vocab_size=recipe.nominal_vocab_size)
+            check_memory(fitted, device_memory(str(device)), vocab_size=vocab_size)
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:
             run.check_free(overwrite=overwrite)
-        arguments = training_arguments(recipe, out)
+        arguments = training_arguments(fitted, out)
 
         # Prepare: text to token ids, once; a run that goes on opens what it was trained on.
         with processes.main_process_first():
             inputs = _prepare(recipe, run, checkpoint, progress, resume=bool(resume))
 
-        # Build: the recipe's model, perhaps folded at the start.
-        model, decay = _build(recipe, inputs.tokenizer, str(processes.device))
+        # Build: the recipe's model on its device, perhaps folded at the start.
+        model, decay = _build(fitted, inputs.tokenizer, str(device))
+        compile_(model, compiled)
 
         # Train. From here on the folder is this run's.
         if processes.is_main_process and not resume:
             run.begin(recipe, name, uuid.uuid4().hex, inputs.identity)
             inputs.write_evaluation_text(run.evaluation_text, recipe)
         processes.wait_for_everyone()
-        trainer = _train(recipe, run, model, decay, arguments, inputs, checkpoint, quiet=quiet)
+        trainer = _train(fitted, run, model, decay, arguments, inputs, checkpoint, quiet=quiet)
 
         # Fold, verify that nothing changed but roundings, and save both forms.
         folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
 
         # Record.
-        metrics = _measured(recipe, name, model, inputs, trainer, folded, checkpoint)
+        metrics = _measured(fitted, name, model, inputs, trainer, folded, checkpoint)
         if processes.is_main_process:
             metrics.write(run.metrics)
         return metrics
@@ -196,7 +203,8 @@ def _train(
     quiet: bool,
 ) -> PretrainTrainer:
     stop, train = StopOnSignal(), recipe.train
-    shown = () if quiet else (TrainingProgressBar(inputs.training.num_tokens() / train.steps),)
+    utilization = Utilization.of(recipe, arguments, model.config.vocab_size)
+    shown = () if quiet else (TrainingProgressBar(inputs.training.num_tokens() / train.steps, utilization.of_steps),)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -211,7 +219,11 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     with stop:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except torch.OutOfMemoryError as error:
+            limit, processes = device_memory(str(model.device)), trainer.args.world_size
+            raise ValueError(out_of_memory(recipe, limit, processes=processes)) from error
     if stop.received is not None and trainer.state.global_step < train.steps:
         raise InterruptedRunError(
             stop.received,
@@ -251,8 +263,7 @@ def _measured(
     checkpoint: Path | None,
 ) -> RunMetrics:
     train, vocab_size = recipe.train, model.config.vocab_size
-    gpus = trainer.args.world_size * max(1, trainer.args.n_gpu)
-    flops_per_token = training_flops(recipe, gpus=gpus, vocab_size=vocab_size).total
+    utilization = Utilization.of(recipe, trainer.args, vocab_size)
     tokens, started_at = inputs.training.num_tokens(), 0 if checkpoint is None else step_of(checkpoint)
     seconds, test = trainer.training_seconds(), folded.test
     return RunMetrics(
@@ -262,8 +273,8 @@ def _measured(
         params_dense=dense_parameters(recipe, vocab_size),
         steps=train.steps,
         tokens=tokens,
-        flops_per_token=flops_per_token,
-        flops=flops_per_token * train.steps * train.batch_size * train.sequence_length,
+        flops_per_token=utilization.flops_per_token,
+        flops=utilization.flops_per_step * train.steps,
         memory_bytes=memory(recipe, vocab_size=vocab_size).parts(),
         train_tokens_available=inputs.identity.train_tokens,
         text_sha256=inputs.identity.text_sha256,
@@ -271,6 +282,10 @@ def _measured(
         resumed_at_step=started_at,
         seconds=seconds,
         tokens_per_second=(train.steps - started_at) * tokens / train.steps / seconds,
+        micro_batch_size=train.micro_batch_size,
+        mfu=utilization.of_steps(train.steps - started_at, seconds),
+        peak_flops=utilization.peak_flops,
+        peak_memory_bytes=trainer.peak_memory,
         val_tokens=folded.before.tokens,
         val_loss=folded.before.loss,
         val_perplexity=folded.before.perplexity,

@@ -3,16 +3,19 @@
 import errno
 import shutil
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.utils.import_utils import is_torch_tf32_available
 
 from foldrank.core.anchored_decay import AnchoredDecay
 from foldrank.core.dtensor import to_local
@@ -54,12 +57,18 @@ class PretrainTrainer(Trainer):
         self.evaluation_seconds = 0.0
         self.began = 0.0
         self.ended: float | None = None
+        self.peak_memory: int | None = None
+        """Bytes that were allocated on a GPU at most, while training; None on a CPU."""
         self.resumed = False
         self.seconds_at: dict[int, float] = {}
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        self.head_size = config.hidden_size // config.num_attention_heads
         self._unchecked: list[tuple[int, Tensor]] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`, by the clock."""
+        if self.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         self.began, self.resumed = time.perf_counter(), bool(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -70,6 +79,8 @@ class PretrainTrainer(Trainer):
     def stop_the_clock(self) -> None:
         """What comes from now on is no training."""
         self.ended = time.perf_counter()
+        if self.args.device.type == "cuda":
+            self.peak_memory = torch.cuda.max_memory_allocated()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
         assert isinstance(self.sequences, ShuffledDataset)  # a stream is asked for no sampler
@@ -89,8 +100,10 @@ class PretrainTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in `Trainer`; the loss is kept, to be checked when reading it stalls no accelerator."""
-        loss = super().training_step(*args, **kwargs)
-        self._unchecked.append((self.state.global_step + 1, loss.detach()))
+        with flash_attention(self.head_size, self.args):
+            loss = super().training_step(*args, **kwargs)
+        # A copy, since the next replay of a CUDA graph writes where this one wrote.
+        self._unchecked.append((self.state.global_step + 1, loss.detach().clone()))
         return loss
 
     def log(self, *args: Any, **kwargs: Any) -> None:
@@ -178,6 +191,19 @@ class PretrainTrainer(Trainer):
                 shutil.rmtree(work, ignore_errors=True)
 
 
+def flash_attention(head_size: int, arguments: TrainingArguments) -> AbstractContextManager[Any]:
+    """Lets SDPA take its flash kernel alone where it can, so that a slower one is an error and no surprise.
+
+    Ours need no mask: attention is causal, and padding stands at the end. On a GPU the kernel wants bfloat16, an even
+    eighth of at most 256 numbers a head, and compute capability 8.0 (PyTorch, `sdp_utils`).
+    """
+    able = True
+    if arguments.device.type == "cuda":
+        able = arguments.bf16 and head_size % 8 == 0 and head_size <= 256
+        able = able and torch.cuda.get_device_capability(arguments.device) >= (8, 0)
+    return sdpa_kernel(SDPBackend.FLASH_ATTENTION) if able else nullcontext()
+
+
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """The recipe in `Trainer`'s terms. Activation checkpointing is not among them: the model has it (`build_model`)."""
     train = recipe.train
@@ -186,6 +212,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         raise ValueError(
             f"train.report_to: {missing[0]!r} is not installed; here there are: {', '.join(known) or 'none'}"
         )
+    on_accelerator = torch.accelerator.is_available() and train.device != "cpu"
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=train.steps,
@@ -204,13 +231,16 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         save_strategy="steps",
         save_steps=train.save_every,
         bf16=train.dtype == "bfloat16",
-        use_cpu=train.device == "cpu" or not torch.accelerator.is_available(),  # or bfloat16 would want an accelerator
+        use_cpu=not on_accelerator,  # or bfloat16 would want an accelerator
         seed=recipe.seed,
         report_to=list(train.report_to),
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         dataloader_num_workers=train.loader_workers,
-        dataloader_pin_memory=torch.accelerator.is_available(),
+        dataloader_pin_memory=on_accelerator,
+        accelerator_config={"non_blocking": on_accelerator},  # copies run beside the step before
+        optim="adamw_torch_fused",
+        tf32=True if train.dtype == "float32" and on_accelerator and is_torch_tf32_available() else None,
     )
     devices = arguments.world_size * max(1, arguments.n_gpu)
     micro_batch = train.resolve_micro_batch_size(devices)

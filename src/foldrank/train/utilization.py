@@ -1,0 +1,67 @@
+"""How busy the devices are: the model's FLOPs over those that they can reach at most (MFU, arXiv 2204.02311)."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+
+from foldrank.recipes.schema import Recipe
+from foldrank.train.accounting import training_flops
+
+PEAK_FLOPS = (
+    ("H200", 989e12),  # H200 datasheet; SXM
+    ("H100 PCIe", 756e12),  # H100 datasheet
+    ("H100", 989e12),  # H100 datasheet; SXM
+    ("A100", 312e12),  # A100 datasheet
+    ("L40S", 362e12),  # L40S datasheet
+    ("L4", 121e12),  # L4 datasheet
+    ("RTX 4090", 165e12),  # Ada architecture whitepaper, accumulated in float32
+)
+"""Of dense products in bfloat16, without sparsity (NVIDIA's datasheets), by a part of the device's name."""
+
+
+def peak_flops_of(device_name: str, dtype: str) -> float | None:
+    """FLOP/s of dense products on a GPU; None where the table does not know it.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` has it.
+        dtype: bfloat16, or float32, whose products are in TF32 and half as fast on all of these.
+    """
+    for name, peak in PEAK_FLOPS:
+        if name in device_name:
+            return peak if dtype == "bfloat16" else peak / 2
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Utilization:
+    """What a step costs, and what the devices could do."""
+
+    flops_per_token: int
+    """FLOPs of one token, forward and backward (train/accounting.py)."""
+    flops_per_step: int
+    """FLOPs of a step, padding included."""
+    peak_flops: float | None
+    """FLOP/s that one device can reach; None where that is not known."""
+    devices: int
+    """Devices that share a step."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, arguments: TrainingArguments, vocab_size: int) -> "Utilization":
+        """That of a recipe on the devices of `arguments`."""
+        train, devices = recipe.train, arguments.world_size * max(1, arguments.n_gpu)
+        per_token = training_flops(recipe, gpus=devices, vocab_size=vocab_size).total
+        on_cuda = arguments.device.type == "cuda"
+        known = peak_flops_of(torch.cuda.get_device_name(arguments.device), train.dtype) if on_cuda else None
+        return cls(
+            flops_per_token=per_token,
+            flops_per_step=per_token * train.batch_size * train.sequence_length,
+            peak_flops=train.peak_flops or known,
+            devices=devices,
+        )
+
+    def of_steps(self, steps: int, seconds: float) -> float | None:
+        """MFU of steps that took so long; None where the peak is not known, or no time has passed."""
+        if self.peak_flops is None or seconds <= 0:
+            return None
+        return self.flops_per_step * steps / seconds / (self.peak_flops * self.devices)
