@@ -29,7 +29,9 @@ def start() -> Start:
     return run
 
 
-def _command(arguments: list[str], file_bytes: int | None = None, errors: Path | None = None) -> None:
+def _command(
+    arguments: list[str], file_bytes: int | None = None, errors: Path | None = None, more_bytes: int | None = None
+) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -38,4 +40,7 @@ def _command(arguments: list[str], file_bytes: int | None = None, errors: Path |
     if file_bytes is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    if more_bytes is not None:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, now + more_bytes))
     raise SystemExit(main(arguments))

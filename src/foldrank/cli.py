@@ -37,10 +37,6 @@ COMMANDS = (
 )
 
 
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|DefaultCPUAllocator")
-"""What PyTorch says, as a RuntimeError, where memory is short."""
-
-
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
@@ -119,9 +115,14 @@ def _print_json(result: dict[str, Any]) -> None:
 
 def _to_mend(error: Exception) -> str | None:
     """What the user can mend; None where that is nothing."""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
-        return f"not enough memory, where foldrank plan says what a recipe needs ({error or 'out of memory'})"
-    return str(error) if isinstance(error, ValueError | OSError) else None
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    if isinstance(error, RuntimeError | MemoryError):
+        from foldrank.train.device_memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return f"not enough memory, where foldrank plan says what a recipe needs ({error or 'out of memory'})"
+    return None
 
 
 def _text(argument: str, parser: argparse.ArgumentParser) -> str:

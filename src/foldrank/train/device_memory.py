@@ -1,6 +1,7 @@
 """How much memory a device has, what a recipe leaves open because of it, and whether the recipe's plan fits into it."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,15 @@ ROOM = {"cuda": 0.9, "cpu": 0.5}
 
 LOGITS = 1 / 8
 """Share of the memory above which the logits of a micro-batch are computed by chunks, where a recipe leaves it open."""
+
+
+SHORT = re.compile(r"out of memory|can't allocate memory|DefaultCPUAllocator")
+"""What PyTorch says, as a RuntimeError, where memory is short."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on a CPU or a GPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(SHORT.search(str(error))))
 
 
 def device_memory(device: str) -> int:

@@ -29,7 +29,7 @@ from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory
 from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import step_of
 from foldrank.train.compilation import check_compiler, compile_, resolve_compile
-from foldrank.train.device_memory import check_memory, device_memory, fit, out_of_memory, room
+from foldrank.train.device_memory import check_memory, device_memory, fit, is_out_of_memory, out_of_memory, room
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
@@ -221,7 +221,9 @@ def _train(
     with stop:
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             limit, processes = device_memory(str(model.device)), trainer.args.world_size
             raise ValueError(out_of_memory(recipe, limit, processes=processes)) from error
     if stop.received is not None and trainer.state.global_step < train.steps:
