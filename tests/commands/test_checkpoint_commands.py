@@ -5,10 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from ..called import Foldrank, tree
 from ..runs import Run
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(foldrank: Foldrank, finished_run: Run) -> None:
+    folded = finished_run.out / "folded"
+    for command in (("evaluate", folded), ("generate", folded, "--prompt", "bar")):
+        done = foldrank(*command, "--device", "cuda")
+        assert (done.code, done.stdout) == (2, "")
+        assert "there is no GPU that PyTorch can use" in done.stderr
+        assert foldrank(*command, "--device", "cpu").code == 0
 
 
 def test_fold_writes_what_the_run_folded(foldrank: Foldrank, finished_run: Run, tmp_path: Path) -> None:

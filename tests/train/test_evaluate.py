@@ -164,6 +164,14 @@ def test_temperature_zero_is_greedy(speaker: tuple[PreTrainedModel, Any]) -> Non
     assert one == other
 
 
+def test_a_static_cache_changes_no_token(speaker: tuple[PreTrainedModel, Any]) -> None:
+    texts = [
+        continue_text(*speaker, "bar", seed=3, max_new_tokens=20, temperature=0.0, static_cache=static)
+        for static in (False, True)
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_few_positions_are_kept_where_all_would_be_too_many(model: PreTrainedModel) -> None:
     items = sequences(5)
     some = list(logits_of(model, items, batch_size=2, most=5 * 4 * VOCABULARY))

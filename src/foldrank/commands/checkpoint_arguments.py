@@ -15,6 +15,28 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, what: str = "folde
     )
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the device on which the model runs."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one (default)"
+    )
+
+
+def device_of(arguments: argparse.Namespace) -> str:
+    """The device that is asked for.
+
+    Raises:
+        ValueError: for a GPU where there is none.
+    """
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, and there is no GPU that PyTorch can use")
+    return (
+        "cuda" if arguments.device == "auto" and torch.cuda.is_available() else arguments.device.replace("auto", "cpu")
+    )
+
+
 def with_notes(result: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """A command's result with what the user should know of it, where there is something: the command line says it."""
     return result | ({"notes": notes} if notes else {})

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from foldrank.commands.arguments import whole_number
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
 
 OF_DATA = ("text_field", "subset", "split")
 """Options that say something of `--data`."""
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole_number(1, 1 << 16), metavar="N", default=16, help="sequences at a time (default: 16)"
     )
+    add_device_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -55,7 +56,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.checkpoint}: a run's config.yaml does not exist there or above, so its validation text is "
             "unknown: name a text with --data"
         )
+    device = device_of(arguments)
     model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
+    model.to(device)  # pyright: ignore[reportArgumentType]
     trained_length = None if run is None else run.read_config().recipe.train.sequence_length
     length = arguments.sequence_length or trained_length or 256
     if told := check_fits(model, tokenizer, length):

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from foldrank.commands.arguments import number, whole_number
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=number(0, 1000), default=0.7, metavar="T", help="0 is greedy (default: 0.7)"
     )
     parser.add_argument("--seed", type=whole_number(0, (1 << 32) - 1), default=0, help="seed of the draw (default: 0)")
+    add_device_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -34,11 +35,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     notes: list[str] = []
     if not arguments.prompt:
         raise ValueError("--prompt is empty: give at least one character to continue")
+    device = device_of(arguments)
     model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
     prompt = tokenizer(arguments.prompt, add_special_tokens=False).input_ids
     if told := check_fits(model, tokenizer, len(prompt) + arguments.max_new_tokens):
         notes.append(told)
-    to_column_major_(model)  # it runs on the CPU, one token after the other
+    if device == "cpu":
+        to_column_major_(model)  # for one token after the other
+    model.to(device)  # pyright: ignore[reportArgumentType]
     with foreign(f"{arguments.checkpoint} cannot generate"):
         text = continue_text(
             model,
@@ -47,6 +51,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             seed=arguments.seed,
             max_new_tokens=arguments.max_new_tokens,
             temperature=arguments.temperature,
+            static_cache=device != "cpu",
         )
     return with_notes({"checkpoint": str(arguments.checkpoint), "prompt": arguments.prompt, "text": text}, notes)
 

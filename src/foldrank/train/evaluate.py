@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from foldrank.hf.tokenizers import embedding_size
 from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
 from foldrank.train.compilation import uncompiled
 from foldrank.train.metrics import perplexity_of
+
+COMPILED_FROM = 512
+"""New tokens from which on a GPU compiles the model, which takes as long as some hundreds of them (not measured)."""
 
 MOST_LOGITS = 1 << 23
 """Numbers that the check of a fold keeps of the unfolded model: 32 MiB in float32."""
@@ -169,8 +172,19 @@ def continue_text(
     seed: int,
     max_new_tokens: int = 96,
     temperature: float = 0.7,
+    static_cache: bool = False,
 ) -> str:
     """`prompt` and a continuation drawn from the model's 50 likeliest tokens; temperature 0 takes the likeliest.
+
+    Args:
+        model: a language model, on any device.
+        tokenizer: its tokenizer.
+        prompt: the text to continue.
+        seed: of the draw.
+        max_new_tokens: tokens at most.
+        temperature: by which logits are divided.
+        static_cache: keep the attention's keys and values in memory of a fixed size; on a GPU transformers then
+            compiles the model and records CUDA graphs, where the tokens are so many that it pays.
 
     Raises:
         ValueError: for a prompt without tokens, or a model whose outputs are not finite.
@@ -181,7 +195,9 @@ def continue_text(
         raise ValueError(f"the prompt {prompt!r} has no tokens that this tokenizer knows")
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.eos_token_id}
     how |= {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature else {"do_sample": False}
-    with _eval_mode(model):  # in training mode a model with activation checkpointing sees one token alone
+    how |= {"cache_implementation": "static", "disable_compile": max_new_tokens < COMPILED_FROM} if static_cache else {}
+    # In training mode a model with activation checkpointing sees one token alone.
+    with _eval_mode(model), nullcontext() if static_cache else uncompiled():
         if not torch.isfinite(_logits(model, dict(inputs))).all():
             raise ValueError("the model's outputs are not finite: its weights hold NaN or infinity")
         generated: Any = model.generate(**inputs, **how)  # pyright: ignore[reportCallIssue]
@@ -206,7 +222,7 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def _batches(model: nn.Module, sequences: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:
     device = next(model.parameters()).device
-    with _eval_mode(model):
+    with _eval_mode(model), uncompiled():
         for batch in DataLoader(sequences, batch_size=batch_size):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
@@ -216,7 +232,6 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with uncompiled():
-            yield
+        yield
     finally:
         model.train(was_training)
