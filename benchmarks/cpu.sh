@@ -21,6 +21,9 @@ bench step "${m1b[@]}" --batch-size 16 --methods dense "${dlr[@]}" --rounds 6
 bench layer "${m350[@]}" --batch-size 4 --rounds 20
 bench layer "${m1b[@]}" --batch-size 2 --rounds 20
 
+# From a recipe to a model.
+bench start --recipe llama-1b-cola-dlr --rounds 3
+
 # Decoding and reading.
 folded=(dense dense-columnwise lowrank lowrank-columnwise cola-dlr cola-dlr-columnwise)
 bench decode --recipe llama-350m-cola-dlr --sequence-length 64 --methods "${folded[@]}" --rounds 8 --profile

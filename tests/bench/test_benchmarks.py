@@ -59,6 +59,13 @@ def check_layer(found: dict[str, Any]) -> None:
     assert len(found["gates"]) == 3
 
 
+def check_start(found: dict[str, Any]) -> None:
+    for figures in found["cases"]["start"].values():
+        assert figures["weights_bytes"] == 4 * figures["parameters"]
+        assert figures["peak_bytes"] >= figures["idle_bytes"] > 1 << 20
+        assert figures["over_weights"] == (figures["peak_bytes"] - figures["idle_bytes"]) / figures["weights_bytes"]
+
+
 def check_step(found: dict[str, Any]) -> None:
     figures = found["cases"]["step"]
     assert figures["dense"]["parameters"] > figures["cola"]["parameters"] == figures["cola-dlr"]["parameters"]
@@ -82,7 +89,7 @@ def check_fold(found: dict[str, Any]) -> None:
     assert figures["peak_bytes"] >= figures["idle_bytes"] > 1 << 20
 
 
-CHECKS = {"layer": check_layer, "step": check_step, "memory": check_memory, "fold": check_fold}
+CHECKS = {"layer": check_layer, "start": check_start, "step": check_step, "memory": check_memory, "fold": check_fold}
 
 
 CHECKPOINTED = ("--methods", "cola-dlr", "cola-dlr-latents", "cola-dlr-checkpointed", "cola-dlr-folded-latents")
@@ -256,8 +263,8 @@ def test_a_gate_refuses_what_is_not_a_number() -> None:
         (["memory", "--methods", "dense-latents"], "the model is dense and has no latents to keep"),
         (["memory", "--methods", "sltrain-latents"], "multiply by one dense matrix in training (SLTrain)"),
         (["step", "--methods", "cola-latents-compiled"], "blocks that keep their latents are not compiled"),
-        (["steps"], "no benchmark is called 'steps': there are layer, step"),
-        ([], "name a benchmark: layer, step"),
+        (["steps"], "no benchmark is called 'steps': there are layer, start, step"),
+        ([], "name a benchmark: layer, start, step"),
         (["step", "--report"], "--report measures nothing"),
         (["step", "--layers", "0", "--rounds", "1"], "layers must be at least 1, got 0; rounds must be at least 2"),
         (["step", "--recipe", "tiny-dense"], "tiny-dense does not have low-rank layers of one rank"),

@@ -12,6 +12,7 @@ Each benchmark is a module with a function `run(settings)`, which gives `Finding
 
 BENCHMARKS = {
     "layer": "forward and backward pass of one layer, for each shape of the recipe",
+    "start": "from a recipe to a model with initial weights on its device, and the memory it takes",
     "step": "training step of the whole model: forward, backward, AdamW",
     "memory": "bytes of weights, gradients, optimizer state and activations, and the peak of a step",
     "prefill": "reading a prompt, folded models",

@@ -13,6 +13,7 @@ from torch import Tensor
 from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings, Gate
 from foldrank.bench.settings import Settings
+from foldrank.bench.start import peak_resident_bytes
 from foldrank.core.inventory import low_rank_layers
 from foldrank.hf.checkpoint import fold_checkpoint, inspect, weight_files
 from foldrank.train.model import build_model
@@ -85,12 +86,6 @@ def _tensor(folder: Path, name: str) -> Tensor:
 def _memory(source: Path, out: Path) -> tuple[int, int]:
     """Largest resident memory of this process before and after the fold."""
     inspect(source)
-    idle = _peak_bytes()
+    idle = peak_resident_bytes()
     fold_checkpoint(source, out)
-    return idle, _peak_bytes()
-
-
-def _peak_bytes() -> int:
-    # Not getrusage, whose figure a process inherits from the one that started it.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return idle, peak_resident_bytes()

@@ -50,6 +50,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "largest_file_bytes": ("largest file", _mib),
     "idle_bytes": ("process before", _mib),
     "peak_bytes": ("peak, MiB", _mib),
+    "over_weights": ("peak above it, over weights", "{:.3f}".format),
     "peak_ratio": ("ratio", "{:.4f}".format),
 }
 """From the name of a figure to its title in a table and how it is written. The record holds more than these."""

@@ -39,7 +39,9 @@ VARIANTS = {
     WHOLE_BLOCKS: Variant(settings={"train.activation_checkpointing": "block"}),
     CHUNKED: Variant(benchmarks=("step", "memory", "trainer"), settings={"train.chunked_loss": True}),
     BFLOAT16: Variant(settings={"train.dtype": "bfloat16"}),
-    COMPILED: Variant(benchmarks=("layer", "step", "prefill", "decode")),
+    COMPILED: Variant(
+        benchmarks=("layer", "step", "prefill", "decode", "trainer"), settings={"train.compile": "blocks"}
+    ),
     COLUMNWISE: Variant(benchmarks=("prefill", "decode")),
 }
 """Variants by what is written behind a method's name: the fold at step 0; the residual by the literal equation, on
@@ -49,6 +51,7 @@ activations; activation checkpointing but for the latents, and of whole blocks; 
 
 DEFAULT_METHODS = {
     "layer": ("dense", "lowrank", "cola", "cola-dlr", "cola-dlr-activations"),
+    "start": ("dense", "cola-dlr"),
     "step": ("dense", "cola", "cola-dlr", "cola-dlr-folded"),
     "memory": ("dense", "cola", "cola-dlr", "cola-dlr-folded"),
     "prefill": ("dense", "lowrank", "cola-dlr"),
@@ -116,7 +119,8 @@ class Settings:
     """What the record's reader should know: an explanation, a circumstance."""
 
     peak_flops: Annotated[float | None, Bounds(0, 1e20, above=True)] = None
-    """FLOP/s of the device in `dtype`, without sparsity, for the share of them that a step reaches (MFU)."""
+    """FLOP/s of the device in `dtype`, without sparsity, for the share of them that a step reaches (MFU). None: of the
+    GPUs in train/utilization.py theirs."""
 
     def __post_init__(self) -> None:
         problems = out_of_bounds(self)
@@ -170,6 +174,7 @@ class Settings:
                 ablation=None,
                 activation_checkpointing=None,
                 chunked_loss=False,
+                compile="none",
             ),
         )
 

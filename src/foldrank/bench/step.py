@@ -1,11 +1,14 @@
 """A training step of the whole model: forward, backward, AdamW."""
 
+import torch
+
 from foldrank.bench.interleaved import WARM_UP, interleaved_timing, timed
 from foldrank.bench.record import Findings
 from foldrank.bench.settings import Settings
 from foldrank.bench.trained_model import TrainedModel, gates, start_gates
 from foldrank.core.inventory import count_parameters
 from foldrank.train.accounting import training_flops
+from foldrank.train.utilization import peak_flops_of
 
 
 def run(settings: Settings) -> Findings:
@@ -22,6 +25,9 @@ def run(settings: Settings) -> Findings:
     passed += start_gates(settings, models)
     timers = {method: timed(trained.step, settings.device) for method, trained in models.items()}
     figures = interleaved_timing(timers, settings.rounds, profile=settings.profile)
+    peak = settings.peak_flops
+    if peak is None and settings.device == "cuda":
+        peak = peak_flops_of(torch.cuda.get_device_name(), settings.sizes().train.dtype)
     for method, trained in models.items():
         flops = training_flops(trained.recipe, vocab_size=settings.vocabulary_size())
         speed = trained.tokens / figures[method]["seconds"]
@@ -30,8 +36,6 @@ def run(settings: Settings) -> Findings:
             "tokens_per_second": speed,
             "flops_per_token": flops.total,
             # What is computed again is no use of the peak (PaLM, appendix B, arXiv 2204.02311).
-            "mfu": None
-            if settings.peak_flops is None
-            else (flops.total - flops.recomputed) * speed / settings.peak_flops,
+            "mfu": None if peak is None else (flops.total - flops.recomputed) * speed / peak,
         }
     return Findings(cases={"step": figures}, gates=tuple(passed))

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from foldrank.bench.activations import on_activations_
 from foldrank.bench.record import Gate
-from foldrank.bench.settings import AT_START, COMPILED, ON_ACTIVATIONS, Settings, parse
+from foldrank.bench.settings import AT_START, ON_ACTIVATIONS, Settings, parse
 from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.fold import fold_
 from foldrank.core.inventory import low_rank_layers
-from foldrank.train.compilation import compile_
+from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.model import build_model
 
 LOSS_BOUND = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -46,7 +46,7 @@ class TrainedModel:
         draw = torch.Generator().manual_seed(0)
         ids = torch.randint(settings.vocabulary_size(), shape, generator=draw).to(self.device)
         self.batch = {"input_ids": ids, "labels": ids}
-        compile_(self.model, "blocks" if COMPILED in variants else "none")
+        compile_(self.model, resolve_compile(recipe.train, self.device))
 
     @property
     def tokens(self) -> int:

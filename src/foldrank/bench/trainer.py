@@ -1,4 +1,8 @@
-"""A step of the `Trainer` that pre-training runs, over one of a bare loop on the same model, batches and optimizer."""
+"""A step of the `Trainer` that pre-training runs, over one of a bare loop on the same model, batches and optimizer.
+
+The loop is written by hand (a batch, the loss, its gradients, clipping, AdamW, the schedule), and compiled where the
+other is.
+"""
 
 import tempfile
 import time
@@ -19,6 +23,7 @@ from foldrank.data.prepare import prepare
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.recipes.schema import Recipe
 from foldrank.train.callbacks import GradientSpikes, JsonLines
+from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.model import build_model
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 
@@ -62,12 +67,17 @@ def run(settings: Settings) -> Findings:
         order = data.training(train.sequence_length, train.layout, seed=0, num_sequences=train.steps * train.batch_size)
         vocabulary = data.manifest.vocab_size
 
+        def built() -> PreTrainedModel:
+            model = build_model(recipe, vocabulary, device=settings.device)
+            compile_(model, resolve_compile(train, settings.device))
+            return model
+
         def bare() -> float:
-            trained["bare loop"] = model = build_model(recipe, vocabulary)
+            trained["bare loop"] = model = built()
             return _bare_loop(model, order, recipe, settings) / (train.steps - 1)
 
         def with_trainer() -> float:
-            trained["Trainer"] = model = build_model(recipe, vocabulary)
+            trained["Trainer"] = model = built()
             return _trainer(model, order, recipe, settings, Path(folder)) / (train.steps - 1)
 
         figures = interleaved_timing(
@@ -96,7 +106,6 @@ def _trainer(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, set
 
 def _bare_loop(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, settings: Settings) -> float:
     train = recipe.train
-    model.to(settings.device)  # pyright: ignore[reportArgumentType]
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]

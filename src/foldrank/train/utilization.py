@@ -41,6 +41,8 @@ class Utilization:
     """FLOPs of one token, forward and backward (train/accounting.py)."""
     flops_per_step: int
     """FLOPs of a step, padding included."""
+    useful_flops_per_step: int
+    """The same without what activation checkpointing computes again, which is no use of a device."""
     peak_flops: float | None
     """FLOP/s that one device can reach; None where that is not known."""
     devices: int
@@ -50,12 +52,14 @@ class Utilization:
     def of(cls, recipe: Recipe, arguments: TrainingArguments, vocab_size: int) -> "Utilization":
         """That of a recipe on the devices of `arguments`."""
         train, devices = recipe.train, arguments.world_size * max(1, arguments.n_gpu)
-        per_token = training_flops(recipe, gpus=devices, vocab_size=vocab_size).total
+        flops = training_flops(recipe, gpus=devices, vocab_size=vocab_size)
+        tokens = train.batch_size * train.sequence_length
         on_cuda = arguments.device.type == "cuda"
         known = peak_flops_of(torch.cuda.get_device_name(arguments.device), train.dtype) if on_cuda else None
         return cls(
-            flops_per_token=per_token,
-            flops_per_step=per_token * train.batch_size * train.sequence_length,
+            flops_per_token=flops.total,
+            flops_per_step=flops.total * tokens,
+            useful_flops_per_step=(flops.total - flops.recomputed) * tokens,
             peak_flops=train.peak_flops or known,
             devices=devices,
         )
@@ -64,4 +68,4 @@ class Utilization:
         """MFU of steps that took so long; None where the peak is not known, or no time has passed."""
         if self.peak_flops is None or seconds <= 0:
             return None
-        return self.flops_per_step * steps / seconds / (self.peak_flops * self.devices)
+        return self.useful_flops_per_step * steps / seconds / (self.peak_flops * self.devices)
