@@ -47,6 +47,11 @@ def test_the_residual_trains_and_folds_as_unsharded(found: dict[str, Any], case:
     assert by_state < ROUNDING
 
 
+def test_optimizers_for_factors_take_the_steps_of_unsharded_ones(found: dict[str, Any]) -> None:
+    assert len(found["factor optimizers"]) == 2
+    assert max(found["factor optimizers"]) < ROUNDING
+
+
 def test_attached_weights_train_but_fold_through_the_state(found: dict[str, Any]) -> None:
     distance, error = found["attached"]
     assert distance < ROUNDING

@@ -22,6 +22,7 @@ from foldrank import LowRankConfig, ResidualConfig, attach_residual_, factorize_
 from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.config import EXPANSIONS
 from foldrank.core.dtensor import full_tensor, is_dtensor, to_local
+from foldrank.optim import factor_optimizer
 
 from .test_anchored_decay import OPTIMIZERS, batches, build, train
 
@@ -103,6 +104,19 @@ def late() -> float:
     return distance(model, expected)
 
 
+def factor_optimizers() -> list[float]:
+    """Optimizers that need whole matrices, of which each process holds a part."""
+    found = []
+    for name in ("muon", "spectron"):
+        model = build(ResidualConfig())
+        expected = copy.deepcopy(model)
+        train(expected, factor_optimizer(expected, name, lr=0.01, weight_decay=0.3), STEPS)
+        shard(model, "0", "2")
+        train(model, factor_optimizer(model, name, lr=0.01, weight_decay=0.3), STEPS)
+        found.append(distance(model, expected))
+    return found
+
+
 def stale() -> str:
     """An optimizer that is left with the weights from before the sharding."""
     model = build(ResidualConfig())
@@ -164,7 +178,7 @@ def message(action: Callable[[], object]) -> str:
 
 
 def main() -> None:
-    found: dict[str, object] = {}
+    found: dict[str, object] = {"factor optimizers": factor_optimizers()}
     for expansion in EXPANSIONS:
         config = ResidualConfig(alpha=0.7, expansion=expansion)
         found[f"anchored {expansion}"] = anchored(config, fold_first=True)

@@ -87,11 +87,16 @@ class AnchoredDecay:
                 f"this {type(optimizer).__name__} adds its weight decay to the gradient: fold after training, or take "
                 "an optimizer with decoupled decay, such as AdamW"
             )
-        rates = {
-            id(parameter): float(group["lr"]) * float(group.get("weight_decay", 0.0))
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
+        ours: Any = getattr(optimizer, "decay_rates", None)  # an optimizer that says how much a step decays
+        rates = (
+            ours()
+            if ours
+            else {
+                id(parameter): float(group["lr"]) * float(group.get("weight_decay", 0.0))
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            }
+        )
         weights = [target.layer.up.weight for target in self._targets]
         if any(id(weight) not in rates for weight in weights):
             raise ValueError(

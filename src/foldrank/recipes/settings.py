@@ -14,6 +14,9 @@ Checkpointing = Literal["block", "latents"]
 Compile = Literal["auto", "none", "blocks", "step"]
 """What torch.compile is given, see train/compilation.py."""
 
+OptimizerName = Literal["adamw", "muon", "spectron"]
+"""Of foldrank.optim: AdamW; Muon on the blocks' matrices; Spectron on the factors of low-rank layers."""
+
 Ablation = Literal["folded", "scaled", "random", "orthogonal"]
 """Starts that stand in for the residual, see train/ablations.py."""
 
@@ -59,7 +62,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Optimization: AdamW, linear warm-up, cosine decay.
+    """Optimization: an optimizer, linear warm-up, cosine decay.
 
     Raises:
         ValueError: naming every field that is out of range.
@@ -95,6 +98,10 @@ class TrainConfig:
     layout: Layout = "packed"
     """packed: documents joined and cut into sequences; padded: each document cut or padded to one, as in the published
     protocol."""
+
+    optimizer: OptimizerName = "adamw"
+    """adamw; muon, orthogonalized momentum on the blocks' matrices and AdamW on all else, with one learning rate;
+    spectron, the same on both factors of a low-rank layer with a step that they share (foldrank.optim)."""
 
     learning_rate: Annotated[float, Bounds(0, 100, above=True)] = 0.006
     """Peak learning rate."""

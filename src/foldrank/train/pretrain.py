@@ -212,6 +212,7 @@ def _train(
         eval_dataset=inputs.validation,
         keep_checkpoints=train.keep_checkpoints,
         decay=decay,
+        optimizer=train.optimizer,
         tokenizer=inputs.tokenizer,
         run_id=run.read_config().id,
         # Spikes before the log, which has them whether somebody watches or not.

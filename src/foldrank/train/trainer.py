@@ -23,7 +23,9 @@ from foldrank.core.functional import all_finite
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream
 from foldrank.hf.checksums import write_checksums
+from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
+from foldrank.recipes.settings import OptimizerName
 from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
 from foldrank.train.evaluate import evaluate_loss
 
@@ -43,6 +45,7 @@ class PretrainTrainer(Trainer):
         eval_dataset: Dataset,
         keep_checkpoints: int,
         decay: AnchoredDecay | None = None,
+        optimizer: OptimizerName = "adamw",
         tokenizer: PreTrainedTokenizerBase | None = None,
         run_id: str | None = None,
         **kwargs: Any,
@@ -52,6 +55,7 @@ class PretrainTrainer(Trainer):
         self.validation = eval_dataset
         self.keep_checkpoints = keep_checkpoints
         self.decay = decay
+        self.optimizer_name = optimizer
         self.run_id = run_id
         self.tokenizer = tokenizer  # not as Trainer's processing_class, which would pad, and set tokens of the model
         self.evaluation_seconds = 0.0
@@ -93,6 +97,15 @@ class PretrainTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """As in `Trainer`; the decay of a model that was folded at the start goes along."""
         made = self.optimizer is None
+        if made and self.optimizer_name != "adamw":
+            assert isinstance(self.model, nn.Module)
+            self.optimizer = factor_optimizer(
+                self.model,
+                self.optimizer_name,
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+            )
         optimizer = super().create_optimizer(*args, **kwargs)
         if made and self.decay is not None:
             self.decay.attach(optimizer)
