@@ -6,11 +6,11 @@ import torch
 from torch.autograd import gradcheck
 
 from foldrank.core.config import EXPANSIONS, Expansion, ResidualConfig
+from foldrank.core.drawn import random_index
 from foldrank.core.functional import (
     effective_weight,
     expansion_index,
     literal_residual,
-    random_index,
     residual_coefficient,
 )
 from foldrank.core.residual import DuplicatedLatentResidual

@@ -20,6 +20,8 @@ RESIDUALS = {
     "contiguous": ResidualConfig(),
     "balanced": ResidualConfig(alpha=0.6, expansion="balanced"),
     "random": ResidualConfig(expansion="random", seed=5),
+    "alternating": ResidualConfig(alpha=0.8, signs="alternating"),
+    "random signs": ResidualConfig(expansion="random", signs="random", seed=5),
     "trainable": ResidualConfig(alpha=0.7, trainable=True),
     "both": ResidualConfig(alpha=0.7, trainable=True, expansion="random", variance_correction=False),
     "attention": ResidualConfig(scope="attention"),

@@ -18,6 +18,8 @@ RESIDUALS = {
     "contiguous": ResidualConfig(),
     "balanced": ResidualConfig(alpha=0.6, expansion="balanced"),
     "random": ResidualConfig(expansion="random", seed=5),
+    "alternating": ResidualConfig(alpha=0.8, signs="alternating"),
+    "random signs": ResidualConfig(expansion="random", signs="random", seed=5),
     "trainable": ResidualConfig(alpha=0.7, trainable=True),
     "uncorrected": ResidualConfig(alpha=0.2, variance_correction=False),
     "attention": ResidualConfig(scope="attention"),

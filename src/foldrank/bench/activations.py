@@ -18,15 +18,17 @@ class OnActivations(nn.Module):
         assert layer.residual is not None
         self.layer = layer
         self.c = layer.residual.coefficient()
-        self.index = layer.residual.latent_index(layer.up.weight.device)
-        contiguous = layer.residual.config.expansion == "contiguous"
+        self.index, values_O = layer.residual.terms(layer.up.weight)
+        signed = layer.residual.config.signs != "none"
+        self.values = values_O if signed else self.c
+        contiguous = layer.residual.config.expansion == "contiguous" and not signed
         self.repeats = -(-layer.out_features // layer.rank) if contiguous else None
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.layer.latents(x)
         y = self.layer.up(z)
         if self.repeats is None:
-            return y + literal_residual(z, self.index, self.c)
+            return y + literal_residual(z, self.index, self.values)
         return y + self.c * z.repeat_interleave(self.repeats, dim=-1)[..., : self.layer.out_features]
 
 

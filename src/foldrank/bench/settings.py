@@ -16,6 +16,7 @@ from foldrank.train.model import meta_model, resolve_vocab_size
 
 AT_START, ON_ACTIVATIONS, COMPILED, COLUMNWISE = "folded", "activations", "compiled", "columnwise"
 LATENTS, WHOLE_BLOCKS, CHUNKED, BFLOAT16 = "latents", "checkpointed", "chunked-loss", "bfloat16"
+MUON, SPECTRON = "muon", "spectron"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,8 @@ VARIANTS = {
     WHOLE_BLOCKS: Variant(settings={"train.activation_checkpointing": "block"}),
     CHUNKED: Variant(benchmarks=("step", "memory", "trainer"), settings={"train.chunked_loss": True}),
     BFLOAT16: Variant(settings={"train.dtype": "bfloat16"}),
+    MUON: Variant(benchmarks=("step", "memory", "trainer"), settings={"train.optimizer": "muon"}),
+    SPECTRON: Variant(benchmarks=("step", "memory", "trainer"), settings={"train.optimizer": "spectron"}),
     COMPILED: Variant(
         benchmarks=("layer", "step", "prefill", "decode", "trainer"), settings={"train.compile": "blocks"}
     ),
@@ -46,7 +49,7 @@ VARIANTS = {
 }
 """Variants by what is written behind a method's name: the fold at step 0; the residual by the literal equation, on
 activations; activation checkpointing but for the latents, and of whole blocks; the loss by chunks; bfloat16 autocast;
-`torch.compile`, in `decode` with CUDA graphs; weights column by column. Several may follow one another:
+an optimizer; `torch.compile`, in `decode` with CUDA graphs; weights column by column. Several may follow one another:
 `cola-dlr-folded-latents`."""
 
 DEFAULT_METHODS = {
@@ -175,6 +178,7 @@ class Settings:
                 activation_checkpointing=None,
                 chunked_loss=False,
                 compile="none",
+                optimizer="adamw",
             ),
         )
 

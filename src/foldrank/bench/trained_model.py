@@ -15,6 +15,7 @@ from foldrank.bench.settings import AT_START, ON_ACTIVATIONS, Settings, parse
 from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.fold import fold_
 from foldrank.core.inventory import low_rank_layers
+from foldrank.optim import factor_optimizer
 from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.model import build_model
 
@@ -37,8 +38,8 @@ class TrainedModel:
         decay = fold_at_start_(self.model).decay if recipe.train.fold_at_start else None
         if ON_ACTIVATIONS in variants:
             on_activations_(self.model)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-4, weight_decay=recipe.train.weight_decay, fused=True
+        self.optimizer = factor_optimizer(
+            self.model, recipe.train.optimizer, lr=1e-4, weight_decay=recipe.train.weight_decay
         )
         if decay is not None:
             decay.attach(self.optimizer)

@@ -21,6 +21,7 @@ from foldrank.bench.settings import Settings
 from foldrank.bench.trained_model import autocast
 from foldrank.data.prepare import prepare
 from foldrank.data.sequences import ShuffledDataset
+from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
 from foldrank.train.callbacks import GradientSpikes, JsonLines
 from foldrank.train.compilation import compile_, resolve_compile
@@ -97,6 +98,7 @@ def _trainer(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, set
         train_dataset=order,
         eval_dataset=order,
         keep_checkpoints=1,
+        optimizer=recipe.train.optimizer,
         callbacks=[clock, GradientSpikes(), JsonLines(folder / "log.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
@@ -106,10 +108,9 @@ def _trainer(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, set
 
 def _bare_loop(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, settings: Settings) -> float:
     train = recipe.train
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, fused=True)
+    optimizer = factor_optimizer(
+        model, train.optimizer, lr=train.learning_rate, weight_decay=train.weight_decay, betas=train.betas
+    )
     schedule = get_scheduler(
         "cosine_with_min_lr",
         optimizer,

@@ -26,8 +26,8 @@ ASSUMPTIONS = (
     "(arXiv 2104.04473), their down-projections 6 N where the latents are kept (CoLA-M, arXiv 2502.10940).",
     "Hours: FLOPs over GPUs x peak x MFU, activation checkpointing included; evaluation and saving not.",
     "Memory: an upper bound without the allocator's fragmentation and the CUDA context, so leave room. float32 "
-    "weights, gradients and AdamW averages (arXiv 1910.02054); activations as autograd keeps them with a flash "
-    "attention kernel and no mask. FSDP shards everything, each block a unit (arXiv 2304.11277).",
+    "weights, gradients and averages of the optimizer (arXiv 1910.02054); activations as autograd keeps them with a "
+    "flash attention kernel and no mask. FSDP shards everything, each block a unit (arXiv 2304.11277).",
     "All formulas, with sources and assumptions: foldrank/train/accounting.py.",
 )
 
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.train.accounting import evaluation_memory, factors, memory, parameters, training_flops
     from foldrank.train.activation_checkpointing import without_latents
     from foldrank.train.model import check_recipe, dense_parameters, shape_of
+    from foldrank.train.optimizer_cost import optimizer_flops
 
     gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, arguments.mfu, arguments.gpu_memory
     if not mfu > 0:
@@ -82,17 +83,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     tokens_per_step = train.batch_size * train.sequence_length
     micro_batch = train.resolve_micro_batch_size(gpus)
 
-    flops, uses = [], []
+    flops, uses, update = [], [], optimizer_flops(model, train)
     recipes = {way: recipe.override({"train.activation_checkpointing": way}) for way in ways}
     for checkpointing, way in recipes.items():
         per_token = training_flops(way, gpus=gpus)
         per_step = per_token.total * tokens_per_step
+        # Of the optimizer, every GPU does all of it.
+        of_a_gpu = per_step / gpus + update
         flops.append(
             {
                 "activation_checkpointing": checkpointing,
                 "per_token": {**per_token.parts(), "total": per_token.total},
                 "per_step": per_step,
-                "hours": per_step * train.steps / (gpus * peak * mfu) / 3600,
+                "optimizer_per_step": update,
+                "hours": of_a_gpu * train.steps / (peak * mfu) / 3600,
             }
         )
     for sharded in (False, True) if gpus > 1 else (False,):
@@ -172,6 +176,8 @@ def show(result: dict[str, Any]) -> None:
         amounts = (f"{way['per_token'][part]:.4g}" for way in flops)
         table.add_row(part, *amounts, end_section=part in ("recomputed", "total"))
     table.add_row("per step", *(f"{way['per_step']:.4g}" for way in flops))
+    if flops[0]["optimizer_per_step"]:
+        table.add_row("of the optimizer, per step", *(f"{way['optimizer_per_step']:.4g}" for way in flops))
     label = f"hours at {result['mfu']:.0%} of {result['peak_flops'] / 1e12:,.5g} TFLOP/s per GPU"
     table.add_row(label, *(f"{way['hours']:,.2f}" if way["hours"] >= 0.01 else "< 0.01" for way in flops))
     out.print(table)

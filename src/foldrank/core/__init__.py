@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from foldrank.core.attach import AttachReport, attach_residual_
     from foldrank.core.backbones import BACKBONES
     from foldrank.core.config import LowRankConfig, ResidualConfig
+    from foldrank.core.drawn import named_generator
     from foldrank.core.fold import FoldReport, fold_, fold_state_dict, fold_weight
-    from foldrank.core.functional import effective_weight, expansion_index, literal_residual, named_generator
+    from foldrank.core.functional import effective_weight, expansion_index, literal_residual
     from foldrank.core.linear import LowRankLinear
     from foldrank.core.memory_format import MemoryFormatReport, to_column_major_
     from foldrank.core.residual import DuplicatedLatentResidual

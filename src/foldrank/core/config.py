@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard, TypeVar
 
 Expansion = Literal["contiguous", "random", "balanced"]
+Signs = Literal["none", "alternating", "random"]
 Activation = Literal["silu", "gelu", "relu", "tanh"]
 Scale = float | Literal["trainable"]
 
@@ -19,11 +20,14 @@ STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 """How pydantic checks these classes where a recipe is read: no unknown fields. The core does without pydantic."""
 
 EXPANSIONS: tuple[Expansion, ...] = ("contiguous", "random", "balanced")
+SIGNS: tuple[Signs, ...] = ("none", "alternating", "random")
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "relu", "tanh")
 SCOPES: Mapping[str, str] = {
     "all": r".*",
     "attention": r"(.*\.)?\w*(attn|attention)\w*\..*",
     "mlp": r"(.*\.)?\w*(mlp|ffn|feed_forward)\w*\..*",
+    "reading": r"(.*\.)?(q|k|v|qkv|query|key|value|query_key_value|gate|up|gate_up|fc1|c_attn|c_fc|w1|w3)(_proj)?",
+    "writing": r"(.*\.)?(o|out|down|fc2|dense|c|w2|wo)(_proj)?",
 }
 """What the named scopes mean, as regular expressions on module names."""
 
@@ -80,10 +84,15 @@ class ResidualConfig:
     module's name, `balanced` floor(o * rank / out_features), which uses every latent."""
 
     scope: str | Sequence[str] = "all"
-    """Which of the low-rank layers get a residual: all, attention, mlp, or a list of patterns."""
+    """Which of the low-rank layers get a residual: all, attention, mlp, reading (from the residual stream: q, k, v,
+    gate, up), writing (into it: o, down), or a list of patterns."""
+
+    signs: Signs = "none"
+    """Signs of the residual by output: none; alternating; random, drawn once from `seed` and the module's name. SiLU
+    makes latents positive on average, which copies write into the direction of all ones; signs take that out."""
 
     seed: int = 0
-    """Seed of the `random` expansion."""
+    """Seed of the `random` expansion and of random signs."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -97,6 +106,8 @@ class ResidualConfig:
             problems += _pattern_problems("alpha", self.alpha)
         if self.expansion not in EXPANSIONS:
             problems.append(f"expansion must be one of {', '.join(EXPANSIONS)}, got {self.expansion!r}")
+        if self.signs not in SIGNS:
+            problems.append(f"signs must be one of {', '.join(SIGNS)}, got {self.signs!r}")
         if isinstance(self.scope, str) and self.scope not in SCOPES:
             problems.append(f"scope must be one of {', '.join(SCOPES)} or a list of patterns, got {self.scope!r}")
         if not isinstance(self.scope, str):

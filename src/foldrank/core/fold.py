@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foldrank.core.attach import attached_residuals, detach
-from foldrank.core.config import Expansion
+from foldrank.core.config import Expansion, Signs
 from foldrank.core.derived_buffers import as_integers
 from foldrank.core.dtensor import distribute_like, full_tensor
 from foldrank.core.functional import (
@@ -19,6 +19,7 @@ from foldrank.core.functional import (
     at_least_float32,
     effective_weight,
     expansion_index,
+    output_signs,
     residual_coefficient,
 )
 from foldrank.core.inventory import Inventory, inventory
@@ -69,6 +70,7 @@ def fold_weight(
     alpha: float | Tensor = 1.0,
     expansion: Expansion = "contiguous",
     variance_correction: bool = True,
+    signs: Signs | Tensor = "none",
     index: Tensor | None = None,
     scale: float | Tensor = 1.0,
     latent_dim: int = 1,
@@ -80,16 +82,17 @@ def fold_weight(
         alpha: strength of the residual.
         expansion: which latent each output repeats; for `random` give `index`.
         variance_correction: divide alpha by sqrt(K), K = ceil(d_out / r).
+        signs: of the residual by output; for random ones give them, +1 and -1.
         index: the latent of each output, in place of the expansion's own.
         scale: the low-rank scale s.
         latent_dim: the dimension of `weight` that counts the latents: 1 for (d_out, r), 0 for (r, d_out).
 
     Shape:
-        (d_out, r), or (r, d_out) with `latent_dim=0`; index (d_out,); the result is shaped as `weight`.
+        (d_out, r), or (r, d_out) with `latent_dim=0`; index and signs (d_out,); the result is shaped as `weight`.
 
     Raises:
-        ValueError: for a weight, alpha or scale that is not finite, a weight that is no matrix, an index of another
-            length.
+        ValueError: for a weight, alpha or scale that is not finite, a weight that is no matrix, an index or signs that
+            do not fit.
 
     Example:
         >>> fold_weight(torch.zeros(4, 1), alpha=3.0).flatten().tolist()
@@ -116,7 +119,11 @@ def fold_weight(
     values = torch.as_tensor(c, dtype=at_least_float32(weight.dtype), device=gathered.device)
     # Without a scale, or a checkpoint would take one more pass over each weight.
     s = None if isinstance(scale, float) and scale == 1.0 else _wide(scale)
-    folded = effective_weight(gathered, index, values.expand(out_features), s, latent_dim)
+    signs_O = signs if isinstance(signs, Tensor) else output_signs(signs, out_features, device=gathered.device)
+    if signs_O is not None and (signs_O.shape != (out_features,) or not bool((signs_O.abs() == 1).all())):
+        raise ValueError(f"signs must be +1 or -1 for each of {out_features} outputs")
+    values = values.expand(out_features) if signs_O is None else values * signs_O.to(values)
+    folded = effective_weight(gathered, index, values, s, latent_dim)
     return distribute_like(folded, like=weight)
 
 
@@ -148,7 +155,7 @@ def unfolded_keys(keys: Iterable[str]) -> set[str]:
     """Those of a state dict's keys that belong to residuals and scales; a folded state dict has none."""
     keys = set(keys)
     prefixes = [key.removesuffix(SPEC) for key in keys if SPEC_KEY.fullmatch(key)]
-    return {prefix + name for prefix in prefixes for name in (SPEC, "alpha", "index", "theta")} & keys
+    return {prefix + name for prefix in prefixes for name in (SPEC, "alpha", "index", "signs", "theta")} & keys
 
 
 def fold_plan(unfolded_tensors: Mapping[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -186,6 +193,8 @@ def _residual_settings(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, 
         settings["alpha"] = _required(tensors, prefix + "alpha", "residual")
     if settings["expansion"] == "random":
         settings["index"] = as_integers(prefix + "index", _required(tensors, prefix + "index", "residual"))
+    if settings["signs"] == "random":
+        settings["signs"] = as_integers(prefix + "signs", _required(tensors, prefix + "signs", "residual"))
     return settings
 
 

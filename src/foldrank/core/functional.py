@@ -3,17 +3,18 @@
     y = s (B z + V(z)) + b,   V(z)[o] = values[o] z[index[o]],   values = c = alpha / sqrt(K),   K = ceil(d_out / r)
       = B* z + b,             B* = s (B + V),  V[o, index[o]] = values[o]        (arXiv 2606.28932; V = c R there)
 
+Where the residual is signed, values are +c and -c.
+
 Read this file first, then residual.py, scale.py, linear.py and fold.py.
 Shape suffixes: O = d_out output features, R = r latents; z has any batch shape before its last dimension.
 """
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
-from foldrank.core.config import Expansion
+from foldrank.core.config import Expansion, Signs
 
 
 def effective_weight(
@@ -103,19 +104,18 @@ def expansion_index(
     return output_O // divisor
 
 
-def random_index(out_features: int, rank: int, *, seed: int, name: str) -> Tensor:
-    """A latent for each output, drawn uniformly from a generator seeded by `seed` and the module's `name`.
+def output_signs(signs: Signs, out_features: int, *, device: torch.device | None = None) -> Tensor | None:
+    """+1 and -1 for each output where they follow from the shape: `alternating`, +1 for even ones; None for `none`.
 
     Shape:
-        int64 (out_features,), each entry in [0, rank).
+        float32 (out_features,).
+
+    Raises:
+        ValueError: for `random`, whose signs are drawn once and saved (`random_signs`).
     """
-    return torch.randint(rank, (out_features,), generator=named_generator(seed, name), device="cpu")
-
-
-def named_generator(seed: int, name: str) -> torch.Generator:
-    """A generator on the CPU for what is drawn once for the module called `name`, whatever was drawn before."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    if signs == "random":
+        raise ValueError("random signs do not follow from the shape")
+    return None if signs == "none" else 1.0 - 2.0 * (torch.arange(out_features, device=device) & 1)
 
 
 def residual_coefficient(alpha: float, out_features: int, rank: int, *, variance_correction: bool) -> float:

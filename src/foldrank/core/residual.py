@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foldrank.core import functional
 from foldrank.core.config import ResidualConfig
+from foldrank.core.drawn import random_index, random_signs
 from foldrank.core.dtensor import full_tensor
 from foldrank.core.functional import at_least_float32
 from foldrank.core.parametrization import REQUIRED, WeightParametrization
@@ -19,7 +20,7 @@ class DuplicatedLatentResidual(WeightParametrization):
     r"""Maps an up-projection's weight B to :math:`B + \frac{\alpha}{\sqrt{K}} R` (arXiv 2606.28932).
 
     R is never stored and nothing of activation size is made: each call adds one number per output feature. The state
-    is `spec`; a parameter `alpha` where alpha is trainable; and for the random expansion its `index`.
+    is `spec`; a parameter `alpha` where alpha is trainable; and what is drawn, `index` and `signs`.
 
     Args:
         out_features: d_out, rows of the weight.
@@ -39,9 +40,16 @@ class DuplicatedLatentResidual(WeightParametrization):
 
     kind = "residual"
     # A ClassVar of the base class:
-    spec_defaults = {"alpha": REQUIRED, "expansion": "contiguous", "latent_dim": 1, "variance_correction": True}  # noqa: RUF012
+    spec_defaults = {  # noqa: RUF012
+        "alpha": REQUIRED,
+        "expansion": "contiguous",
+        "latent_dim": 1,
+        "signs": "none",
+        "variance_correction": True,
+    }
     alpha: nn.Parameter
     index: Tensor | None
+    signs: Tensor | None
 
     def __init__(
         self,
@@ -65,13 +73,14 @@ class DuplicatedLatentResidual(WeightParametrization):
         self.latent_dim = latent_dim
         if self.config.trainable:
             self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
-        random = self.config.expansion == "random"
-        self.register_buffer("index", torch.empty(out_features, dtype=torch.int64, device=device) if random else None)
+        for buffer, drawn in (("index", self.config.expansion), ("signs", self.config.signs)):
+            empty = torch.empty(out_features, dtype=torch.int64, device=device) if drawn == "random" else None
+            self.register_buffer(buffer, empty)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Alpha to its start, the random index drawn from seed and name, and the spec written anew."""
+        """Alpha to its start, index and signs drawn from seed and name, and the spec written anew."""
         self.write_buffers()
         if self.config.trainable:
             self.alpha.fill_(self.start)
@@ -79,9 +88,9 @@ class DuplicatedLatentResidual(WeightParametrization):
     def write_buffers(self) -> None:
         super().write_buffers()
         if self.index is not None:
-            self.index.copy_(
-                functional.random_index(self.out_features, self.rank, seed=self.config.seed, name=self.name)
-            )
+            self.index.copy_(random_index(self.out_features, self.rank, seed=self.config.seed, name=self.name))
+        if self.signs is not None:
+            self.signs.copy_(random_signs(self.out_features, seed=self.config.seed, name=self.name))
 
     @torch.no_grad()
     def set_alpha(self, value: float) -> None:
@@ -119,7 +128,10 @@ class DuplicatedLatentResidual(WeightParametrization):
             values_O = c.to(dtype).expand(self.out_features)
         else:
             values_O = torch.full((self.out_features,), c, dtype=dtype, device=like.device)
-        return self.latent_index(like.device), values_O
+        signs_O = self.signs
+        if signs_O is None:
+            signs_O = functional.output_signs(self.config.signs, self.out_features, device=like.device)
+        return self.latent_index(like.device), values_O if signs_O is None else values_O * signs_O.to(dtype)
 
     def latent_index(self, device: torch.device | None = None) -> Tensor:
         """The latent that each output repeats: int64 (out_features,)."""
@@ -140,6 +152,7 @@ class DuplicatedLatentResidual(WeightParametrization):
             "alpha": None if self.config.trainable else self.start,
             "expansion": self.config.expansion,
             "latent_dim": self.latent_dim,
+            "signs": self.config.signs,
             "variance_correction": self.config.variance_correction,
         }
 
@@ -147,4 +160,5 @@ class DuplicatedLatentResidual(WeightParametrization):
         k, config = math.ceil(self.out_features / self.rank), self.config
         alpha = f"{self.start:g}" + (" (trainable)" if config.trainable else "")
         settings = f"K={k}, expansion={config.expansion}, variance_correction={config.variance_correction}"
+        settings += "" if config.signs == "none" else f", signs={config.signs}"
         return f"alpha={alpha}, {settings}" + (", latent_dim=0" if self.latent_dim == 0 else "")

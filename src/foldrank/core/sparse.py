@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foldrank.core.derived_buffers import DerivedBuffers
-from foldrank.core.functional import named_generator
+from foldrank.core.drawn import named_generator
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.plain_linear import what_is_on
 

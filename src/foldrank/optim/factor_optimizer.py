@@ -94,9 +94,6 @@ def factor_optimizer(
         [('adamw', 1), ('adamw', 2), ('muon', 2)]
     """
     groups = parameters_by_rule(model, name)
-    layers = low_rank_layers(model)
-    if name == "spectron" and (scaled := [name for name, layer in layers.items() if layer.scale is not None]):
-        raise ValueError(f"spectron does not know the low-rank scale of {scaled[0]}: take muon or adamw")
     ratio = {"spectron": SPECTRON_OVER_ADAMW}
     return FactorOptimizer(
         [
@@ -111,7 +108,7 @@ def factor_optimizer(
             }
             for rule, decays, parameters in groups
         ],
-        effective=_effective_weights(layers.values()),
+        effective=_effective_weights(low_rank_layers(model).values()),
     )
 
 
@@ -119,7 +116,7 @@ def parameters_by_rule(model: nn.Module, name: str) -> list[tuple[str, bool, lis
     """The trained parameters of a model in groups: the rule of each, and whether weight decay is for them.
 
     Raises:
-        ValueError: for an optimizer that is unknown, and for spectron without low-rank layers.
+        ValueError: for an optimizer that is unknown, and for spectron without low-rank layers or with a low-rank scale.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"no optimizer is called {name!r}: there are {', '.join(OPTIMIZERS)}")
@@ -127,6 +124,8 @@ def parameters_by_rule(model: nn.Module, name: str) -> list[tuple[str, bool, lis
     layers, linears = contents.low_rank_layers, contents.linear_specs
     if name == "spectron" and not layers:
         raise ValueError("spectron is for the factors of low-rank layers, and the model has none: take muon or adamw")
+    if name == "spectron" and (scaled := [layer for layer in layers if layers[layer].scale is not None]):
+        raise ValueError(f"spectron does not know the low-rank scale of {scaled[0]}: take muon or adamw")
     in_blocks = {layer for block in contents.blocks([*layers, *linears])[1] for layer in block}
     factors = [factor.weight for layer in layers.values() for factor in (layer.down, layer.up)]
     dense = [linear.weight for layer, linear in linears.items() if layer in in_blocks]

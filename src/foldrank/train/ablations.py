@@ -12,8 +12,8 @@ Each ablation keeps the norm of W and leaves the anchor away:
 import torch
 from torch import Tensor, nn
 
+from foldrank.core.drawn import named_generator
 from foldrank.core.fold import fold_
-from foldrank.core.functional import named_generator
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.linear import LowRankLinear
 from foldrank.recipes.settings import Ablation

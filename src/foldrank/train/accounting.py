@@ -52,6 +52,7 @@ from foldrank.recipes.settings import TrainConfig
 from foldrank.train import chunked_loss
 from foldrank.train.evaluate import MOST_LOGITS
 from foldrank.train.model import shape_of
+from foldrank.train.optimizer_cost import optimizer_bytes
 
 FOLD_CHECK_SEQUENCES = 32
 """Validation sequences on which the fold is verified."""
@@ -105,7 +106,7 @@ class Memory(_Parts):
     weights: int
     gradients: int
     optimizer: int
-    """AdamW's two averages, and a step counter of 4 bytes per tensor."""
+    """What the optimizer keeps (train/optimizer_cost.py)."""
     communication: int
     """DDP: buckets as large as the gradients. FSDP: what is gathered at one moment, see `memory`."""
     weight_copies: int
@@ -204,7 +205,8 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, v
     # The check of the fold holds the logits before and after, and their difference, at as many positions as allowed.
     checked = 4 * saved
     body = 4 * 3 * (d + f) * tokens
-    return _per_process(12 * count_parameters(model), shards) + body + max(logits, checked)
+    state = _per_process(4 * count_parameters(model), shards) + optimizer_bytes(model, train, shards=shards)
+    return state + body + max(logits, checked)
 
 
 def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, sharded: bool = False) -> Memory:
@@ -266,7 +268,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
         weights=_per_process(4 * count, shards)
         + sum(layer.rows.nbytes + layer.columns.nbytes for layer in _sparse(model)),
         gradients=_per_process(4 * count, shards),
-        optimizer=_per_process(8 * count, shards) + 4 * len(list(model.parameters())),
+        optimizer=optimizer_bytes(model, train, shards=shards),
         communication=communication,
         weight_copies=2 * copied + sum(effective),
         blocks=sum(saved),

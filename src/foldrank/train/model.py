@@ -12,6 +12,7 @@ from foldrank.core.inventory import count_parameters
 from foldrank.data.config import DataConfig
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
 from foldrank.hf.tokenizers import embedding_size, largest_id
+from foldrank.optim.factor_optimizer import parameters_by_rule
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import TrainConfig
 from foldrank.structured import parse_json, to_json
@@ -59,6 +60,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(why)
     if recipe.train.fold_at_start:
         check_foldable_at_start(model)
+    parameters_by_rule(model, recipe.train.optimizer)
     if recipe.train.ablation is not None:
         check_ablation(model)
     recipe.train.resolve_micro_batch_size()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foldrank.core.functional import all_finite, named_generator
+from foldrank.core.drawn import named_generator
+from foldrank.core.functional import all_finite
 from foldrank.core.inventory import inventory
 from foldrank.core.linear import LowRankLinear
 
