@@ -88,7 +88,10 @@ def test_low_rank_config_refuses(fields: dict[str, Any], complaint: str) -> None
         ({"alpha": {"q_proj": None}}, "alpha must be a finite number, got None"),
         ({"alpha": {"*": 1.0}}, re.escape("alpha: '*' is no name")),
         ({"expansion": "tiled"}, "expansion must be one of contiguous, random, balanced, got 'tiled'"),
-        ({"scope": "attn"}, "scope must be one of all, attention, mlp or a list of patterns, got 'attn'"),
+        (
+            {"scope": "attn"},
+            "scope must be one of all, attention, mlp, reading, writing or a list of patterns, got 'attn'",
+        ),
         ({"scope": ["q_proj", "("]}, re.escape("scope: '('")),
         ({"scope": 3}, "scope must be a list of patterns, got 3"),
     ],

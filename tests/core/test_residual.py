@@ -126,6 +126,7 @@ def test_state_is_small_and_survives_casts(expansion: Expansion, trainable: bool
         "alpha": None if trainable else 0.7,
         "expansion": expansion,
         "latent_dim": 1,
+        "signs": "none",
         "variance_correction": True,
     }
 
@@ -153,3 +154,5 @@ def test_repr_tells_the_choice() -> None:
     assert repr(residual) == (
         "DuplicatedLatentResidual(alpha=0.7 (trainable), K=3, expansion=balanced, variance_correction=True)"
     )
+    signed = DuplicatedLatentResidual(10, 4, ResidualConfig(signs="random"), latent_dim=0)
+    assert "latent_dim=0, signs=random" in repr(signed)

@@ -208,6 +208,6 @@ def test_a_field_that_a_saved_spec_lacks_takes_its_default() -> None:
 
 def test_a_field_of_a_later_version_is_refused() -> None:
     state = LowRankLinear(8, 10, 4, residual=ResidualConfig()).state_dict()
-    state["residual.spec"] = torch.tensor(list(b'{"alpha": 0.5, "signs": "random"}'), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="damaged: it lacks 'signs', or a later version of foldrank wrote it"):
+    state["residual.spec"] = torch.tensor(list(b'{"alpha": 0.5, "colour": "red"}'), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="damaged: it lacks 'colour', or a later version of foldrank wrote it"):
         fold_state_dict(state)

@@ -14,8 +14,8 @@ from foldrank.core.attach import attached_residuals, detach
 from foldrank.core.config import Expansion, Signs
 from foldrank.core.derived_buffers import as_integers
 from foldrank.core.dtensor import distribute_like, full_tensor
+from foldrank.core.finite import all_finite
 from foldrank.core.functional import (
-    all_finite,
     at_least_float32,
     effective_weight,
     expansion_index,
@@ -116,14 +116,14 @@ def fold_weight(
     _check_finite("scale", torch.as_tensor(scale))
     gathered = full_tensor(weight)
     c = _wide(alpha) * residual_coefficient(1.0, out_features, rank, variance_correction=variance_correction)
-    values = torch.as_tensor(c, dtype=at_least_float32(weight.dtype), device=gathered.device)
     # Without a scale, or a checkpoint would take one more pass over each weight.
     s = None if isinstance(scale, float) and scale == 1.0 else _wide(scale)
     signs_O = signs if isinstance(signs, Tensor) else output_signs(signs, out_features, device=gathered.device)
     if signs_O is not None and (signs_O.shape != (out_features,) or not bool((signs_O.abs() == 1).all())):
         raise ValueError(f"signs must be +1 or -1 for each of {out_features} outputs")
-    values = values.expand(out_features) if signs_O is None else values * signs_O.to(values)
-    folded = effective_weight(gathered, index, values, s, latent_dim)
+    values_O = torch.as_tensor(c, dtype=at_least_float32(weight.dtype), device=gathered.device).expand(out_features)
+    values_O = values_O if signs_O is None else values_O * signs_O.to(values_O)
+    folded = effective_weight(gathered, index, values_O, s, latent_dim)
     return distribute_like(folded, like=weight)
 
 

@@ -61,12 +61,6 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; NaN is the extreme of all that holds one."""
-    # isfinite of all entries takes ten times as long on a CPU.
-    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
-
-
 def literal_residual(z: Tensor, index_O: Tensor, values_O: Tensor | float) -> Tensor:
     """The equation as the paper writes it, on activations: `c Expand(z)`, in the dtype of z.
 
@@ -104,18 +98,20 @@ def expansion_index(
     return output_O // divisor
 
 
-def output_signs(signs: Signs, out_features: int, *, device: torch.device | None = None) -> Tensor | None:
-    """+1 and -1 for each output where they follow from the shape: `alternating`, +1 for even ones; None for `none`.
+def output_signs(
+    signs: Signs, out_features: int, *, drawn: Tensor | None = None, device: torch.device | None = None
+) -> Tensor | None:
+    """+1 or -1 for each output: `drawn` for `random`; +1 for even ones for `alternating`; None, all +1, for `none`.
 
     Shape:
-        float32 (out_features,).
+        (out_features,).
 
     Raises:
-        ValueError: for `random`, whose signs are drawn once and saved (`random_signs`).
+        ValueError: for `random` without what was drawn once and saved (`random_signs`).
     """
-    if signs == "random":
+    if signs == "random" and drawn is None:
         raise ValueError("random signs do not follow from the shape")
-    return None if signs == "none" else 1.0 - 2.0 * (torch.arange(out_features, device=device) & 1)
+    return 1.0 - 2.0 * (torch.arange(out_features, device=device) & 1) if signs == "alternating" else drawn
 
 
 def residual_coefficient(alpha: float, out_features: int, rank: int, *, variance_correction: bool) -> float:

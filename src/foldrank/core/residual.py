@@ -12,7 +12,6 @@ from foldrank.core import functional
 from foldrank.core.config import ResidualConfig
 from foldrank.core.drawn import random_index, random_signs
 from foldrank.core.dtensor import full_tensor
-from foldrank.core.functional import at_least_float32
 from foldrank.core.parametrization import REQUIRED, WeightParametrization
 
 
@@ -40,13 +39,7 @@ class DuplicatedLatentResidual(WeightParametrization):
 
     kind = "residual"
     # A ClassVar of the base class:
-    spec_defaults = {  # noqa: RUF012
-        "alpha": REQUIRED,
-        "expansion": "contiguous",
-        "latent_dim": 1,
-        "signs": "none",
-        "variance_correction": True,
-    }
+    spec_defaults = dict(alpha=REQUIRED, expansion="contiguous", latent_dim=1, signs="none", variance_correction=True)  # noqa: C408, RUF012
     alpha: nn.Parameter
     index: Tensor | None
     signs: Tensor | None
@@ -123,15 +116,11 @@ class DuplicatedLatentResidual(WeightParametrization):
         Shape:
             int64 (out_features,) and (out_features,).
         """
-        dtype, c = at_least_float32(like.dtype), self.coefficient()
-        if isinstance(c, Tensor):
-            values_O = c.to(dtype).expand(self.out_features)
-        else:
-            values_O = torch.full((self.out_features,), c, dtype=dtype, device=like.device)
-        signs_O = self.signs
-        if signs_O is None:
-            signs_O = functional.output_signs(self.config.signs, self.out_features, device=like.device)
-        return self.latent_index(like.device), values_O if signs_O is None else values_O * signs_O.to(dtype)
+        # A sum keeps nothing for the backward pass.
+        values_O = torch.zeros(self.out_features, dtype=functional.at_least_float32(like.dtype), device=like.device)
+        values_O = values_O + self.coefficient()
+        signs_O = functional.output_signs(self.config.signs, self.out_features, drawn=self.signs, device=like.device)
+        return self.latent_index(like.device), values_O if signs_O is None else values_O * signs_O.to(values_O.dtype)
 
     def latent_index(self, device: torch.device | None = None) -> Tensor:
         """The latent that each output repeats: int64 (out_features,)."""
@@ -144,7 +133,7 @@ class DuplicatedLatentResidual(WeightParametrization):
         corrected = self.config.variance_correction
         unit = functional.residual_coefficient(1.0, self.out_features, self.rank, variance_correction=corrected)
         if self.config.trainable:
-            return full_tensor(self.alpha).to(at_least_float32(self.alpha.dtype)) * unit
+            return full_tensor(self.alpha).to(functional.at_least_float32(self.alpha.dtype)) * unit
         return self.start * unit
 
     def spec_fields(self) -> dict[str, Any]:
@@ -157,8 +146,8 @@ class DuplicatedLatentResidual(WeightParametrization):
         }
 
     def extra_repr(self) -> str:
-        k, config = math.ceil(self.out_features / self.rank), self.config
-        alpha = f"{self.start:g}" + (" (trainable)" if config.trainable else "")
-        settings = f"K={k}, expansion={config.expansion}, variance_correction={config.variance_correction}"
-        settings += "" if config.signs == "none" else f", signs={config.signs}"
-        return f"alpha={alpha}, {settings}" + (", latent_dim=0" if self.latent_dim == 0 else "")
+        alpha = f"{self.start:g}" + (" (trainable)" if self.config.trainable else "")
+        fields = {"K": math.ceil(self.out_features / self.rank), **self.spec_fields(), "alpha": alpha}
+        usual = {"latent_dim": 1, "signs": "none"}
+        shown = {name: value for name, value in fields.items() if usual.get(name, ...) != value}
+        return ", ".join(f"{name}={shown[name]}" for name in ("alpha", *(name for name in shown if name != "alpha")))

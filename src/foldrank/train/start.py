@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foldrank.core.drawn import named_generator
-from foldrank.core.functional import all_finite
+from foldrank.core.finite import all_finite
 from foldrank.core.inventory import inventory
 from foldrank.core.linear import LowRankLinear
 

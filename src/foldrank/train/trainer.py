@@ -19,7 +19,7 @@ from transformers.utils.import_utils import is_torch_tf32_available
 
 from foldrank.core.anchored_decay import AnchoredDecay
 from foldrank.core.dtensor import to_local
-from foldrank.core.functional import all_finite
+from foldrank.core.finite import all_finite
 from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream
 from foldrank.hf.checksums import write_checksums
