@@ -256,7 +256,7 @@ def test_a_gate_refuses_what_is_not_a_number() -> None:
         (["step", "--methods", "cola-folded"], "step knows no method 'cola-folded'"),
         (
             ["step", "--methods", "cola-folded"],
-            "these with -dlr; any with -latents, -checkpointed, -chunked-loss, -bfloat16, -muon, -spectron, -compiled; those with ",
+            "any with -latents, -checkpointed, -chunked-loss, -bfloat16, -muon, -spectron, -compiled; those with ",
         ),
         (["decode", "--methods", "cola-latents"], "decode knows no method 'cola-latents'"),
         (["step", "--methods", "cola-latents-checkpointed"], "sets train.activation_checkpointing twice"),
