@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeGuard, TypeVar
 
 Expansion = Literal["contiguous", "random", "balanced"]
 Signs = Literal["none", "alternating", "random"]
+Init = Literal["cola", "orthogonal", "zero_writers"]
+FactorStart = Literal["cola", "orthogonal", "zero"]
 Activation = Literal["silu", "gelu", "relu", "tanh"]
 Scale = float | Literal["trainable"]
 
@@ -20,6 +22,7 @@ STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 """How pydantic checks these classes where a recipe is read: no unknown fields. The core does without pydantic."""
 
 EXPANSIONS: tuple[Expansion, ...] = ("contiguous", "random", "balanced")
+INITS: tuple[Init, ...] = ("cola", "orthogonal", "zero_writers")
 SIGNS: tuple[Signs, ...] = ("none", "alternating", "random")
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "relu", "tanh")
 SCOPES: Mapping[str, str] = {
@@ -161,6 +164,11 @@ class LowRankConfig:
     extra_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Settings of the backbone's own. `sltrain`: `density` of S (0.03) and `seed` of its support (0)."""
 
+    init: Init = "cola"
+    """How the factors start: `cola`, normal; `orthogonal`, semi-orthogonal with the same Frobenius norms;
+    `zero_writers`, as `cola`, but layers that write into the residual stream (`ResidualConfig.scope` writing) give 0: B
+    is 0 there, and they have no residual. Only a start: a saved model does not tell it."""
+
     targets: Sequence[str] | None = None
     """Patterns of the layers to convert; None: those that the rank table names, or each linear layer but the output
     head where rank is no table."""
@@ -187,6 +195,10 @@ class LowRankConfig:
             problems.append(
                 f"rank {self.rank!r} and budget {self.budget!r} exclude each other: set one of them to None"
             )
+        if self.init not in INITS:
+            problems.append(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+        elif self.init != "cola" and self.backbone == "sltrain":
+            problems.append(f"init {self.init} is not for sltrain, whose B starts at 0")
         if self.budget is not None and not (_is_real(self.budget) and 0 < self.budget < 1):
             problems.append(f"budget must be a share of the parameters between 0 and 1, got {self.budget!r}")
         if isinstance(self.rank, Mapping):

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foldrank.core.config import Activation, ResidualConfig, Scale
+from foldrank.core.config import Activation, FactorStart, ResidualConfig, Scale
 from foldrank.core.functional import effective_weight, literal_residual
 from foldrank.core.parametrization import SPEC, WeightParametrization, check_same_state
 from foldrank.core.plain_linear import what_is_on
 from foldrank.core.residual import DuplicatedLatentResidual
 from foldrank.core.scale import LowRankScale
+from foldrank.core.starts import draw_factors_
 
 ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -35,6 +36,7 @@ class LowRankLinear(nn.Module):
         scale: s, a number, or "trainable" (through tanh), or None for 1.
         bias: whether to learn b.
         residual: the residual to train with, or None.
+        factor_start: how the factors are drawn (`foldrank.core.starts`).
         name: the layer's name in its model; only the random expansion depends on it.
 
     Shape:
@@ -59,6 +61,7 @@ class LowRankLinear(nn.Module):
         scale: Scale | None = None,
         bias: bool = False,
         residual: ResidualConfig | None = None,
+        factor_start: FactorStart = "cola",
         name: str = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -72,6 +75,7 @@ class LowRankLinear(nn.Module):
         self.out_features = out_features
         self.rank = rank
         self.activation_name: Activation | None = activation
+        self.factor_start: FactorStart = factor_start
         like: Any = {"device": device, "dtype": dtype}
         self.down = nn.Linear(in_features, rank, bias=False, **like)
         self.activation = ACTIVATION_MODULES[activation]() if activation is not None else None
@@ -96,13 +100,10 @@ class LowRankLinear(nn.Module):
         return tuple(part for part in (self.residual, self.scale) if part is not None)
 
     def reset_parameters(self) -> None:
-        """Draws the factors normal with deviation r^(-1/4) (d_in + d_out)^(-1/4) (CoLA), the bias uniform in
-        +-1/sqrt(d_out), and sets residual and scale to their start.
+        """Draws the factors (`foldrank.core.starts`; CoLA's are normal with deviation r^(-1/4) (d_in + d_out)^(-1/4)),
+        the bias uniform in +-1/sqrt(d_out), and sets residual and scale to their start.
         """
-        std = self.rank**-0.25 * (self.in_features + self.out_features) ** -0.25
-        if not self.down.weight.is_meta:  # where drawing nothing takes a millisecond
-            nn.init.normal_(self.down.weight, std=std)
-            nn.init.normal_(self.up.weight, std=std)
+        draw_factors_(self.down.weight, self.up.weight, self.factor_start)
         if self.up.bias is not None:
             bound = self.out_features**-0.5
             nn.init.uniform_(self.up.bias, -bound, bound)

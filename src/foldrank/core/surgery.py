@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from foldrank.core import backbones
-from foldrank.core.config import LowRankConfig, ResidualConfig, lookup, matches
+from foldrank.core.config import SCOPES, LowRankConfig, ResidualConfig, lookup, matches
 from foldrank.core.formatting import abbreviate, table
 from foldrank.core.inventory import Inventory, LinearSpec, check_patterns, count_parameters, inventory, low_rank_layers
 from foldrank.core.linear import LowRankLinear
@@ -150,6 +150,8 @@ def _plan(
         reasons = {reason: [name for name in skipped if skipped[name] == reason] for reason in skipped.values()}
         why = "; ".join(f"{abbreviate(names)}: {reason}" for reason, names in reasons.items())
         raise ValueError(f"nothing to convert: {why}")
+    if config.init == "zero_writers" and not any(map(_writes, chosen)):
+        raise ValueError("init zero_writers: no layer here is known by its name to write into the residual stream")
     ranks, residuals = _ranks(model, config, chosen), _residuals(config, chosen)
     layers = {name: _build(config, name, chosen[name], ranks[name], residuals[name]) for name in chosen}
     return layers, {name: skipped[name] for name in linears if name in skipped} | unconvertible
@@ -280,9 +282,15 @@ def _residuals(config: LowRankConfig, chosen: Mapping[str, LinearSpec]) -> dict[
         if isinstance(residual.alpha, Mapping):
             check_patterns("residual.alpha", residual.alpha, chosen)
     residuals = {name: residual.for_layer(name) if named[name] else None for name in chosen}
+    if config.init == "zero_writers":
+        residuals |= {name: None for name in chosen if _writes(name)}
     if not any(residuals.values()):
         raise ValueError("residual: scope and alpha together name no layer that is converted")
     return residuals
+
+
+def _writes(name: str) -> bool:
+    return matches(SCOPES["writing"], name)
 
 
 def _dense_blocks(contents: Inventory, config: LowRankConfig, targeted: Iterable[str]) -> dict[str, str]:
@@ -309,6 +317,8 @@ def _build(
 ) -> LowRankLinear:
     assert linear.weight is not None
     like: dict[str, Any] = {"bias": linear.bias, "device": linear.weight.device, "dtype": linear.weight.dtype}
+    if config.init != "cola":
+        like["factor_start"] = config.init if config.init == "orthogonal" else "zero" if _writes(name) else "cola"
     layer = backbones.build(config, linear.in_features, linear.out_features, rank, residual=residual, name=name, **like)
     return layer.train(linear.module.training)
 
