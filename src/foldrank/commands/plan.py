@@ -196,10 +196,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _columns(title: str, ways: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column()
+    table = Table(title=f"{title} (checkpointing: none, latents, block)", title_justify="left")
+    table.add_column(no_wrap=True)
     for way in ways:
-        checkpointed = way["activation_checkpointing"]
-        extra = f"checkpointing:\n{checkpointed}" if checkpointed else ""
-        table.add_column("\n".join(filter(None, (way.get("strategy", ""), extra))), justify="right", vertical="bottom")
+        labels = way.get("strategy", ""), way["activation_checkpointing"] or ""
+        table.add_column("\n".join(filter(None, labels)), justify="right", vertical="bottom")
     return table

@@ -14,6 +14,8 @@ from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 from foldrank.console import console
 from foldrank.structured import to_yaml
 
+GIB = 1 << 30
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
@@ -76,6 +78,12 @@ def show(result: dict[str, Any]) -> None:
         losses.add_row(str(point.step), training, f"{point.val_loss:.4f}")
     out.print(losses)
 
+    utilized = []
+    if metrics.mfu is not None:
+        utilized.append(("model FLOPs utilization", f"{metrics.mfu:.1%}"))
+    if metrics.peak_memory_bytes is not None:
+        planned = sum(metrics.memory_bytes.values())
+        utilized.append(("peak memory, GiB", f"{metrics.peak_memory_bytes / GIB:.2f} (planned {planned / GIB:.2f})"))
     fraction = metrics.params / metrics.params_dense
     summary = Table(title=f"{metrics.recipe}, seed {metrics.seed}", title_justify="left", show_header=False)
     summary.add_column()
@@ -86,6 +94,7 @@ def show(result: dict[str, Any]) -> None:
         ("training tokens", f"{metrics.tokens:,}"),
         ("training seconds", f"{metrics.seconds:.1f}"),
         ("tokens per second", f"{metrics.tokens_per_second:,.0f}"),
+        *utilized,
         ("validation loss, before the fold", f"{metrics.val_loss:.6f} (over {metrics.val_tokens:,} tokens)"),
         ("validation loss, folded", f"{metrics.val_loss_folded:.6f}"),
         ("validation perplexity, before the fold", f"{perplexity_of(metrics.val_loss):.4f}"),
