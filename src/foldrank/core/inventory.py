@@ -59,9 +59,13 @@ class Inventory:
         for name, module in self.modules.items():
             numbered = isinstance(module, nn.ModuleDict) and all(key.isdigit() for key in module)
             if isinstance(module, nn.ModuleList) or numbered:
-                entries = [f"{name}.{entry}.".removeprefix(".") for entry in module._modules]
-                inside = [[layer for layer in names if layer.startswith(entry)] for entry in entries]
-                lists.append((name, [layers for layers in inside if layers]))
+                prefix = f"{name}." if name else ""
+                inside: dict[str, list[str]] = {entry: [] for entry in module._modules}
+                for layer in names:
+                    entry = layer.removeprefix(prefix).partition(".")[0]
+                    if layer.startswith(prefix) and layer != prefix + entry and entry in inside:
+                        inside[entry].append(layer)
+                lists.append((name, [layers for layers in inside.values() if layers]))
         return lists
 
     def unconvertible_weights(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ and nothing is compiled again where the number of blocks changes. Evaluation, ge
 uncompiled, so that no shape of theirs is compiled for.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -16,26 +17,36 @@ from foldrank.core.inventory import inventory
 from foldrank.hf.foreign import one_line_of
 from foldrank.recipes.settings import TrainConfig
 
+logger = logging.getLogger(__name__)
+
 Compiled = Literal["none", "blocks", "step"]
 
 
 def resolve_compile(train: TrainConfig, device: str) -> Compiled:
-    """What is compiled on a device: `auto` is blocks on a GPU, and nothing on a CPU or where latents are kept.
+    """What is compiled on a device: `auto` is blocks where there are CUDA, a compiler, and no latents to keep.
 
     Args:
         train: its `compile`.
-        device: kind of device, `cpu` or `cuda`.
+        device: kind of device, such as `cpu` or `cuda`.
 
     Raises:
-        ValueError: for CUDA graphs without CUDA.
+        ValueError: for CUDA graphs without CUDA, and where a compiler is asked for and does not work.
     """
     if train.compile == "auto":
         # The policy that keeps latents runs in Python, through which no compiler looks.
-        return "none" if device == "cpu" or train.activation_checkpointing == "latents" else "blocks"
+        if device != "cuda" or train.activation_checkpointing == "latents":
+            return "none"
+        try:
+            check_compiler("blocks", device)
+        except ValueError as error:
+            logger.warning(str(error))
+            return "none"
+        return "blocks"
     if train.compile == "step" and device != "cuda":
         raise ValueError(
             f"train.compile step records CUDA graphs, and the device here is {device}: take blocks or none"
         )
+    check_compiler(train.compile, device)
     return train.compile
 
 

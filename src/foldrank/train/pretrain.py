@@ -28,7 +28,7 @@ from foldrank.train.ablations import start_as_ablation_
 from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory
 from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import step_of
-from foldrank.train.compilation import check_compiler, compile_, resolve_compile
+from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.device_memory import check_memory, device_memory, fit, is_out_of_memory, out_of_memory, room
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
@@ -90,7 +90,6 @@ def pretrain(
         check_recipe(recipe)
         device, vocab_size = torch.device(str(processes.device)), recipe.nominal_vocab_size
         compiled = resolve_compile(recipe.train, device.type)
-        check_compiler(compiled, device.type)
         # What the recipe leaves open is chosen for this device; what is recorded as asked stays as it was.
         fitted = fit(recipe, room(device), processes=processes.num_processes, vocab_size=vocab_size)
         if processes.num_processes == 1:

@@ -210,7 +210,7 @@ def flash_attention(head_size: int, arguments: TrainingArguments) -> AbstractCon
     Ours need no mask: attention is causal, and padding stands at the end. On a GPU the kernel wants bfloat16, an even
     eighth of at most 256 numbers a head, and compute capability 8.0 (PyTorch, `sdp_utils`).
     """
-    able = True
+    able = arguments.device.type == "cpu"
     if arguments.device.type == "cuda":
         able = arguments.bf16 and head_size % 8 == 0 and head_size <= 256
         able = able and torch.cuda.get_device_capability(arguments.device) >= (8, 0)
