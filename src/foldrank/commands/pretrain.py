@@ -78,7 +78,9 @@ def show(result: dict[str, Any]) -> None:
         losses.add_row(str(point.step), training, f"{point.val_loss:.4f}")
     out.print(losses)
 
-    utilized = []
+    utilized, started = [], []
+    if (bare := metrics.start_loss_without_residual) is not None:
+        started.append(("first batch, with residual and without", f"{metrics.start_loss:.4f}, {bare:.4f}"))
     if metrics.mfu is not None:
         utilized.append(("model FLOPs utilization", f"{metrics.mfu:.1%}"))
     if metrics.peak_memory_bytes is not None:
@@ -95,6 +97,7 @@ def show(result: dict[str, Any]) -> None:
         ("training seconds", f"{metrics.seconds:.1f}"),
         ("tokens per second", f"{metrics.tokens_per_second:,.0f}"),
         *utilized,
+        *started,
         ("validation loss, before the fold", f"{metrics.val_loss:.6f} (over {metrics.val_tokens:,} tokens)"),
         ("validation loss, folded", f"{metrics.val_loss_folded:.6f}"),
         ("validation perplexity, before the fold", f"{perplexity_of(metrics.val_loss):.4f}"),

@@ -85,6 +85,12 @@ class RunMetrics:
     tokens_per_second: float
     """Training tokens in these seconds, over them."""
 
+    start_loss: float | None = None
+    """Of the first batch before the first step, in nats per predicted token; None of a stream."""
+
+    start_loss_without_residual: float | None = None
+    """The same without the residual: what it does to the start; None where there is none."""
+
     micro_batch_size: int | None = None
     """Sequences of a forward pass on one device; None in files of foldrank 0.1."""
 

@@ -33,6 +33,7 @@ from foldrank.train.device_memory import check_memory, device_memory, fit, is_ou
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
+from foldrank.train.perturbation import start_losses
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
@@ -104,7 +105,7 @@ def pretrain(
             inputs = _prepare(recipe, run, checkpoint, progress, resume=bool(resume))
 
         # Build: the recipe's model on its device, perhaps folded at the start.
-        model, decay = _build(fitted, inputs.tokenizer, str(device))
+        model, decay, start = _build(fitted, inputs, str(device))
         compile_(model, compiled)
 
         # Train. From here on the folder is this run's.
@@ -118,7 +119,7 @@ def pretrain(
         folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
 
         # Record.
-        metrics = _measured(fitted, name, model, inputs, trainer, folded, checkpoint)
+        metrics = _measured(fitted, name, model, inputs, trainer, start, folded, checkpoint)
         if processes.is_main_process:
             metrics.write(run.metrics)
         return metrics
@@ -180,14 +181,18 @@ def _prepare(recipe: Recipe, run: RunFolder, checkpoint: Path | None, progress: 
 
 
 def _build(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: str
-) -> tuple[PreTrainedModel, AnchoredDecay | None]:
+    recipe: Recipe, inputs: _Inputs, device: str
+) -> tuple[PreTrainedModel, AnchoredDecay | None, tuple[float | None, float | None]]:
+    tokenizer, start = inputs.tokenizer, (None, None)
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, **special)
+    if isinstance(inputs.training, ShuffledDataset):
+        size = recipe.train.micro_batch_size or recipe.train.batch_size
+        start = start_losses(model, first(inputs.training, size), batch_size=size)
     decay = fold_at_start_(model).decay if recipe.train.fold_at_start else None
     if recipe.train.ablation is not None:
         start_as_ablation_(model, recipe.train.ablation, recipe.seed)
-    return model, decay
+    return model, decay, start
 
 
 def _train(
@@ -261,6 +266,7 @@ def _measured(
     model: PreTrainedModel,
     inputs: _Inputs,
     trainer: PretrainTrainer,
+    start: tuple[float | None, float | None],
     folded: _Folded,
     checkpoint: Path | None,
 ) -> RunMetrics:
@@ -284,6 +290,8 @@ def _measured(
         resumed_at_step=started_at,
         seconds=seconds,
         tokens_per_second=(train.steps - started_at) * tokens / train.steps / seconds,
+        start_loss=start[0],
+        start_loss_without_residual=start[1],
         micro_batch_size=train.micro_batch_size,
         mfu=utilization.of_steps(train.steps - started_at, seconds),
         peak_flops=utilization.peak_flops,
