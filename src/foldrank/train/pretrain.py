@@ -89,22 +89,22 @@ def pretrain(
     with _environment_restored(), claimed:
         # Refuse what cannot work, before anything slow begins and before anything is made or deleted.
         check_recipe(recipe)
-        device, vocab_size = torch.device(str(processes.device)), recipe.nominal_vocab_size
+        device, gpus = torch.device(str(processes.device)), processes.num_processes
         compiled = resolve_compile(recipe.train, device.type)
-        # What the recipe leaves open is chosen for this device; what is recorded as asked stays as it was.
-        fitted = fit(recipe, room(device), processes=processes.num_processes, vocab_size=vocab_size)
-        if processes.num_processes == 1:
-            check_memory(fitted, device_memory(str(device)), vocab_size=vocab_size)
+        fitted = fit(recipe, room(device), processes=gpus, vocab_size=recipe.nominal_vocab_size)
+        if gpus == 1:
+            check_memory(fitted, device_memory(str(device)), vocab_size=recipe.nominal_vocab_size)
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:
             run.check_free(overwrite=overwrite)
-        arguments = training_arguments(fitted, out)
+        training_arguments(fitted, out)
 
         # Prepare: text to token ids, once; a run that goes on opens what it was trained on.
         with processes.main_process_first():
             inputs = _prepare(recipe, run, checkpoint, progress, resume=bool(resume))
 
-        # Build: the recipe's model on its device, perhaps folded at the start.
+        # Build: what the recipe leaves open, for this device and vocabulary; the model, perhaps folded at the start.
+        fitted = fit(recipe, room(device), processes=gpus, vocab_size=resolve_vocab_size(recipe, inputs.tokenizer))
         model, decay, start = _build(fitted, inputs, str(device))
         compile_(model, compiled)
 
@@ -113,7 +113,7 @@ def pretrain(
             run.begin(recipe, name, uuid.uuid4().hex, inputs.identity)
             inputs.write_evaluation_text(run.evaluation_text, recipe)
         processes.wait_for_everyone()
-        trainer = _train(fitted, run, model, decay, arguments, inputs, checkpoint, quiet=quiet)
+        trainer = _train(fitted, run, model, decay, inputs, checkpoint, quiet=quiet)
 
         # Fold, verify that nothing changed but roundings, and save both forms.
         folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
@@ -200,13 +200,13 @@ def _train(
     run: RunFolder,
     model: PreTrainedModel,
     decay: AnchoredDecay | None,
-    arguments: Any,
     inputs: _Inputs,
     checkpoint: Path | None,
     *,
     quiet: bool,
 ) -> PretrainTrainer:
     stop, train = StopOnSignal(), recipe.train
+    arguments = training_arguments(recipe, run.path)
     utilization = Utilization.of(recipe, arguments, model.config.vocab_size)
     shown = () if quiet else (TrainingProgressBar(inputs.training.num_tokens() / train.steps, utilization.of_steps),)
     trainer = PretrainTrainer(
@@ -230,7 +230,8 @@ def _train(
             if not is_out_of_memory(error):
                 raise
             limit, processes = device_memory(str(model.device)), trainer.args.world_size
-            raise ValueError(out_of_memory(recipe, limit, processes=processes)) from error
+            vocabulary = model.config.vocab_size
+            raise ValueError(out_of_memory(recipe, limit, processes=processes, vocab_size=vocabulary)) from error
     if stop.received is not None and trainer.state.global_step < train.steps:
         raise InterruptedRunError(
             stop.received,
