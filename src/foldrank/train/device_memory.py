@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,10 +96,22 @@ def check_memory(recipe: Recipe, limit: int, *, vocab_size: int | None = None) -
         raise ValueError(f"this needs {_figures(plan)}, of {limit / GIB:,.1f} GiB here: {_advice(recipe)}")
 
 
-def out_of_memory(recipe: Recipe, limit: int, *, processes: int = 1, vocab_size: int | None = None) -> str:
-    """What to say where the device had no more memory: the plan's figures and the settings to lower."""
-    plan = memory(recipe, gpus=processes, vocab_size=vocab_size)
-    return f"out of memory: the plan is {_figures(plan)}, of {limit / GIB:,.1f} GiB here: {_advice(recipe)}"
+@contextmanager
+def memory_explained(recipe: Recipe, device: str, *, processes: int, vocab_size: int) -> Iterator[None]:
+    """Where memory runs out in the block, the plan's figures and the settings to lower are said.
+
+    Raises:
+        ValueError: in place of the error that says so.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        plan, limit = memory(recipe, gpus=processes, vocab_size=vocab_size), device_memory(device)
+        raise ValueError(
+            f"out of memory: the plan is {_figures(plan)}, of {limit / GIB:,.1f} GiB here: {_advice(recipe)}"
+        ) from error
 
 
 def _peak(recipe: Recipe, processes: int, vocab_size: int | None) -> int:

@@ -29,7 +29,7 @@ from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory
 from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import step_of
 from foldrank.train.compilation import compile_, resolve_compile
-from foldrank.train.device_memory import check_memory, device_memory, fit, is_out_of_memory, out_of_memory, room
+from foldrank.train.device_memory import check_memory, device_memory, fit, memory_explained, room
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
@@ -104,19 +104,21 @@ def pretrain(
             inputs = _prepare(recipe, run, checkpoint, progress, resume=bool(resume))
 
         # Build: what the recipe leaves open, for this device and vocabulary; the model, perhaps folded at the start.
-        fitted = fit(recipe, room(device), processes=gpus, vocab_size=resolve_vocab_size(recipe, inputs.tokenizer))
-        model, decay, start = _build(fitted, inputs, str(device))
-        compile_(model, compiled)
+        vocab_size = resolve_vocab_size(recipe, inputs.tokenizer)
+        fitted = fit(recipe, room(device), processes=gpus, vocab_size=vocab_size)
+        with memory_explained(fitted, str(device), processes=gpus, vocab_size=vocab_size):
+            model, decay, start = _build(fitted, inputs, str(device))
+            compile_(model, compiled)
 
-        # Train. From here on the folder is this run's.
-        if processes.is_main_process and not resume:
-            run.begin(recipe, name, uuid.uuid4().hex, inputs.identity)
-            inputs.write_evaluation_text(run.evaluation_text, recipe)
-        processes.wait_for_everyone()
-        trainer = _train(fitted, run, model, decay, inputs, checkpoint, quiet=quiet)
+            # Train. From here on the folder is this run's.
+            if processes.is_main_process and not resume:
+                run.begin(recipe, name, uuid.uuid4().hex, inputs.identity)
+                inputs.write_evaluation_text(run.evaluation_text, recipe)
+            processes.wait_for_everyone()
+            trainer = _train(fitted, run, model, decay, inputs, checkpoint, quiet=quiet)
 
-        # Fold, verify that nothing changed but roundings, and save both forms.
-        folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
+            # Fold, verify that nothing changed but roundings, and save both forms.
+            folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
 
         # Record.
         metrics = _measured(fitted, name, model, inputs, trainer, start, folded, checkpoint)
@@ -224,14 +226,7 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     with stop:
-        try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            limit, processes = device_memory(str(model.device)), trainer.args.world_size
-            vocabulary = model.config.vocab_size
-            raise ValueError(out_of_memory(recipe, limit, processes=processes, vocab_size=vocabulary)) from error
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if stop.received is not None and trainer.state.global_step < train.steps:
         raise InterruptedRunError(
             stop.received,
