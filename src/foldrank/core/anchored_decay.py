@@ -9,6 +9,7 @@ The optimizer does all of it but the last term, which is added here, after its s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,16 +88,8 @@ class AnchoredDecay:
                 f"this {type(optimizer).__name__} adds its weight decay to the gradient: fold after training, or take "
                 "an optimizer with decoupled decay, such as AdamW"
             )
-        ours: Any = getattr(optimizer, "decay_rates", None)  # an optimizer that says how much a step decays
-        rates = (
-            ours()
-            if ours
-            else {
-                id(parameter): float(group["lr"]) * float(group.get("weight_decay", 0.0))
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-            }
-        )
+        # An optimizer may say itself how much a step decays.
+        rates: dict[int, float] = getattr(optimizer, "decay_rates", partial(decoupled_decay, optimizer))()
         weights = [target.layer.up.weight for target in self._targets]
         if any(id(weight) not in rates for weight in weights):
             raise ValueError(
@@ -104,6 +97,15 @@ class AnchoredDecay:
                 "(wrappers that keep weights in another form, such as FSDP1 and ZeRO, are not supported)"
             )
         return [rates[id(weight)] for weight in weights]
+
+
+def decoupled_decay(optimizer: Optimizer) -> dict[int, float]:
+    """From the id of each parameter to the share of it that decays in a step, as AdamW decays: lr * weight_decay."""
+    return {
+        id(parameter): float(group["lr"]) * float(group.get("weight_decay", 0.0))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def _averages_decay(optimizer: Optimizer) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from foldrank.core.anchored_decay import decoupled_decay
 from foldrank.core.dtensor import full_tensor
 from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.linear import LowRankLinear
@@ -32,12 +33,12 @@ class FactorOptimizer(Optimizer):
     Args:
         groups: each with `params`, `rule` (`foldrank.optim.rules.RULES`), `lr` and `weight_decay`; besides `betas` and
             `eps` for adamw, `momentum` and `iterates_in` (a dtype by name, or None) for the others.
-        effective: from a factor to the whole weight that its layer computes with: B* for B while there is a residual.
+        layers: low-rank layers, of whose B Spectron takes the norm with the residual, which is that of B*.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], effective: Callable[[Tensor], Tensor] = full_tensor) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], layers: Iterable[LowRankLinear] = ()) -> None:
         super().__init__(groups, DEFAULTS)
-        self._effective = effective
+        self._layers = tuple(layers)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -46,17 +47,20 @@ class FactorOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Looked up at each step, since sharding puts other parameters in the layers, which may be after this was made.
+        layers = {id(layer.up.weight): layer for layer in self._layers}
+
+        def effective(factor: Tensor) -> Tensor:
+            layer, whole = layers.get(id(factor)), full_tensor(factor)
+            return whole if layer is None else layer.effective_weight(whole)
+
         for group in self.param_groups:
-            RULES[group["rule"]](group, self.state, self._effective)
+            RULES[group["rule"]](group, self.state, effective)
         return loss
 
     def decay_rates(self) -> dict[int, float]:
         """From the id of each parameter to the share of it that decays in a step, whatever its rule."""
-        return {
-            id(parameter): float(group["lr"]) * float(group["weight_decay"])
-            for group in self.param_groups
-            for parameter in group["params"]
-        }
+        return decoupled_decay(self)
 
 
 def factor_optimizer(
@@ -108,7 +112,7 @@ def factor_optimizer(
             }
             for rule, decays, parameters in groups
         ],
-        effective=_effective_weights(low_rank_layers(model).values()),
+        layers=low_rank_layers(model).values(),
     )
 
 
@@ -141,15 +145,3 @@ def parameters_by_rule(model: nn.Module, name: str) -> list[tuple[str, bool, lis
         *((rule, True, parameters) for rule, parameters in by_rule.items()),
     ]
     return [group for group in groups if group[2]]
-
-
-def _effective_weights(layers: Iterable[LowRankLinear]) -> Callable[[Tensor], Tensor]:
-    held = list(layers)
-
-    def effective(factor: Tensor) -> Tensor:
-        # Looked up at each step, since sharding puts other parameters in the layers, which may be after this was made.
-        layer = next((layer for layer in held if layer.up.weight is factor), None)
-        whole = full_tensor(factor)
-        return whole if layer is None else layer.effective_weight(whole)
-
-    return effective
