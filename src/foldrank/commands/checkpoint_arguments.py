@@ -30,11 +30,11 @@ def device_of(arguments: argparse.Namespace) -> str:
     """
     import torch
 
+    if arguments.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda, and there is no GPU that PyTorch can use")
-    return (
-        "cuda" if arguments.device == "auto" and torch.cuda.is_available() else arguments.device.replace("auto", "cpu")
-    )
+    return arguments.device
 
 
 def with_notes(result: dict[str, Any], notes: list[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(why)
     if recipe.train.fold_at_start:
         check_foldable_at_start(model)
-    parameters_by_rule(model, recipe.train.optimizer)
+    parameters_by_rule(model, recipe.train.optimizer)  # refuses an optimizer that does not fit the layers
     if recipe.train.ablation is not None:
         check_ablation(model)
     recipe.train.resolve_micro_batch_size()

@@ -97,7 +97,7 @@ def pretrain(
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:
             run.check_free(overwrite=overwrite)
-        training_arguments(fitted, out)
+        training_arguments(fitted, out)  # refuses a log that is not installed
 
         # Prepare: text to token ids, once; a run that goes on opens what it was trained on.
         with processes.main_process_first():
