@@ -1,7 +1,6 @@
 """A recipe: every setting of a pre-training run in one frozen, checked value."""
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -135,6 +134,16 @@ def _kinds(setting: Mapping[str, Any]) -> set[str | None]:
     return {choice.get("type") for choice in setting.get("anyOf", [setting])}
 
 
+def _types(schema: Any) -> set[str]:
+    """Every type of JSON that occurs in a setting, at any depth: also of a table's values."""
+    if isinstance(schema, list):
+        return set().union(*map(_types, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = {schema["type"]} if isinstance(schema.get("type"), str) else set()
+    return own.union(*map(_types, schema.values()))
+
+
 def _others_in_place_of_numbers(settings: Mapping[str, Any]) -> list[str]:
     """Pydantic would take `1_000` for a thousand, and `true` for one."""
     problems = []
@@ -142,7 +151,8 @@ def _others_in_place_of_numbers(settings: Mapping[str, Any]) -> list[str]:
         value: Any = settings
         for name in dotted.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
-        boolean = re.search("integer|number", str(setting)) and "boolean" not in str(setting) and _holds_boolean(value)
+        types = _types(setting)
+        boolean = types & {"integer", "number"} and "boolean" not in types and _holds_boolean(value)
         if boolean or (isinstance(value, str) and _kinds(setting) <= {"integer", "number", "null"}):
             problems.append(f"{dotted}: should be a number, got {value!r}")
     return problems
