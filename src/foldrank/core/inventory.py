@@ -106,7 +106,7 @@ def inventory(model: nn.Module) -> Inventory:
         modules=modules,
         parents={name: tuple(parents.get(id(module), ())) for name, module in modules.items()},
         linear_specs={name: spec for name, module in modules.items() if (spec := linear_spec(module))},
-        low_rank_layers=low_rank_layers(model),
+        low_rank_layers={name: module for name, module in modules.items() if isinstance(module, LowRankLinear)},
         parameter_owners={key: tuple(names) for key, names in owners.items()},
     )
 

@@ -317,8 +317,11 @@ def _build(
 ) -> LowRankLinear:
     assert linear.weight is not None
     like: dict[str, Any] = {"bias": linear.bias, "device": linear.weight.device, "dtype": linear.weight.dtype}
-    if config.init != "cola":
-        like["factor_start"] = config.init if config.init == "orthogonal" else "zero" if _writes(name) else "cola"
+    # Only where one is asked for, since a backbone of one's own need not know of starts.
+    if config.init == "orthogonal":
+        like["factor_start"] = "orthogonal"
+    elif config.init == "zero_writers" and _writes(name):
+        like["factor_start"] = "zero"
     layer = backbones.build(config, linear.in_features, linear.out_features, rank, residual=residual, name=name, **like)
     return layer.train(linear.module.training)
 
