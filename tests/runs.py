@@ -5,6 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SMALL_MODEL = {
+    "model.hidden_size": 32,
+    "model.intermediate_size": 50,
+    "model.num_layers": 2,
+    "model.num_heads": 2,
+    "low_rank.rank": 7,
+}
+"""Settings of a model that trains in no time; the rank divides no width."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:

@@ -9,6 +9,8 @@ from foldrank.core.inventory import low_rank_layers
 from foldrank.recipes import RECIPES
 from foldrank.train.model import build_model
 
+from ..runs import SMALL_MODEL
+
 
 @pytest.mark.parametrize(("d_in", "d_out", "rank"), [(9, 14, 4), (14, 9, 9), (3, 5, 7), (6, 6, 1)])
 def test_orthogonal_factors_have_the_norms_of_colas(d_in: int, d_out: int, rank: int) -> None:
@@ -45,8 +47,7 @@ def test_writers_start_at_zero_and_have_no_residual() -> None:
 
 @pytest.mark.parametrize("init", ["orthogonal", "zero_writers"])
 def test_a_recipe_starts_so_from_the_meta_device(init: str) -> None:
-    shape = {"model.hidden_size": 32, "model.intermediate_size": 50, "model.num_layers": 1, "model.num_heads": 2}
-    recipe = RECIPES["demo"].override({**shape, "low_rank.rank": 7, "low_rank.init": init})
+    recipe = RECIPES["demo"].override({**SMALL_MODEL, "model.num_layers": 1, "low_rank.init": init})
     layers = {name.rpartition(".")[2]: layer for name, layer in low_rank_layers(build_model(recipe, 61)).items()}
     if init == "orthogonal":
         values = torch.linalg.svdvals(layers["q_proj"].up.weight.detach())

@@ -18,6 +18,8 @@ from foldrank.train.compilation import check_compiler, compile_, resolve_compile
 from foldrank.train.model import build_model
 from foldrank.train.pretrain import pretrain
 
+from ..runs import SMALL_MODEL
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
@@ -56,9 +58,8 @@ def test_a_run_with_compiled_blocks_is_the_same_run_and_goes_on(recipe_file: Pat
 
 
 def test_gradients_of_compiled_blocks_that_are_computed_again_under_a_loss_by_chunks() -> None:
-    shape = {"model.hidden_size": 32, "model.intermediate_size": 50, "model.num_layers": 2, "model.num_heads": 2}
     memory = {"train.activation_checkpointing": "block", "train.chunked_loss": True}
-    recipe = RECIPES["demo"].override({**shape, "low_rank.rank": 7, **memory})
+    recipe = RECIPES["demo"].override({**SMALL_MODEL, **memory})
     ids = torch.arange(2 * 16).view(2, 16)
     found = []
     for how in ("none", "blocks"):
@@ -71,8 +72,7 @@ def test_gradients_of_compiled_blocks_that_are_computed_again_under_a_loss_by_ch
 
 
 def test_blocks_that_keep_their_latents_are_right_where_they_are_asked_to_be_compiled() -> None:
-    shape = {"model.hidden_size": 32, "model.intermediate_size": 50, "model.num_layers": 2, "model.num_heads": 2}
-    recipe = RECIPES["demo"].override({**shape, "low_rank.rank": 7, "train.activation_checkpointing": "latents"})
+    recipe = RECIPES["demo"].override({**SMALL_MODEL, "train.activation_checkpointing": "latents"})
     ids = torch.arange(2 * 16).view(2, 16)
     found = []
     for how in ("none", "blocks"):

@@ -9,16 +9,9 @@ from foldrank.recipes import RECIPES
 from foldrank.train.model import build_model, check_recipe, meta_model
 from foldrank.train.optimizer_cost import optimizer_bytes, optimizer_flops
 
-SMALL = RECIPES["demo"].override(
-    {
-        "model.hidden_size": 32,
-        "model.intermediate_size": 50,
-        "model.num_layers": 2,
-        "model.num_heads": 2,
-        "low_rank.rank": 7,
-        "model.vocab_size": 61,
-    }
-)
+from ..runs import SMALL_MODEL
+
+SMALL = RECIPES["demo"].override({**SMALL_MODEL, "model.vocab_size": 61})
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "spectron"])

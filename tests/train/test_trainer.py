@@ -15,13 +15,11 @@ from foldrank.recipes.schema import Recipe
 from foldrank.train.model import build_model
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 
+from ..runs import SMALL_MODEL
+
 SMALL = RECIPES["demo"].override(
     {
-        "model.hidden_size": 32,
-        "model.intermediate_size": 50,
-        "model.num_layers": 2,
-        "model.num_heads": 2,
-        "low_rank.rank": 7,
+        **SMALL_MODEL,
         "train.steps": 40,
         "train.batch_size": 4,
         "train.sequence_length": 16,
