@@ -23,7 +23,7 @@ STUDY: dict[str, Any] = {
 
 def study_of(tmp_path: Path, **changes: Any) -> Study:
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump({**STUDY, **changes}))
+    file.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
     return load_study(file)
 
 
@@ -59,6 +59,27 @@ def test_the_sweep_comes_first_and_decides(tmp_path: Path) -> None:
     assert {run.learning_rate for run in finals} == {0.02}
     assert total(study) == len(records) + len(finals) == len(expected(study, records))
     assert planned(study, run_all(study, bowl(0.021), records, "final")) == []
+
+
+def test_a_size_may_take_the_rates_that_were_chosen_at_another(tmp_path: Path) -> None:
+    sizes = {"short": {"rank": 32}, "long": {"rank": 32, "learning_rates_of": "short"}}
+    study = study_of(tmp_path, sizes=sizes)
+    assert {run.size for run in planned(study, {})} == {"short"}, "there is no sweep at the longer one"
+    records = run_all(study, bowl(0.021), {})
+    finals = planned(study, records)
+    assert {(run.size, run.learning_rate) for run in finals} == {("short", 0.02), ("long", 0.02)}
+    assert total(study) == len(records) + len(finals)
+
+
+def test_methods_are_compared_under_their_own_optimizer(tmp_path: Path) -> None:
+    muon = {"train.optimizer": "muon"}
+    with_muon = [{"name": f"{kind}-muon", "kind": kind, "settings": muon} for kind in ("dense", "cola", "cola-dlr")]
+    study = study_of(tmp_path, methods=["dense", "cola", "cola-dlr", *with_muon])
+    assert study.against(study.method("cola-dlr")) == ["dense", "cola"]
+    assert study.against(study.method("cola-dlr-muon")) == ["dense-muon", "cola-muon"]
+    assert study.against(study.method("dense-muon")) == []
+    only_one_dense = study_of(tmp_path, methods=["dense", *with_muon[1:]])
+    assert only_one_dense.against(only_one_dense.method("cola-muon")) == ["dense"]
 
 
 def test_the_mean_over_the_seeds_decides(tmp_path: Path) -> None:
@@ -133,6 +154,10 @@ def test_what_a_method_is_compared_with(tmp_path: Path) -> None:
         ({"methods": ["dense", "densest"]}, "'densest' is of no known kind"),
         ({"methods": ["dense", "dense"]}, "two methods are called 'dense'"),
         ({"methods": [{"name": "a", "kind": "cola", "learning_rate_of": "b"}]}, "speaks of 'b'"),
+        (
+            {"sizes": {"a": {"rank": 8, "learning_rates_of": "b"}, "b": {"rank": 8}}},
+            "size 'a' must stand behind 'b', whose learning rates it takes",
+        ),
         ({"methods": [{"name": "cola", "learning_rate_of": "cola-dlr"}, "cola-dlr"]}, "must stand behind 'cola-dlr'"),
         ({"methods": [{"name": "cola", "corpora": ["c4"]}]}, "unknown corpora: c4"),
         ({"methods": []}, "needs methods"),

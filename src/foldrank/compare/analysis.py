@@ -64,6 +64,7 @@ class Row:
     learning_rate: float | None
     """Of the final runs; None while the sweep is not done."""
     learning_rate_of: str | None
+    """Method or size by whose sweep the rate was chosen; None: by its own."""
     best_at_boundary: str | None
     """Why a better rate may lie outside those tried."""
     finished: int
@@ -188,7 +189,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
                 dlr=method.parsed_kind().residual and method.settings.get("train.ablation") is None,
                 reference=method.name not in against,
                 learning_rate=choice(*of_method).best,
-                learning_rate_of=method.learning_rate_of,
+                learning_rate_of=method.learning_rate_of or study.sizes[size].learning_rates_of,
                 best_at_boundary=best_at_boundary(*of_method),
                 finished=len(runs),
                 failed=len(begun) - len(runs),

@@ -53,7 +53,7 @@ def expected(study: Study, records: Mapping[str, Record]) -> list[Run]:
     """All runs that the records so far ask for, those that are there included, in the order of running."""
     runs: list[Run] = []
     for corpus, size, method in settings(study):
-        if method.learning_rate_of is None:
+        if study.has_sweep(size, method):
             runs += sweep_runs(study, records, corpus, size, method)
         chosen = choice(study, records, corpus, size, method).best
         if chosen is not None:
@@ -78,19 +78,18 @@ def total(study: Study) -> int:
     """Runs of the whole study, if no sweep is extended."""
     return sum(
         len(study.seeds_of(method))
-        + (0 if method.learning_rate_of else len(study.sweep.learning_rates) * len(study.sweep.seeds))
-        for _, _, method in settings(study)
+        + (len(study.sweep.learning_rates) * len(study.sweep.seeds) if study.has_sweep(size, method) else 0)
+        for _, size, method in settings(study)
     )
 
 
 def choice(study: Study, records: Mapping[str, Record], corpus: str, size: str, method: StudyMethod) -> Choice:
     """The learning rate with the lowest mean validation loss over the sweep's seeds, at the sweep's budget.
 
-    While the best rate is the last at its end, one more beyond it is asked for, `extend` times at each end. A method
-    that takes another's rate has that method's choice.
+    While the best rate is the last at its end, one more beyond it is asked for, `extend` times at each end. Where the
+    rate is that of another method or size, the choice is theirs.
     """
-    if method.learning_rate_of is not None:
-        return choice(study, records, corpus, size, study.method(method.learning_rate_of))
+    size, method = study.sweep_of(size, method)
     sweep = study.sweep
     rates = sorted(sweep.learning_rates)
     more = {"low": sweep.extend, "high": sweep.extend}

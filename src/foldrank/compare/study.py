@@ -39,6 +39,9 @@ class Size:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the recipe by dotted name."""
 
+    learning_rates_of: str | None = None
+    """Take the learning rates that were chosen for this size, such as a shorter run, instead of sweeps."""
+
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
@@ -70,7 +73,8 @@ class StudyMethod:
     """Table in which it stands."""
 
     against: Sequence[str] | None = None
-    """Methods it is compared with; None: dense, and for a method with DLR the same without."""
+    """Methods it is compared with; None: dense, and for a method with DLR the same without; of several, the first with
+    its optimizer."""
 
     learning_rate_of: str | None = None
     """Take the learning rate that was chosen for this method instead of a sweep."""
@@ -188,6 +192,13 @@ class Study:
                 problems.append(f"flops_of goes in a circle: {' -> '.join(cycle)}")
             if missing := set(method.corpora or ()) - set(self.corpora):
                 problems.append(f"method {method.name!r} speaks of unknown corpora: {', '.join(sorted(missing))}")
+        sizes = list(self.sizes)
+        problems += [
+            f"size {name!r} must stand behind {other!r}, whose learning rates it takes"
+            for name, size in self.sizes.items()
+            if (other := size.learning_rates_of) is not None
+            and (other not in sizes or sizes.index(other) >= sizes.index(name))
+        ]
         problems += [
             f"{name!r} is no name of a corpus or size: letters, digits, '.', '_', '+' and '-' make one"
             for name in (*self.corpora, *self.sizes)
@@ -224,14 +235,27 @@ class Study:
         """The seeds of a method's final runs."""
         return method.seeds if method.seeds is not None else self.seeds
 
+    def sweep_of(self, size: str, method: StudyMethod) -> tuple[str, StudyMethod]:
+        """The size and the method whose sweep chooses the learning rate of a method at a size; mostly these two."""
+        if (other := self.sizes[size].learning_rates_of) is not None:
+            return self.sweep_of(other, method)
+        return self.sweep_of(size, self.method(of)) if (of := method.learning_rate_of) is not None else (size, method)
+
+    def has_sweep(self, size: str, method: StudyMethod) -> bool:
+        """Whether a method's learning rate at a size is chosen by a sweep of its own."""
+        return self.sweep_of(size, method) == (size, method)
+
     def against(self, method: StudyMethod) -> Sequence[str]:
         """The methods with which a method is compared."""
         if method.against is not None:
             return method.against
-        kinds = {other.parsed_kind(): other.name for other in reversed(self.methods) if other.group == method.group}
-        kind = method.parsed_kind()
-        wanted = [Method(backbone=DENSE), *([kind.without_residual()] if kind.residual else [])]
-        return [kinds[other] for other in wanted if other in kinds and kinds[other] != method.name]
+        kind, optimizer = method.parsed_kind(), method.settings.get("train.optimizer")
+        names = []
+        for wanted in (Method(backbone=DENSE), *([kind.without_residual()] if kind.residual else [])):
+            of_kind = [m for m in self.methods if m.group == method.group and m.parsed_kind() == wanted]
+            alike = [other for other in of_kind if other.settings.get("train.optimizer") == optimizer]
+            names += [other.name for other in (alike or of_kind)[:1] if other.name != method.name]
+        return names
 
     def recipe(self, corpus: str, size: str, method: StudyMethod) -> Recipe:
         """The recipe of a method, its learning rate and seed still those of the base.

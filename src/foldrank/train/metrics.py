@@ -52,6 +52,10 @@ class RunMetrics:
     params_dense: int
     """Parameters of the dense model of the same shape."""
 
+    params_blocks: int | None = None
+    """Those of the folded model's attention and MLP layers, without embedding, head and norms; None in files of
+    foldrank 0.1."""
+
     steps: int
     """Optimizer steps."""
 

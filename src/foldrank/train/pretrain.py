@@ -25,7 +25,7 @@ from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_
-from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory
+from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory, parameters
 from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import step_of
 from foldrank.train.compilation import compile_, resolve_compile
@@ -269,11 +269,12 @@ def _measured(
     train, vocab_size = recipe.train, model.config.vocab_size
     utilization = Utilization.of(recipe, trainer.args, vocab_size)
     tokens, started_at = inputs.training.num_tokens(), 0 if checkpoint is None else step_of(checkpoint)
-    seconds, test = trainer.training_seconds(), folded.test
+    seconds, test, parts = trainer.training_seconds(), folded.test, parameters(model)
     return RunMetrics(
         recipe=name,
         seed=recipe.seed,
         params=count_parameters(model),
+        params_blocks=parts.attention + parts.mlp,
         params_dense=dense_parameters(recipe, vocab_size),
         steps=train.steps,
         tokens=tokens,
