@@ -28,23 +28,53 @@ PARAMETERS = {
     "llama-7b": (6_738_415_616, 2_820_935_680, None, None),
 }
 
+BY_SIZE = [f"{size}-{method}" for size in PARAMETERS for method in (*METHODS, "sltrain", "sltrain-dlr")]
+FOSL = [f"llama-{size}-{method}-fosl" for size in ("60m", "130m", "350m", "1b") for method in METHODS[1:]]
 
 meta_model_of = cache(lambda name: meta_model(RECIPES[name]))
 
 
 def test_names():
-    methods = (*METHODS, "sltrain", "sltrain-dlr")
-    assert set(RECIPES) == {"demo", *(f"{family}-{method}" for family in PARAMETERS for method in methods)}
+    assert set(RECIPES) == {"demo", *BY_SIZE, *(f"{name}-muon" for name in BY_SIZE), *FOSL}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def test_muon_changes_the_optimizer_alone():
+    for name in BY_SIZE:
+        plain, muon = RECIPES[name], RECIPES[f"{name}-muon"]
+        assert (plain.train.optimizer, muon.train.optimizer) == ("adamw", "muon")
+        assert replace(muon, train=replace(muon.train, optimizer="adamw")) == plain
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "warmup", "rate", "beta2"),
+    [
+        ("60m", 11_000, 1_100, 0.01, 0.999),
+        ("130m", 22_000, 2_200, 0.005, 0.99),
+        ("350m", 65_000, 6_500, 0.003, 0.99),
+        ("1b", 140_000, 10_000, 0.002, 0.99),
+    ],
+)
+def test_the_settings_of_fosl(tmp_path, size, steps, warmup, rate, beta2):
+    for method in ("lowrank", "lowrank-dlr", "cola", "cola-dlr"):
+        recipe, cola_settings = RECIPES[f"llama-{size}-{method}-fosl"], RECIPES[f"llama-{size}-{method}"]
+        assert recipe.low_rank is not None
+        assert recipe.low_rank == replace(cola_settings.low_rank, scale="trainable")
+        arguments = training_arguments(recipe.override({"train.dtype": "float32", "train.device": "cpu"}), tmp_path)
+        assert (arguments.max_steps, arguments.warmup_steps, arguments.learning_rate) == (steps, warmup, rate)
+        assert (arguments.weight_decay, arguments.max_grad_norm) == (0.0, 0.5)
+        assert (arguments.adam_beta1, arguments.adam_beta2) == (0.9, beta2)
+        assert recipe.data.max_documents == steps * 512
+
+
+# Those that train by Muon have the models of those that do not.
+@pytest.mark.parametrize("name", ["demo", *BY_SIZE, *FOSL])
 def test_every_recipe_builds_on_the_meta_device(name: str):
     recipe = RECIPES[name]
     model = meta_model_of(name)
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     layers = low_rank_layers(model)
     assert len(layers) == (0 if recipe.low_rank is None else 7 * recipe.model.num_layers)
-    assert all((layer.residual is not None) == name.endswith("dlr") or name == "demo" for layer in layers.values())
+    assert all((layer.residual is not None) == ("-dlr" in name) or name == "demo" for layer in layers.values())
 
 
 @pytest.mark.parametrize("family", PARAMETERS)

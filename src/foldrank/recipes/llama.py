@@ -7,9 +7,14 @@ CoLA's optimizer settings are used for every method, so that methods compare in 
 this choice is ours and untuned. Ours as well: float32 weights with bfloat16 products (GaLore's code keeps the weights
 in bfloat16), the steps between checkpoints, and `micro_batch`: the largest power of two with which every method leaves
 a tenth of 80 GB free according to `foldrank plan` for eight GPUs under DDP, or FSDP for 7B.
+
+Names that end in `-fosl` have the settings of FOSL, an earlier public harness of the DLR paper's first author, which may
+be those of DLR's own runs: a guess, as the paper's tables were not to be had. Its weights are pure bfloat16; here they
+are float32.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from foldrank.data.config import DataConfig
 from foldrank.recipes.methods import family
@@ -118,8 +123,49 @@ def as_published(recipe: Recipe, size: Size) -> Recipe:
     )
 
 
+class Fosl(NamedTuple):
+    """What FOSL sets by size."""
+
+    steps: int
+    warmup_steps: int
+    learning_rate: float
+    beta2: float
+
+
+FOSL = {
+    "60m": Fosl(11_000, 1_100, 0.01, 0.999),
+    "130m": Fosl(22_000, 2_200, 0.005, 0.99),
+    "350m": Fosl(65_000, 6_500, 0.003, 0.99),
+    "1b": Fosl(140_000, 10_000, 0.002, 0.99),
+}
+
+
+def as_in_fosl(recipe: Recipe, fosl: Fosl) -> Recipe:
+    """A low-rank recipe with FOSL's settings: no decay, and a low-rank scale that is learned through tanh."""
+    assert recipe.low_rank is not None
+    return replace(
+        recipe,
+        low_rank=replace(recipe.low_rank, scale="trainable"),
+        data=one_pass(fosl.steps),
+        train=replace(
+            recipe.train,
+            steps=fosl.steps,
+            warmup_ratio=fosl.warmup_steps / fosl.steps,
+            learning_rate=fosl.learning_rate,
+            weight_decay=0.0,
+            betas=(0.9, fosl.beta2),
+        ),
+    )
+
+
 LLAMA: dict[str, Recipe] = {
     name: as_published(recipe, size)
     for label, size in SIZES.items()
     for name, recipe in family(f"llama-{label}", dense(size), size.rank).items()
+}
+
+LLAMA_FOSL: dict[str, Recipe] = {
+    f"{name}-fosl": as_in_fosl(LLAMA[name], fosl)
+    for label, fosl in FOSL.items()
+    for name in (f"llama-{label}-{method}" for method in ("lowrank", "lowrank-dlr", "cola", "cola-dlr"))
 }

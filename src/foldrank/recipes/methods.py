@@ -44,6 +44,11 @@ def with_dlr(recipe: Recipe) -> Recipe:
     return replace(recipe, low_rank=replace(recipe.low_rank, residual=ResidualConfig()))
 
 
+def by_muon(recipe: Recipe) -> Recipe:
+    """The same trained by Muon, at the same learning rate: its updates are as large as AdamW's (foldrank.optim)."""
+    return replace(recipe, train=replace(recipe.train, optimizer="muon"))
+
+
 DENSE = "dense"
 
 

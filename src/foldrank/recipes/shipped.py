@@ -1,8 +1,16 @@
 """The shipped recipes by name. Each is a few lines derived from another."""
 
 from foldrank.recipes.demo import DEMO
-from foldrank.recipes.llama import LLAMA
+from foldrank.recipes.llama import LLAMA, LLAMA_FOSL
+from foldrank.recipes.methods import by_muon
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.tiny import TINY
 
-RECIPES: dict[str, Recipe] = {"demo": DEMO, **TINY, **LLAMA}
+BY_SIZE = {**TINY, **LLAMA}
+
+RECIPES: dict[str, Recipe] = {
+    "demo": DEMO,
+    **BY_SIZE,
+    **{f"{name}-muon": by_muon(recipe) for name, recipe in BY_SIZE.items()},
+    **LLAMA_FOSL,
+}
