@@ -115,7 +115,7 @@ def test_the_page_is_drawn_and_fits(browser: Page, small: Path, width: int, sche
         " marks: plot.querySelectorAll('.scatterlayer path').length,"
         " inside: plot.querySelector('svg').getBoundingClientRect().right <= plot.getBoundingClientRect().right + 1}))"
     )
-    assert len(charts) == 7
+    assert len(charts) == 9
     assert all(chart["marks"] >= 2 and chart["inside"] for chart in charts), charts
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     dark = sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(","))) < 3 * 128

@@ -88,11 +88,11 @@ def test_markdown_by_hand(small_markdown: str) -> None:
     )
     # cola: 3.0 five times; exp(3) = 20.09
     assert (
-        "| cola | 0.006 | 5 | 3.0500 | 3.0500 to 3.0500 | 3.0000 | 3.0000 to 3.0000 | 20.09 | 20.09 to 20.09 | "
-        "stdlib-tiny-cola-lr0.006-seed\\{0,1,2,3,4\\} |" in lines
+        "| cola | 0.006 | 2.0 | 0.08 | 5 | 3.0500 | 3.0500 to 3.0500 | 3.0000 | 3.0000 to 3.0000 | 20.09 | "
+        "20.09 to 20.09 | stdlib-tiny-cola-lr0.006-seed\\{0,1,2,3,4\\} |" in lines
     )
-    assert any(line.startswith("| cola-dlr | 0.006 | 4, 1 failed | ") for line in lines)
-    assert any(line.startswith("| dense | 0.006 | 4, 1 missing | ") for line in lines)
+    assert any(line.startswith("| cola-dlr | 0.006 | 2.0 | 0.08 | 4, 1 failed | ") for line in lines)
+    assert any(line.startswith("| dense | 0.006 | \N{EN DASH} | 0.05 | 4, 1 missing | ") for line in lines)
     assert any(line.endswith("| 0.006 | 4 | RuntimeError: out \\| of memory |") for line in lines)
     assert "- stdlib, tiny: dense, seeds 0" in lines
 
@@ -177,7 +177,7 @@ def test_the_command_writes_both(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["report", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "14 of 15 final runs done" in said
-    assert "cola-dlr is better than cola" in said
+    assert "The residual: cola-dlr is better than the same without it (" in said
     text = (folder / "report.md").read_text()
     assert f"| {records[-1].id} | 2 | 7.2500 |" in text
     assert (folder / "report.html").read_text().startswith("<!doctype html>")

@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{error.name} is not installed: pip install 'foldrank[report]'") from error
     from foldrank.atomic import write_text
     from foldrank.compare.analysis import analyse
+    from foldrank.compare.headline import headline
     from foldrank.compare.progress import unfinished_runs
     from foldrank.compare.records import read_records
     from foldrank.compare.study import load_study
@@ -41,16 +42,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "html": str(out / "report.html"),
         "markdown": str(out / "report.md"),
+        "headline": list(headline(analysis)),
         "summary": {title: list(sentences) for title, sentences in summary(analysis)},
         **analysis.to_dict(),
     }
 
 
 def show(result: dict[str, Any]) -> None:
-    """Says what the verdicts say, and where the reports are."""
+    """Says the answer, and where the reports are."""
     print(f"{result['title']}: {result['final_records_done']} of {result['final_records_expected']} final runs done")
-    for title, sentences in result["summary"].items():
-        print(f"\n{title}")
-        for sentence in sentences:
-            print(f"  {sentence}")
+    for sentence in result["headline"]:
+        print(f"\n{sentence}")
     print(f"\n{result['html']}\n{result['markdown']}")

@@ -2,41 +2,20 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import median
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from foldrank.compare.curves import AXES, Against, Budget, Point, curve_of, equal_budget
 from foldrank.compare.effective_rank import Spectrum, spectrum
 from foldrank.compare.learning_rate_sweep import Rate, best_at_boundary, rates_tried, usable
+from foldrank.compare.method_cost import Costs, costs_of, dense_parameters
 from foldrank.compare.plan import choice, settings
 from foldrank.compare.progress import Unfinished
 from foldrank.compare.records import Record
 from foldrank.compare.statistics import Estimate, difference, estimate
 from foldrank.compare.study import Study, StudyMethod
-from foldrank.recipes.methods import DENSE, Method
+from foldrank.recipes.methods import Method
 from foldrank.train.metrics import RunMetrics
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
-    """What a method costs, from its runs."""
-
-    rank: str | None
-    parameters: int
-    parameters_fraction: float
-    """Of the study's dense model of this size."""
-    flops_per_token: int
-    """Training, forward and backward, from shapes."""
-    memory: Mapping[str, int]
-    """Bytes by part on one device, from shapes."""
-    tokens: float | None
-    """Trained on, in one final run."""
-    flops: float | None
-    """Of one final run."""
-    tokens_per_second: float | None
-    """Median over the final runs."""
-    records: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,11 +155,14 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
     final_records = {method.name: _final_records(study, records, corpus, size, method) for method in shown}
     finished = {name: [run for run in runs if usable(run)] for name, runs in final_records.items()}
     test = {name: _by_seed(runs, lambda metrics: metrics.test_loss) for name, runs in finished.items()}
-    dense = _dense_parameters(study, records, corpus, size)
+    dense = dense_parameters(study, records, corpus, size)
     rows = []
     for method in shown:
         of_method = (study, records, corpus, size, method)
         runs, begun = finished[method.name], final_records[method.name]
+        recipe, rate = study.recipe(corpus, size, method), choice(*of_method).best
+        if rate is not None:
+            recipe = replace(recipe, train=replace(recipe.train, learning_rate=rate))
         every = [run for run in records.values() if _group_of(run) == (corpus, size, method.name)]
         rows.append(
             Row(
@@ -188,7 +170,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
                 kind=method.parsed_kind(),
                 dlr=method.parsed_kind().residual and method.settings.get("train.ablation") is None,
                 reference=method.name not in against,
-                learning_rate=choice(*of_method).best,
+                learning_rate=rate,
                 learning_rate_of=method.learning_rate_of or study.sizes[size].learning_rates_of,
                 best_at_boundary=best_at_boundary(*of_method),
                 finished=len(runs),
@@ -202,7 +184,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
                     for other in against.get(method.name, ())
                     if other in test
                 ),
-                costs=_costs(method, runs or [run for run in every if usable(run)], dense),
+                costs=costs_of(recipe, runs or [run for run in every if usable(run)], dense),
                 curve=curve_of(runs),
                 rates=rates_tried(*of_method),
                 drift=_drift(runs),
@@ -244,34 +226,6 @@ def _group_of(run: Record) -> tuple[str, str, str]:
 def _asked(study: Study, run: Record) -> bool:
     method = next((method for method in study.methods if method.name == run.method), None)
     return method is not None and run.corpus in study.corpora_of(method) and run.size in study.sizes
-
-
-def _costs(method: StudyMethod, runs: Sequence[Record], dense: int | None) -> Costs | None:
-    if not runs:
-        return None
-    first = runs[0].measured
-    final_metrics = [run.measured for run in runs if run.stage == "final"]
-    rank = None if method.parsed_kind().backbone == DENSE else runs[0].recipe["low_rank"]["rank"]
-    return Costs(
-        rank=None if rank is None else str(rank),
-        parameters=first.params,
-        parameters_fraction=first.params / (dense or first.params_dense),
-        flops_per_token=first.flops_per_token,
-        memory=first.memory_bytes,
-        tokens=final_metrics[0].tokens if final_metrics else None,
-        flops=final_metrics[0].flops if final_metrics else None,
-        tokens_per_second=median(run.tokens_per_second for run in final_metrics) if final_metrics else None,
-        records=tuple(run.id for run in runs),
-    )
-
-
-def _dense_parameters(study: Study, records: Mapping[str, Record], corpus: str, size: str) -> int | None:
-    """Parameters of the dense model of a size; a method may have another shape."""
-    own_shape = {m.name for m in study.methods if any(name.startswith("model.") for name in m.settings)}
-    for run in records.values():
-        if (run.corpus, run.size) == (corpus, size) and usable(run) and run.method not in own_shape:
-            return run.measured.params_dense
-    return None
 
 
 def _drift(runs: Sequence[Record]) -> Drift | None:

@@ -61,6 +61,15 @@ def rate(value: float) -> str:
     return f"{value:.3g}"
 
 
+def ratio(value: float) -> str:
+    """How many times one thing is another, in two digits or whole.
+
+    >>> ratio(0.204), ratio(9.87), ratio(1234.5)
+    ('0.20', '9.9', '1,234')
+    """
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
 def percent(fraction: float) -> str:
     """A share of one."""
     return f"{100 * fraction:.0f} %"

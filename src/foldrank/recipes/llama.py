@@ -8,7 +8,7 @@ this choice is ours and untuned. Ours as well: float32 weights with bfloat16 pro
 in bfloat16), the steps between checkpoints, and `micro_batch`: the largest power of two with which every method leaves
 a tenth of 80 GB free according to `foldrank plan` for eight GPUs under DDP, or FSDP for 7B.
 
-Names that end in `-fosl` have the settings of FOSL, an earlier public harness of the DLR paper's first author, which may
+Names that end in `-fosl` have the settings of FOSL, an earlier public harness of the DLR paper's first author. They may
 be those of DLR's own runs: a guess, as the paper's tables were not to be had. Its weights are pure bfloat16; here they
 are float32.
 """

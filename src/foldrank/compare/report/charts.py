@@ -1,13 +1,16 @@
 """The charts: figures in the terms of Plotly, their colours left to the page, which knows whether it is dark."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from foldrank.compare import formatting
-from foldrank.compare.analysis import Table
-from foldrank.compare.curves import Point
+from foldrank.compare.analysis import Row, Table
+from foldrank.compare.curves import Against, Point
+from foldrank.compare.headline import main_pairs
+from foldrank.compare.method_cost import Costs
 from foldrank.compare.report.blocks import Chart
 from foldrank.compare.report.traces import Figure, axis, curve_traces, error_bars, method_look, styles
+from foldrank.compare.summary import heading
 
 OVER: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
     ("tokens", "Training tokens", lambda point: point.tokens),
@@ -16,14 +19,63 @@ OVER: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
 )
 
 
+SIDES: tuple[tuple[str, str, Callable[[Costs], float | None]], ...] = (
+    ("parameters", "Parameters", lambda costs: costs.parameters),
+    ("parameters in the blocks", "Parameters of attention and MLP layers", lambda costs: costs.parameters_blocks),
+    ("speed", "Training tokens per second", lambda costs: costs.tokens_per_second),
+    ("FLOPs of a run", "Training FLOPs of a run", lambda costs: costs.flops),
+    ("memory", "Computed memory in MiB", lambda costs: sum(costs.memory.values()) / 2**20),
+)
+
+
 def differences(table: Table, where: str) -> Chart | None:
     """Each paired difference with its interval, against zero."""
-    pairs = [
-        (f"{row.method} {formatting.MINUS} {pair.method}", pair.difference)
-        for row in table.rows
-        for pair in row.against
+    figure = _forest([(row, pair) for row in table.rows for pair in row.against])
+    if figure is None:
+        return None
+    return Chart(
+        id=f"{where}-differences-chart",
+        title="Paired differences of the test loss with 95 % intervals",
+        description="Left of zero the first method is better. The table above has the numbers.",
+        views=[("all", figure)],
+    )
+
+
+def answer(tables: Sequence[Table]) -> list[Chart]:
+    """What the report begins with: a forest plot of the main pairs, and loss against parameters."""
+    forests = [(heading(table), figure) for table in tables if (figure := _forest(main_pairs(table)))]
+    sizes = [(heading(table), figure) for table in tables if (figure := _against_cost(table, *SIDES[0][1:]))]
+    charts = []
+    if forests:
+        charts.append(
+            Chart(
+                id="answer-differences",
+                title="Each method against its own backbone and against dense",
+                description="Difference of the test loss, paired by seed, with its 95 % interval. Left of zero the "
+                "first method is better.",
+                views=forests,
+            )
+        )
+    if sizes:
+        charts.append(
+            Chart(
+                id="answer-parameters",
+                title="Test loss against parameters",
+                description="Means with 95 % intervals. Lower and further left is better; whether two methods differ "
+                "is said by the differences.",
+                views=sizes,
+            )
+        )
+    return charts
+
+
+def _forest(pairs: Sequence[tuple[Row, Against]]) -> Figure | None:
+    """Differences, one below the other; None where there is none."""
+    estimates = [
+        (f"{row.method} {formatting.MINUS} {pair.method}", pair.difference.estimate, pair.difference.verdict)
+        for row, pair in pairs
+        if pair.difference.estimate is not None
     ]
-    estimates = [(name, each.estimate, each.verdict) for name, each in pairs if each.estimate is not None]
     if not estimates:
         return None
     data = []
@@ -50,14 +102,9 @@ def differences(table: Table, where: str) -> Chart | None:
     layout = {
         "xaxis": axis("Difference of test loss", zeroline=True),
         "yaxis": {**axis(""), "categoryorder": "array", "categoryarray": [name for name, _, _ in estimates][::-1]},
-        "height": 130 + 34 * len(estimates),
+        "height": 100 + (34 if len(estimates) <= 8 else 20) * len(estimates),
     }
-    return Chart(
-        id=f"{where}-differences-chart",
-        title="Paired differences of the test loss with 95 % intervals",
-        description="Left of zero the first method is better. The table above has the numbers.",
-        views=[("all", {"data": data, "layout": layout})],
-    )
+    return {"data": data, "layout": layout}
 
 
 def curves(table: Table, where: str) -> Chart | None:
@@ -94,32 +141,12 @@ def curves(table: Table, where: str) -> Chart | None:
 
 def quality(table: Table, where: str) -> Chart | None:
     """Test loss against what a method costs."""
-    look = styles(table)
-    sides = (
-        ("parameters", "Parameters", lambda row: row.costs.parameters),
-        ("speed", "Training tokens per second", lambda row: row.costs.tokens_per_second),
-        ("FLOPs of a run", "Training FLOPs of a run", lambda row: row.costs.flops),
-        ("memory", "Computed memory in MiB", lambda row: sum(row.costs.memory.values()) / 2**20),
-    )
     rows = [row for row in table.rows if row.costs is not None and row.test is not None]
-    views = []
-    for name, title, side in sides:
-        known = [row for row in rows if side(row)]
-        if known:
-            data = [
-                {
-                    **method_look(row.method, look[row.method]),
-                    "mode": "markers",
-                    "x": [side(row)],
-                    "y": [row.test.mean],
-                    "error_y": error_bars([row.test], look[row.method].colour),
-                    "hovertemplate": f"{row.method}<br>%{{x:,.4s}}, loss %{{y:.4f}}<extra></extra>",
-                }
-                for row in known
-                if row.test is not None
-            ]
-            layout = {"xaxis": axis(title), "yaxis": axis("Test loss")}
-            views.append((f"against {name}", {"data": data, "layout": layout}))
+    views = [
+        (f"against {name}", figure)
+        for name, title, side in SIDES
+        if (figure := _against_cost(table, title, side)) is not None
+    ]
     if not views:
         return None
     of_pair = "; ".join(
@@ -134,6 +161,24 @@ def quality(table: Table, where: str) -> Chart | None:
         views=views,
         choose="Test loss",
     )
+
+
+def _against_cost(table: Table, title: str, side: Callable[[Costs], float | None]) -> Figure | None:
+    """Test losses over one kind of cost; None where none is known."""
+    look = styles(table)
+    data = [
+        {
+            **method_look(row.method, look[row.method]),
+            "mode": "markers",
+            "x": [x],
+            "y": [row.test.mean],
+            "error_y": error_bars([row.test], look[row.method].colour),
+            "hovertemplate": f"{row.method}<br>%{{x:,.4s}}, loss %{{y:.4f}}<extra></extra>",
+        }
+        for row in table.rows
+        if row.test is not None and row.costs is not None and (x := side(row.costs))
+    ]
+    return {"data": data, "layout": {"xaxis": axis(title), "yaxis": axis("Test loss")}} if data else None
 
 
 def rates(table: Table, where: str) -> Chart | None:

@@ -1,6 +1,6 @@
 """What a report says around its numbers."""
 
-SUMMARY = """\
+VERDICTS = """\
 Each sentence repeats paired differences of the test loss from the tables below: mean, 95 % interval, seeds. Below
 zero is better. A method counts as better or worse only where the whole interval lies on one side of zero."""
 
@@ -21,6 +21,12 @@ TERMS = (
     ("seed", "The number from which the weights at the start and the order of the data are drawn."),
     ("sweep", "Runs with seeds of their own that try learning rates; the best one is used in the final runs."),
     ("final run", "A run that is compared. Each method has one for each seed."),
+    (
+        "movement",
+        "How far training can move a weight, in units of what the residual adds to it at the start: the sum of the "
+        "run's learning rates over c = alpha / sqrt(ceil(d / r)); of a method without DLR, over that of alpha 1. Near "
+        "1 a start is nearly frozen.",
+    ),
     ("loss", "Mean of -log(probability of the next token), in nats. Lower is better. Perplexity is exp(loss)."),
     ("validation, test", "Held-out text that chose the learning rate, and other held-out text that chose nothing."),
     ("paired difference", "The mean over seeds of one method's loss less the other's with the same seed."),
@@ -44,7 +50,8 @@ Differences of the test loss, paired by seed. Below zero the first method is bet
 that the interval holds zero, not that there is none."""
 
 COST = """\
-Parameters, FLOPs and memory are computed from shapes: FLOPs of the forward and backward pass, memory of one device
+Parameters, FLOPs and memory are computed from shapes: "in the blocks" are those of attention and MLP layers, the others
+stand in embedding, head and norms; FLOPs of the forward and backward pass, memory of one device
 while it trains. Tokens per second are the median over the final runs, timed on a machine that may have been shared
 with other work: read them as rough."""
 

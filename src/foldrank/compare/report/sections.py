@@ -3,7 +3,8 @@
 from foldrank.compare import formatting
 from foldrank.compare.analysis import Analysis, Table
 from foldrank.compare.formatting import NONE
-from foldrank.compare.report import prose
+from foldrank.compare.headline import headline, main_tables
+from foldrank.compare.report import charts, prose
 from foldrank.compare.report.blocks import Block, Document, Points, Section, Terms, Text, grid
 from foldrank.compare.report.tables import table_section
 from foldrank.compare.statistics import LEVEL
@@ -13,7 +14,8 @@ from foldrank.compare.summary import heading, summary
 def document(analysis: Analysis) -> Document:
     """The whole report."""
     sections = [
-        _summary(analysis),
+        _answer(analysis),
+        _verdicts(analysis),
         Section(id="reading", title="How to read this", blocks=_reading(analysis)),
         *(table_section(table, number) for number, table in enumerate(filter(_begun, analysis.tables), 1)),
         Section(id="runs", title="Runs that are not in the tables", blocks=_left_out(analysis)),
@@ -41,13 +43,19 @@ def _banner(analysis: Analysis) -> str | None:
     )
 
 
-def _summary(analysis: Analysis) -> Section:
+def _answer(analysis: Analysis) -> Section:
+    sentences = headline(analysis) or ("Nothing can be compared yet.",)
+    pictures = charts.answer(main_tables(analysis))
+    return Section(id="answer", title="In short", blocks=[*(Text(text=text) for text in sentences), *pictures])
+
+
+def _verdicts(analysis: Analysis) -> Section:
     parts = [
-        Section(id=f"summary-{number}", title=title, blocks=[Points(items=sentences)])
+        Section(id=f"verdicts-{number}", title=title, blocks=[Points(items=sentences)])
         for number, (title, sentences) in enumerate(summary(analysis), 1)
     ]
-    text = prose.SUMMARY if parts else "Nothing can be compared yet."
-    return Section(id="summary", title="In short", blocks=[Text(text=text)], parts=parts)
+    text = prose.VERDICTS if parts else "There is none yet."
+    return Section(id="verdicts", title="Verdicts one by one", blocks=[Text(text=text)], parts=parts)
 
 
 def _reading(analysis: Analysis) -> list[Block]:

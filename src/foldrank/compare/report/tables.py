@@ -49,6 +49,7 @@ def _quality(table: Table, where: str) -> list[Block]:
         (
             row.method,
             _rate(row),
+            *_reach(row),
             _seeds(row),
             *_loss(row.validation),
             *_loss(row.test),
@@ -73,8 +74,8 @@ def _quality(table: Table, where: str) -> list[Block]:
         grid(
             f"{where}-quality-table",
             f"Loss of each method, {heading(table)}",
-            "Method|Learning rate>|Seeds>|Validation loss>|95 % interval>|Test loss>|95 % interval>|Test perplexity>"
-            "|95 % interval>|Records",
+            "Method|Learning rate>|Movement>|Tokens per parameter>|Seeds>|Validation loss>|95 % interval>|Test loss>"
+            "|95 % interval>|Test perplexity>|95 % interval>|Records",
             rows,
         ),
     ]
@@ -101,6 +102,7 @@ def _cost(table: Table, where: str) -> list[Block]:
             row.method,
             row.costs.rank or NONE,
             formatting.count(row.costs.parameters),
+            NONE if row.costs.parameters_blocks is None else formatting.count(row.costs.parameters_blocks),
             formatting.percent(row.costs.parameters_fraction),
             formatting.short(row.costs.flops_per_token),
             formatting.mebibytes(sum(row.costs.memory.values())),
@@ -120,8 +122,8 @@ def _cost(table: Table, where: str) -> list[Block]:
         grid(
             f"{where}-cost-table",
             f"Cost of each method, {heading(table)}",
-            "Method|Rank>|Parameters>|Share of dense>|FLOPs per token>|Memory>|Tokens of a run>|FLOPs of a run>"
-            "|Tokens per second>|Records",
+            "Method|Rank>|Parameters>|In the blocks>|Share of dense>|FLOPs per token>|Memory>|Tokens of a run>"
+            "|FLOPs of a run>|Tokens per second>|Records",
             rows,
         ),
         *_blocks_of(charts.quality(table, where)),
@@ -318,6 +320,17 @@ def _rate(row: Row) -> str:
     if row.learning_rate_of is not None:
         return f"{rate_text} (of {row.learning_rate_of})"
     return f"{rate_text} ({row.best_at_boundary})" if row.best_at_boundary is not None else rate_text
+
+
+def _reach(row: Row) -> tuple[str, str]:
+    """Movement and tokens per parameter."""
+    if row.costs is None:
+        return NONE, NONE
+    movement, tokens = row.costs.movement, row.costs.tokens_per_parameter
+    return (
+        NONE if movement is None else formatting.ratio(movement),
+        NONE if tokens is None else formatting.ratio(tokens),
+    )
 
 
 def _seeds(row: Row) -> str:
