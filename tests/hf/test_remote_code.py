@@ -17,9 +17,10 @@ from foldrank import LowRankConfig, ResidualConfig, fold_
 from foldrank.hf import LowRankLlamaForCausalLM, LowRankLlamaModel, modeling_lowrank_llama
 from foldrank.hf.remote_code import auto_map
 
-from .models import TOKENS, config, hidden, logits, trained
+from .models import COLA_DLR, TOKENS, config, hidden, logits, trained
 
-NAMES = [f"folded-{tied}-{dtype}" for tied in ("untied", "tied") for dtype in ("float32", "bfloat16")]
+NAMES = [f"folded-{how}-{dtype}" for how in ("untied", "tied", "crnet") for dtype in ("float32", "bfloat16")]
+CRNET = LowRankConfig(rank=3, backbone="crnet", dense_first=1, residual=ResidualConfig())
 
 WITHOUT_FOLDRANK = """
 import runpy, sys
@@ -33,8 +34,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a process without foldrank makes of our checkpoints."""
     root = tmp_path_factory.mktemp("remote-code")
     for name in NAMES:
-        _, tied, dtype = name.split("-")
-        model = trained(dtype=getattr(torch, dtype), tie_word_embeddings=tied == "tied")
+        _, how, dtype = name.split("-")
+        low_rank = CRNET if how == "crnet" else COLA_DLR
+        model = trained(low_rank, getattr(torch, dtype), tie_word_embeddings=how == "tied")
         fold_(model)
         model.save_pretrained(root / name)
         expected = {"tokens": TOKENS, "logits": logits(model), "hidden": hidden(model.model)}  # pyright: ignore[reportArgumentType]
@@ -123,7 +125,7 @@ def test_its_classes_equal_those_of_the_package(
 
 
 def test_its_names_are_those_of_the_auto_map(remote_code: ModuleType) -> None:
-    for place in auto_map(type(config())).values():
+    for place in auto_map(config(), config().low_rank).values():
         file, name = place.split(".")
         assert file == "modeling_lowrank_llama"
         assert hasattr(remote_code, name)

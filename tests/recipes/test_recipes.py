@@ -9,6 +9,7 @@ import yaml
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.data.tokenizer import train_tokenizer
 from foldrank.recipes import RECIPES
+from foldrank.recipes.methods import Method
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import ModelConfig, TrainConfig
@@ -28,7 +29,8 @@ PARAMETERS = {
     "llama-7b": (6_738_415_616, 2_820_935_680, None, None),
 }
 
-BY_SIZE = [f"{size}-{method}" for size in PARAMETERS for method in (*METHODS, "sltrain", "sltrain-dlr")]
+CRNET = ("crnet", "crnet-dlr")
+BY_SIZE = [f"{size}-{method}" for size in PARAMETERS for method in (*METHODS, "sltrain", "sltrain-dlr", *CRNET)]
 FOSL = [f"llama-{size}-{method}-fosl" for size in ("60m", "130m", "350m", "1b") for method in METHODS[1:]]
 
 meta_model_of = cache(lambda name: meta_model(RECIPES[name]))
@@ -73,7 +75,8 @@ def test_every_recipe_builds_on_the_meta_device(name: str):
     model = meta_model_of(name)
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     layers = low_rank_layers(model)
-    assert len(layers) == (0 if recipe.low_rank is None else 7 * recipe.model.num_layers)
+    converted = 0 if recipe.low_rank is None else recipe.model.num_layers - recipe.low_rank.dense_first
+    assert len(layers) == 7 * converted
     assert all((layer.residual is not None) == ("-dlr" in name) or name == "demo" for layer in layers.values())
 
 
@@ -85,6 +88,22 @@ def test_parameter_counts(family: str, method: str):
     assert count == (dense if method == "dense" else low_rank)
     published = dense_published if method == "dense" else low_rank_published
     assert published is None or round(count / 1e6) == published
+
+
+@pytest.mark.parametrize("family", PARAMETERS)
+def test_crnet_has_the_largest_rank_that_is_no_larger_than_low_rank(family: str):
+    dense, crnet = RECIPES[f"{family}-dense"], RECIPES[f"{family}-crnet"]
+    low_rank = PARAMETERS[family][1]
+    assert crnet.low_rank is not None
+    assert isinstance(crnet.low_rank.rank, int)
+    one_more = replace(crnet, low_rank=replace(crnet.low_rank, rank=crnet.low_rank.rank + 1))
+    assert count_parameters(meta_model(crnet)) <= low_rank < count_parameters(meta_model(one_more))
+    assert replace(crnet, low_rank=None) == dense
+
+
+def test_crnet_without_a_rank_is_one_line():
+    with pytest.raises(ValueError, match="crnet has no rank for 1 blocks of rank 32: its first block alone is larger"):
+        Method.parse("crnet").recipe(RECIPES["tiny-dense"].override({"model.num_layers": 1}), 32)
 
 
 def test_the_dense_equivalent():
@@ -133,7 +152,8 @@ def test_published_protocol_reaches_the_trainer(tmp_path, size, steps, warmup, r
 def test_micro_batch_is_the_largest_that_leaves_a_tenth_of_80_gb(size: str):
     def largest(factor: int) -> int:
         needs = []
-        for name in (f"llama-{size}-dense", f"llama-{size}-cola-dlr"):  # the two that need the most
+        # Those that need the most.
+        for name in (f"llama-{size}-dense", f"llama-{size}-cola-dlr", f"llama-{size}-crnet-dlr"):
             train = RECIPES[name].train
             assert train.micro_batch_size is not None
             # Steps of more sequences, so that there are enough for each GPU.

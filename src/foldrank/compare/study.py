@@ -61,7 +61,7 @@ class StudyMethod:
     """How tables call it."""
 
     kind: str = ""
-    """dense, lowrank, cola or sltrain; with -dlr behind it, the same with the residual. Empty: the name is the kind."""
+    """dense, lowrank, cola, sltrain or crnet; with -dlr behind it, the same with the residual. Empty: the name is the kind."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the recipe by dotted name."""

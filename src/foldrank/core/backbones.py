@@ -1,6 +1,9 @@
 """The backbones by name: which layer a config's `backbone` means. A further one is a subclass and an entry here."""
 
+from collections.abc import Callable, Collection
 from typing import Any
+
+from torch import nn
 
 from foldrank.core.config import LowRankConfig
 from foldrank.core.linear import LowRankLinear
@@ -8,6 +11,10 @@ from foldrank.core.sparse import SparseLowRankLinear
 
 BACKBONES: dict[str, type[LowRankLinear]] = {"lowrank": LowRankLinear, "sltrain": SparseLowRankLinear}
 """From the name of a backbone to its class. An application adds its own: `BACKBONES["gated"] = GatedLinear`."""
+
+CONNECTIONS: dict[str, Callable[[nn.Module, Collection[str]], Callable[[], None]]] = {}
+"""What a backbone changes in a model besides its layers. Called with model and names of layers before anything is
+replaced, to refuse what it does not fit; what it returns is called once the layers are in their places."""
 
 
 def class_of(config: LowRankConfig) -> type[LowRankLinear]:

@@ -95,10 +95,12 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
     params_before = count_parameters(model)
     # Everything is built before anything is replaced: out of memory half-way leaves the model as it was.
     layers, skipped = _plan(model, contents, config)
+    connect = backbones.CONNECTIONS.get(config.backbone, lambda *_: lambda: None)(model, layers)
     converted = tuple(_converted(name, contents.modules[name], layer) for name, layer in layers.items())
     for name, layer in layers.items():
         for parent, attribute in contents.parents[name]:
             setattr(parent, attribute, layer)
+    connect()
     _leave_fast_paths(model)
     params_after = count_parameters(model)
     report = FactorizeReport(

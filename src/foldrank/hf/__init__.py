@@ -1,5 +1,6 @@
 """Low-rank models as ordinary `PreTrainedModel`s; importing this package registers them with the Auto classes."""
 
+from foldrank.hf import crnet  # noqa: F401 - enters its backbone
 from foldrank.hf.families import (
     LowRankGPT2Config,
     LowRankGPT2ForCausalLM,

@@ -84,7 +84,7 @@ class LowRankModelMixin(PreTrainedModel):
         portable = refresh_config(self)
         super().save_pretrained(save_directory, is_main_process, **kwargs)
         if portable and is_main_process:
-            write_modeling(type(self.config), Path(save_directory))
+            write_modeling(self.config, self.config.low_rank, Path(save_directory))
 
 
 def check_saved(low_rank: Any) -> None:
@@ -170,8 +170,8 @@ def refresh_config(model: PreTrainedModel) -> bool:
                 table[key] = {name.removeprefix(prefix): value for name, value in table[key].items()}
     model.config.low_rank = fields
     portable = fields is not None and is_portable(fields)
-    if portable:
-        model.config.auto_map = auto_map(type(model.config))
+    if fields is not None and portable:
+        model.config.auto_map = auto_map(model.config, fields)
     else:
         vars(model.config).pop("auto_map", None)
     return portable

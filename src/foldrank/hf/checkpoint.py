@@ -217,8 +217,8 @@ def fold_checkpoint(
                     shutil.copy2(file, work / file.name)
             config.low_rank = {**config.low_rank, **dict.fromkeys(PARAMETRIZATIONS)}
             if is_portable(config.low_rank):
-                config.auto_map = auto_map(type(config))
-                write_modeling(type(config), work)
+                config.auto_map = auto_map(config, config.low_rank)
+                write_modeling(config, config.low_rank, work)
             config.save_pretrained(work)
             if (folder / CHECKSUMS).is_file():  # what nobody vouched for has none
                 write_checksums(work)

@@ -1,4 +1,7 @@
-"""What lets a folded checkpoint load without foldrank: one modelling file, written for Llama, named for each family."""
+"""What lets a folded checkpoint load without foldrank: a modelling file, written for Llama, named for each family.
+
+CR-Net has a second one, for Llama alone, which imports the first.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from foldrank.hf import modeling_crnet_llama as crnet
 from foldrank.hf import modeling_lowrank_llama as template
 
 
@@ -35,6 +39,8 @@ class Family:
         return f"modeling_{self.model_type}"
 
 
+_CRNET = Path(crnet.__file__).stem
+
 FAMILIES: dict[type[PreTrainedConfig], Family] = {}
 """From each low-rank config class to its family; `low_rank_classes` fills it."""
 
@@ -44,14 +50,14 @@ def is_portable(low_rank: Mapping[str, Any]) -> bool:
     return low_rank["residual"] is None and low_rank["scale"] is None and low_rank["backbone"] in template.BACKBONES
 
 
-def auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
-    """Where transformers finds the classes in the modelling file."""
-    family = FAMILIES[config_class]
-    reference = f"{family.modeling}.LowRank{family.name}"
+def auto_map(config: PreTrainedConfig, low_rank: Mapping[str, Any]) -> dict[str, str]:
+    """Where transformers finds the classes of a config and a model of this `LowRankConfig` in the modelling files."""
+    family = FAMILIES[type(config)]
+    models = _CRNET if low_rank["backbone"] == "crnet" else family.modeling
     return {
-        "AutoConfig": reference + "Config",
-        "AutoModel": reference + "Model",
-        "AutoModelForCausalLM": reference + "ForCausalLM",
+        "AutoConfig": f"{family.modeling}.LowRank{family.name}Config",
+        "AutoModel": f"{models}.LowRank{family.name}Model",
+        "AutoModelForCausalLM": f"{models}.LowRank{family.name}ForCausalLM",
     }
 
 
@@ -69,6 +75,8 @@ def modeling_source(config_class: type[PreTrainedConfig]) -> str:
     return source
 
 
-def write_modeling(config_class: type[PreTrainedConfig], folder: Path) -> None:
-    """Writes the modelling file beside a checkpoint."""
-    (folder / f"{FAMILIES[config_class].modeling}.py").write_text(modeling_source(config_class))
+def write_modeling(config: PreTrainedConfig, low_rank: Mapping[str, Any], folder: Path) -> None:
+    """Writes beside a checkpoint the modelling files that its `auto_map` names."""
+    (folder / f"{FAMILIES[type(config)].modeling}.py").write_text(modeling_source(type(config)))
+    if low_rank["backbone"] == "crnet":
+        (folder / f"{_CRNET}.py").write_text(Path(crnet.__file__).read_text())

@@ -30,10 +30,26 @@ def sltrain(dense: Recipe, rank: int) -> Recipe:
     )
 
 
+def crnet(dense: Recipe, rank: int) -> Recipe:
+    """CR-Net (arXiv 2509.18993), Y_l = g Y_(l-1) + B A X_l: the first block dense, the others of the largest rank with
+    which the model is no larger than plain low rank of this one.
+
+    Raises:
+        ValueError: where the first block alone is larger.
+    """
+    d, f, others = dense.model.hidden_size, dense.model.intermediate_size, dense.model.num_layers - 1
+    block, per_rank, gains = 4 * d * d + 3 * d * f, 8 * d + 3 * (d + f), 7
+    equal = ((others + 1) * rank * per_rank - block - others * gains) // (others * per_rank) if others else 0
+    if equal < 1:
+        raise ValueError(f"crnet has no rank for {others + 1} blocks of rank {rank}: its first block alone is larger")
+    return replace(dense, low_rank=LowRankConfig(rank=equal, backbone="crnet", dense_first=1))
+
+
 BACKBONE_RECIPES: dict[str, Callable[[Recipe, int], Recipe]] = {
     "lowrank": lowrank,
     "cola": cola,
     "sltrain": sltrain,
+    "crnet": crnet,
 }
 """From the name of a low-rank backbone to what makes the dense recipe, with a rank, one on it."""
 

@@ -24,9 +24,11 @@ listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each t
     4 d w + 4 H        q, k, v, output of attention; its log-sum-exp
     4 f w              gate, SiLU(gate), up, their product
     r w                the latent of each low-rank layer; twice where the activation needs its input again (SiLU, GELU)
+    4 d w              on CR-Net's backbone, from the second block on: q, k, output and MLP of the block before
 with activation checkpointing
     4 d                its input, in float32
     r w                where the latents are kept, A x of each low-rank layer
+    (5 d + 2 f) w      on CR-Net's backbone, from the second block on: what all projections of the block before gave
 and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. In bfloat16
 it also keeps copies of the weights. Where a layer has a residual or a scale, its effective weight is a copy of the
 up-projection that is kept until the backward pass, in bfloat16 in place of the cast one.
@@ -44,21 +46,26 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from foldrank.core.inventory import count_parameters, low_rank_layers
+from foldrank.core.inventory import count_parameters
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.sparse import SparseLowRankLinear
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import TrainConfig
 from foldrank.train import chunked_loss
+from foldrank.train.block_memory import (
+    effective_weights,
+    handed_on,
+    low_rank_in,
+    saved_per_token,
+    sparse_in,
+    with_latents_in,
+)
 from foldrank.train.evaluate import MOST_LOGITS
 from foldrank.train.model import shape_of
 from foldrank.train.optimizer_cost import optimizer_bytes
 
 FOLD_CHECK_SEQUENCES = 32
 """Validation sequences on which the fold is verified."""
-
-KEEPS_INPUT = ("silu", "gelu")
-"""Activations whose backward pass needs their input; that of the others needs their output, which the product keeps."""
 
 
 class _Parts:
@@ -131,7 +138,7 @@ def parameters(model: PreTrainedModel) -> Parameters:
 def factors(model: PreTrainedModel) -> dict[str, int]:
     """Of the parameters, those of low-rank layers: of `down`, `up`, and a trainable `residual`."""
     counts: dict[str, int] = {}
-    for layer in _low_rank(model):
+    for layer in low_rank_in(model):
         for name, parameter in layer.named_parameters():
             kind = name.partition(".")[0]
             counts[kind] = counts.get(kind, 0) + parameter.numel()
@@ -150,8 +157,8 @@ def flops_per_token(model: PreTrainedModel, train: TrainConfig, *, tokens_per_pa
     scores = len(blocks) * model.config.hidden_size * train.sequence_length
     recomputed = sum(_products(block) - _last_product(block) for block in blocks)
     if checkpointing == "latents":
-        recomputed -= sum(layer.down.weight.numel() for block in blocks for layer in _with_latents(block))
-    sums = sum(layer.rank * layer.in_features * layer.out_features for layer in _sparse(model))
+        recomputed -= sum(layer.down.weight.numel() for block in blocks for layer in with_latents_in(block))
+    sums = sum(layer.rank * layer.in_features * layer.out_features for layer in sparse_in(model))
     per_pass = 0 if tokens_per_pass is None else sums // tokens_per_pass
     return Flops(
         matrices=6 * _products(model) + 8 * per_pass,
@@ -230,8 +237,8 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     d, vocabulary = model.config.hidden_size, model.config.vocab_size
     count = count_parameters(model)
     blocks = _blocks(model)
-    saved = [tokens * _saved_per_token(block, model.config, width) for block in blocks]
-    effective = [_effective_weights(block, width) for block in blocks]
+    saved = [tokens * saved_per_token(block, model.config, width) for block in blocks]
+    effective = [effective_weights(block, width) for block in blocks]
 
     shards = gpus if sharded else 1
     communication = 0
@@ -245,8 +252,8 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     # Weights that autocast copies; of a layer with a residual or a scale its effective weight is there in their place.
     copied = 0
     if width == 2 and not sharded:
-        copied = _products(model) - sum(layer.in_features * layer.out_features for layer in _sparse(model))
-        copied -= sum(layer.up.weight.numel() for layer in _with_latents(model) if layer.weight_parametrizations)
+        copied = _products(model) - sum(layer.in_features * layer.out_features for layer in sparse_in(model))
+        copied -= sum(layer.up.weight.numel() for layer in with_latents_in(model) if layer.weight_parametrizations)
     head_and_loss = tokens * (4 * (2 * d + 1) + width * d)
     if train.chunked_loss:
         head_and_loss += 4 * vocabulary * d
@@ -260,13 +267,17 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     if checkpointing:
         latents = [0] * len(blocks)
         if checkpointing == "latents":
-            latents = [tokens * width * sum(layer.rank for layer in _with_latents(block)) for block in blocks]
-        in_a_block += max(all_of_it - latent for all_of_it, latent in zip(saved, latents, strict=True)) + max(effective)
-        saved = [4 * d * tokens + latent for latent in latents]
+            latents = [tokens * width * sum(layer.rank for layer in with_latents_in(block)) for block in blocks]
+        # What a block gets of the one before is there as its input.
+        handed = [handed_on(block, model.config) for block in blocks]
+        again = [all_of_it - latent for all_of_it, latent in zip(saved, latents, strict=True)]
+        in_a_block += max(kept - 4 * d * width * tokens * bool(n) for kept, n in zip(again, handed, strict=True))
+        in_a_block += max(effective)
+        saved = [tokens * (4 * d + width * n) + latent for n, latent in zip(handed, latents, strict=True)]
         effective = []
     return Memory(
         weights=_per_process(4 * count, shards)
-        + sum(layer.rows.nbytes + layer.columns.nbytes for layer in _sparse(model)),
+        + sum(layer.rows.nbytes + layer.columns.nbytes for layer in sparse_in(model)),
         gradients=_per_process(4 * count, shards),
         optimizer=optimizer_bytes(model, train, shards=shards),
         communication=communication,
@@ -293,16 +304,10 @@ def _blocks(model: PreTrainedModel) -> list[Any]:
 
 def _products(module: nn.Module) -> int:
     """N: weights of the matrices that multiply. A factor is an `nn.Linear` too; SLTrain has one whole matrix."""
-    sparse = _sparse(module)
+    sparse = sparse_in(module)
     inside = {id(factor) for layer in sparse for factor in (layer.down, layer.up)}
     linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
     return sum(part.weight.numel() for part in linears) + sum(part.in_features * part.out_features for part in sparse)
-
-
-def _effective_weights(module: nn.Module, width: int) -> int:
-    """Bytes of the effective weights that are kept: as wide as the products, but for SLTrain, which casts by itself."""
-    layers = [layer for layer in _low_rank(module) if layer.weight_parametrizations]
-    return sum(layer.up.weight.numel() * (4 if isinstance(layer, SparseLowRankLinear) else width) for layer in layers)
 
 
 def _last_product(block: Any) -> int:
@@ -310,14 +315,6 @@ def _last_product(block: Any) -> int:
     if not isinstance(last, LowRankLinear):
         return last.weight.numel()
     return 0 if isinstance(last, SparseLowRankLinear) else last.up.weight.numel()
-
-
-def _saved_per_token(block: nn.Module, config: Any, width: int) -> int:
-    """Bytes that a block keeps of each token."""
-    d, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    inputs = 5 if width == 2 else 2
-    latents = sum(layer.rank * (1 + (layer.activation_name in KEEPS_INPUT)) for layer in _with_latents(block))
-    return 2 * (2 * d + 1) * 4 + (inputs + 4) * d * width + 4 * heads + 4 * f * width + latents * width
 
 
 def _transient_in_chunks(tokens: int, d: int, vocabulary: int, width: int) -> int:
@@ -332,18 +329,6 @@ def _transient_in_chunks(tokens: int, d: int, vocabulary: int, width: int) -> in
     weight, hidden = 4 * vocabulary * d, d * tokens
     scaled = weight + (6 if width == 2 else 4) * hidden
     return max(logits + cast + 4 * hidden, scaled, (3 * 4 - width) * hidden - weight)
-
-
-def _low_rank(module: nn.Module) -> list[LowRankLinear]:
-    return list(low_rank_layers(module).values())
-
-
-def _sparse(module: nn.Module) -> list[SparseLowRankLinear]:
-    return [layer for layer in _low_rank(module) if isinstance(layer, SparseLowRankLinear)]
-
-
-def _with_latents(module: nn.Module) -> list[LowRankLinear]:
-    return [layer for layer in _low_rank(module) if not isinstance(layer, SparseLowRankLinear)]
 
 
 def _per_process(total: int, shards: int) -> int:
