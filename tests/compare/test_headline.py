@@ -82,9 +82,9 @@ def test_movement_is_the_sum_of_the_rates_that_trainer_takes(tmp_path, steps: in
     scheduler = get_scheduler(
         arguments.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=arguments.warmup_steps,
+        num_warmup_steps=int(arguments.warmup_steps),
         num_training_steps=steps,
-        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        scheduler_specific_kwargs={"min_lr_rate": recipe.train.min_learning_rate_ratio},
     )
     rates = 0.0
     for _ in range(steps):

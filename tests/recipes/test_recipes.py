@@ -59,7 +59,7 @@ def test_muon_changes_the_optimizer_alone():
 def test_the_settings_of_fosl(tmp_path, size, steps, warmup, rate, beta2):
     for method in ("lowrank", "lowrank-dlr", "cola", "cola-dlr"):
         recipe, cola_settings = RECIPES[f"llama-{size}-{method}-fosl"], RECIPES[f"llama-{size}-{method}"]
-        assert recipe.low_rank is not None
+        assert cola_settings.low_rank is not None
         assert recipe.low_rank == replace(cola_settings.low_rank, scale="trainable")
         arguments = training_arguments(recipe.override({"train.dtype": "float32", "train.device": "cpu"}), tmp_path)
         assert (arguments.max_steps, arguments.warmup_steps, arguments.learning_rate) == (steps, warmup, rate)

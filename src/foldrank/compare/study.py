@@ -61,7 +61,8 @@ class StudyMethod:
     """How tables call it."""
 
     kind: str = ""
-    """dense, lowrank, cola, sltrain or crnet; with -dlr behind it, the same with the residual. Empty: the name is the kind."""
+    """dense, lowrank, cola, sltrain or crnet; with -dlr behind it, the same with the residual. Empty: the name says
+    it."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the recipe by dotted name."""
