@@ -20,7 +20,7 @@ from foldrank.core.config import Activation, LowRankConfig, ResidualConfig
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.core.surgery import factorize_
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import Checkpointing, ModelConfig, TrainConfig
+from foldrank.recipes.settings import Checkpointing, ModelConfig, OptimizerName, TrainConfig
 from foldrank.train import accounting, chunked_loss
 from foldrank.train.accounting import (
     evaluation_memory,
@@ -31,10 +31,12 @@ from foldrank.train.accounting import (
     parameters,
     training_flops,
 )
-from foldrank.train.activation_checkpointing import checkpoint_activations_
+from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents
 from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.evaluate import evaluate_loss, fold_error, logits_of
-from foldrank.train.model import build_model, meta_model
+from foldrank.train.model import build_model, dense_parameters, meta_model, shape_of
+from foldrank.train.optimizer_cost import optimizer_flops
+from foldrank.train.stand_ins import blocks_of, stands_for
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
 TRAIN = TrainConfig(batch_size=8, sequence_length=32, device="cpu")
@@ -413,3 +415,40 @@ def test_flops_of_a_recipe_count_what_it_computes_again():
     again = training_flops(with_way(recipe, "block"))
     assert again.total == training_flops(recipe).total + again.recomputed
     assert again.recomputed > 0
+
+
+WAYS_TO_REPEAT: dict[str, LowRankConfig | None] = {
+    **LOW_RANK,
+    "dense at both ends": LowRankConfig(rank=0.25, dense_first=1, dense_last=2, residual=ResidualConfig()),
+    "by pattern": LowRankConfig(rank={r".*layers\.[01]\..*": 4, r".*layers\.[2-6]\.mlp.*": 8}),
+    "by budget": LowRankConfig(budget=0.7, residual=ResidualConfig(alpha={".*mlp.*": 2.0})),
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "spectron"])
+@pytest.mark.parametrize("low_rank", WAYS_TO_REPEAT.values(), ids=WAYS_TO_REPEAT)
+def test_one_block_stands_for_all_that_equal_it(low_rank: LowRankConfig | None, optimizer: OptimizerName):
+    if optimizer == "spectron" and (low_rank is None or low_rank.scale is not None):
+        return  # which it refuses
+    model = replace(SHAPE, num_layers=7)
+    recipe = Recipe(model=model, low_rank=low_rank, train=replace(TRAIN, dtype="bfloat16", optimizer=optimizer))
+    whole, shape = meta_model(recipe), shape_of(recipe)
+    assert (parameters(shape), factors(shape)) == (parameters(whole), factors(whole))
+    assert dense_parameters(recipe) == count_parameters(meta_model(replace(recipe, low_rank=None)))
+    assert optimizer_flops(shape, recipe.train) == optimizer_flops(whole, recipe.train)
+    ways = [None, "block"] if without_latents(whole) else WAYS
+    for way in ways:
+        train = replace(recipe.train, activation_checkpointing=way)
+        assert flops_per_token(shape, train, tokens_per_pass=9) == flops_per_token(whole, train, tokens_per_pass=9)
+        for gpus, sharded in ((1, False), (4, False), (4, True)):
+            planned = model_memory(shape, train, gpus=gpus, sharded=sharded)
+            assert planned == model_memory(whole, train, gpus=gpus, sharded=sharded)
+
+
+def test_a_plan_of_many_blocks_builds_few():
+    recipe = Recipe(model=replace(SHAPE, num_layers=512), low_rank=LowRankConfig(rank=4, dense_first=2, dense_last=1))
+    assert len(blocks_of(shape_of(recipe))) == 4
+    assert sum(map(stands_for, blocks_of(shape_of(recipe)))) == 512
+    too_many = replace(recipe, model=replace(SHAPE, num_layers=3))
+    with pytest.raises(ValueError, match="leave none of the 3 blocks"):
+        shape_of(too_many)

@@ -41,21 +41,23 @@ of the fold keeps at most `MOST_LOGITS` logits besides (train/evaluate.py).
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from foldrank.core.inventory import count_parameters
-from foldrank.core.linear import LowRankLinear
-from foldrank.core.sparse import SparseLowRankLinear
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import TrainConfig
 from foldrank.train import chunked_loss
-from foldrank.train.block_memory import (
+from foldrank.train.block_costs import (
     effective_weights,
     handed_on,
+    last_product,
     low_rank_in,
+    numbers_in_sparse,
+    numbers_of_downs,
+    numbers_of_effective_ups,
+    products,
+    products_that_make_whole,
     saved_per_token,
     sparse_in,
     with_latents_in,
@@ -63,6 +65,7 @@ from foldrank.train.block_memory import (
 from foldrank.train.evaluate import MOST_LOGITS
 from foldrank.train.model import shape_of
 from foldrank.train.optimizer_cost import optimizer_bytes
+from foldrank.train.stand_ins import blocks_of, stands_for, times_of, total
 
 FOLD_CHECK_SEQUENCES = 32
 """Validation sequences on which the fold is verified."""
@@ -130,18 +133,20 @@ class Memory(_Parts):
 def parameters(model: PreTrainedModel) -> Parameters:
     """The parameters of a Llama by part."""
     counts = dict.fromkeys((field.name for field in fields(Parameters)), 0)
+    times = times_of(model)
     for name, parameter in model.named_parameters():
-        counts[_part(name)] += parameter.numel()
+        counts[_part(name)] += parameter.numel() * times.get(id(parameter), 1)
     return Parameters(**counts)
 
 
 def factors(model: PreTrainedModel) -> dict[str, int]:
     """Of the parameters, those of low-rank layers: of `down`, `up`, and a trainable `residual`."""
     counts: dict[str, int] = {}
+    times = times_of(model)
     for layer in low_rank_in(model):
         for name, parameter in layer.named_parameters():
             kind = name.partition(".")[0]
-            counts[kind] = counts.get(kind, 0) + parameter.numel()
+            counts[kind] = counts.get(kind, 0) + parameter.numel() * times.get(id(parameter), 1)
     return counts
 
 
@@ -153,15 +158,15 @@ def flops_per_token(model: PreTrainedModel, train: TrainConfig, *, tokens_per_pa
         train: its training settings.
         tokens_per_pass: n, among which what is done once per pass is shared out; None: so many that it does not count.
     """
-    blocks, checkpointing = _blocks(model), train.activation_checkpointing
-    scores = len(blocks) * model.config.hidden_size * train.sequence_length
-    recomputed = sum(_products(block) - _last_product(block) for block in blocks)
+    blocks, checkpointing = blocks_of(model), train.activation_checkpointing
+    scores = sum(map(stands_for, blocks)) * model.config.hidden_size * train.sequence_length
+    recomputed = sum(stands_for(block) * (products(block) - last_product(block)) for block in blocks)
     if checkpointing == "latents":
-        recomputed -= sum(layer.down.weight.numel() for block in blocks for layer in with_latents_in(block))
-    sums = sum(layer.rank * layer.in_features * layer.out_features for layer in sparse_in(model))
+        recomputed -= sum(stands_for(block) * numbers_of_downs(block) for block in blocks)
+    sums = total(model, products_that_make_whole)
     per_pass = 0 if tokens_per_pass is None else sums // tokens_per_pass
     return Flops(
-        matrices=6 * _products(model) + 8 * per_pass,
+        matrices=6 * total(model, products) + 8 * per_pass,
         attention=12 * scores,
         recomputed=2 * (recomputed + per_pass) + 4 * scores if checkpointing else 0,
     )
@@ -212,7 +217,7 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, v
     # The check of the fold holds the logits before and after, and their difference, at as many positions as allowed.
     checked = 4 * saved
     body = 4 * 3 * (d + f) * tokens
-    state = _per_process(4 * count_parameters(model), shards) + optimizer_bytes(model, train, shards=shards)
+    state = _per_process(4 * total(model, count_parameters), shards) + optimizer_bytes(model, train, shards=shards)
     return state + body + max(logits, checked)
 
 
@@ -235,8 +240,9 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     width, checkpointing = 2 if train.dtype == "bfloat16" else 4, train.activation_checkpointing
     tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
     d, vocabulary = model.config.hidden_size, model.config.vocab_size
-    count = count_parameters(model)
-    blocks = _blocks(model)
+    count = total(model, count_parameters)
+    blocks = blocks_of(model)
+    times = [stands_for(block) for block in blocks]
     saved = [tokens * saved_per_token(block, model.config, width) for block in blocks]
     effective = [effective_weights(block, width) for block in blocks]
 
@@ -244,7 +250,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     communication = 0
     if gpus > 1 and sharded:
         unit = max(count_parameters(block) for block in blocks)
-        outside = count - sum(count_parameters(block) for block in blocks)
+        outside = count_parameters(model) - sum(count_parameters(block) for block in blocks)
         communication = width * (2 * outside + 3 * unit)
     elif gpus > 1:
         communication = 4 * count
@@ -252,8 +258,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     # Weights that autocast copies; of a layer with a residual or a scale its effective weight is there in their place.
     copied = 0
     if width == 2 and not sharded:
-        copied = _products(model) - sum(layer.in_features * layer.out_features for layer in sparse_in(model))
-        copied -= sum(layer.up.weight.numel() for layer in with_latents_in(model) if layer.weight_parametrizations)
+        copied = total(model, products) - total(model, numbers_in_sparse) - total(model, numbers_of_effective_ups)
     head_and_loss = tokens * (4 * (2 * d + 1) + width * d)
     if train.chunked_loss:
         head_and_loss += 4 * vocabulary * d
@@ -274,15 +279,15 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
         in_a_block += max(kept - 4 * d * width * tokens * bool(n) for kept, n in zip(again, handed, strict=True))
         in_a_block += max(effective)
         saved = [tokens * (4 * d + width * n) + latent for n, latent in zip(handed, latents, strict=True)]
-        effective = []
+        effective = [0] * len(blocks)
     return Memory(
         weights=_per_process(4 * count, shards)
-        + sum(layer.rows.nbytes + layer.columns.nbytes for layer in sparse_in(model)),
+        + total(model, lambda part: sum(layer.rows.nbytes + layer.columns.nbytes for layer in sparse_in(part))),
         gradients=_per_process(4 * count, shards),
         optimizer=optimizer_bytes(model, train, shards=shards),
         communication=communication,
-        weight_copies=2 * copied + sum(effective),
-        blocks=sum(saved),
+        weight_copies=2 * copied + _weighted(effective, times),
+        blocks=_weighted(saved, times),
         head_and_loss=head_and_loss,
         transient=max(transient, in_a_block),
     )
@@ -297,24 +302,8 @@ def _part(name: str) -> str:
     raise AssertionError(f"{name} is in no part of a Llama")
 
 
-def _blocks(model: PreTrainedModel) -> list[Any]:
-    base: Any = model.base_model
-    return list(base.layers)
-
-
-def _products(module: nn.Module) -> int:
-    """N: weights of the matrices that multiply. A factor is an `nn.Linear` too; SLTrain has one whole matrix."""
-    sparse = sparse_in(module)
-    inside = {id(factor) for layer in sparse for factor in (layer.down, layer.up)}
-    linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
-    return sum(part.weight.numel() for part in linears) + sum(part.in_features * part.out_features for part in sparse)
-
-
-def _last_product(block: Any) -> int:
-    last = block.mlp.down_proj
-    if not isinstance(last, LowRankLinear):
-        return last.weight.numel()
-    return 0 if isinstance(last, SparseLowRankLinear) else last.up.weight.numel()
+def _weighted(counts: list[int], times: list[int]) -> int:
+    return sum(count * number for count, number in zip(counts, times, strict=True))
 
 
 def _transient_in_chunks(tokens: int, d: int, vocabulary: int, width: int) -> int:

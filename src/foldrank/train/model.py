@@ -19,6 +19,7 @@ from foldrank.structured import parse_json, to_json
 from foldrank.train.ablations import check_ablation
 from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents
 from foldrank.train.chunked_loss import chunk_loss_
+from foldrank.train.stand_ins import blocks_of, stand_in_, total, with_fewer_blocks
 from foldrank.train.start import start_
 
 
@@ -101,7 +102,9 @@ def meta_model(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel
 
 
 def shape_of(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:
-    """`meta_model`, made once for recipes of one shape: to be read, not changed."""
+    """`meta_model` with one block for many equal ones (stand_ins.py), made once for recipes of one shape: to be read,
+    not changed, and counted by `total`.
+    """
     vocab_size = vocab_size or resolve_vocab_size(recipe)
     shape = replace(recipe, data=DataConfig(), train=TrainConfig(sequence_length=recipe.train.sequence_length))
     return _shape(to_json(shape.to_dict()), vocab_size)
@@ -109,12 +112,16 @@ def shape_of(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:
 
 @lru_cache(maxsize=4)
 def _shape(recipe: str, vocab_size: int) -> PreTrainedModel:
-    return meta_model(Recipe.from_dict(parse_json(recipe)), vocab_size)
+    whole = Recipe.from_dict(parse_json(recipe))
+    fewer, position = with_fewer_blocks(whole)
+    model = meta_model(fewer, vocab_size)
+    stand_in_(blocks_of(model)[position], 1 + whole.model.num_layers - fewer.model.num_layers)
+    return model
 
 
 def dense_parameters(recipe: Recipe, vocab_size: int | None = None) -> int:
     """Parameters of the dense model of the same shape; nothing is allocated."""
-    return count_parameters(shape_of(replace(recipe, low_rank=None), vocab_size))
+    return total(shape_of(replace(recipe, low_rank=None), vocab_size), count_parameters)
 
 
 def _build(recipe: Recipe, vocab_size: int, **special_tokens: Any) -> PreTrainedModel:

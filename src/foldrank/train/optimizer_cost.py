@@ -5,6 +5,7 @@ from torch import nn
 from foldrank.optim.factor_optimizer import parameters_by_rule
 from foldrank.optim.newton_schulz import STEPS
 from foldrank.recipes.settings import TrainConfig
+from foldrank.train.stand_ins import times_of
 
 
 def optimizer_bytes(model: nn.Module, train: TrainConfig, *, shards: int = 1) -> int:
@@ -14,12 +15,15 @@ def optimizer_bytes(model: nn.Module, train: TrainConfig, *, shards: int = 1) ->
     for each factor's norm, as long as a row of it.
     """
     averages = others = 0
+    times = times_of(model)
     for rule, _, parameters in parameters_by_rule(model, train.optimizer):
-        averages += sum(parameter.numel() for parameter in parameters) * (8 if rule == "adamw" else 4)
-        if rule == "adamw":
-            others += 4 * len(parameters)
-        if rule == "spectron":
-            others += sum(4 * parameter.shape[1] for parameter in parameters)
+        for parameter in parameters:
+            number = times.get(id(parameter), 1)
+            averages += number * parameter.numel() * (8 if rule == "adamw" else 4)
+            if rule == "adamw":
+                others += number * 4
+            if rule == "spectron":
+                others += number * 4 * parameter.shape[1]
     return -(-averages // shards) + others
 
 
@@ -29,8 +33,9 @@ def optimizer_flops(model: nn.Module, train: TrainConfig) -> int:
     Each iteration of Newton and Schulz on an m x n matrix, m the smaller side, is X X^T, its square, and their product
     with X: 4 m^2 n + 2 m^3. Every process does all of them.
     """
+    times = times_of(model)
     return sum(
-        STEPS * (4 * min(matrix.shape) ** 2 * max(matrix.shape) + 2 * min(matrix.shape) ** 3)
+        times.get(id(matrix), 1) * STEPS * (4 * min(matrix.shape) ** 2 * max(matrix.shape) + 2 * min(matrix.shape) ** 3)
         for rule, _, parameters in parameters_by_rule(model, train.optimizer)
         if rule != "adamw"
         for matrix in parameters

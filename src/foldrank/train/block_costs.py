@@ -1,4 +1,4 @@
-"""What one transformer block keeps for the backward pass, from its shapes (the list at the top of accounting.py)."""
+"""What a block, or a model, multiplies and keeps for the backward pass, from shapes (the top of accounting.py)."""
 
 from typing import Any
 
@@ -32,6 +32,42 @@ def effective_weights(module: nn.Module, width: int) -> int:
     """Bytes of the effective weights that are kept: as wide as the products, but for SLTrain, which casts by itself."""
     layers = [layer for layer in low_rank_in(module) if layer.weight_parametrizations]
     return sum(layer.up.weight.numel() * (4 if isinstance(layer, SparseLowRankLinear) else width) for layer in layers)
+
+
+def products(module: nn.Module) -> int:
+    """N: weights of the matrices that multiply. A factor is an `nn.Linear` too; SLTrain has one whole matrix."""
+    sparse = sparse_in(module)
+    inside = {id(factor) for layer in sparse for factor in (layer.down, layer.up)}
+    linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
+    return sum(part.weight.numel() for part in linears) + sum(part.in_features * part.out_features for part in sparse)
+
+
+def numbers_of_downs(module: nn.Module) -> int:
+    """Weights of the down-projections of layers with latents."""
+    return sum(layer.down.weight.numel() for layer in with_latents_in(module))
+
+
+def numbers_of_effective_ups(module: nn.Module) -> int:
+    """Weights of the up-projections that have an effective weight beside them."""
+    return sum(layer.up.weight.numel() for layer in with_latents_in(module) if layer.weight_parametrizations)
+
+
+def numbers_in_sparse(module: nn.Module) -> int:
+    """Weights of the whole matrices by which SLTrain's layers multiply."""
+    return sum(layer.in_features * layer.out_features for layer in sparse_in(module))
+
+
+def products_that_make_whole(module: nn.Module) -> int:
+    """Multiplications that make the whole matrices of SLTrain's layers, once."""
+    return sum(layer.rank * layer.in_features * layer.out_features for layer in sparse_in(module))
+
+
+def last_product(block: Any) -> int:
+    """Weights of the product with which a block ends, which is not computed again."""
+    last = block.mlp.down_proj
+    if not isinstance(last, LowRankLinear):
+        return last.weight.numel()
+    return 0 if isinstance(last, SparseLowRankLinear) else last.up.weight.numel()
 
 
 def low_rank_in(module: nn.Module) -> list[LowRankLinear]:
