@@ -27,7 +27,9 @@ def test_every_recipe_builds_on_the_meta_device(name: str) -> None:
     model = meta_model(recipe, recipe.data.vocab_size)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert (type(model) is LlamaForCausalLM) == (recipe.low_rank is None)
-    assert len(low_rank_layers(model)) == (0 if recipe.low_rank is None else 7 * (recipe.model.num_layers - recipe.low_rank.dense_first))
+    assert len(low_rank_layers(model)) == (
+        0 if recipe.low_rank is None else 7 * (recipe.model.num_layers - recipe.low_rank.dense_first)
+    )
     dense = dense_parameters(recipe, recipe.data.vocab_size)
     assert count_parameters(model) < dense or recipe.low_rank is None
 

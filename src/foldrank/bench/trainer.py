@@ -26,6 +26,7 @@ from foldrank.recipes.schema import Recipe
 from foldrank.train.callbacks import GradientSpikes, JsonLines
 from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.model import build_model
+from foldrank.train.schedule import scheduler_arguments
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 
 BOUND = 1e-6
@@ -111,12 +112,13 @@ def _bare_loop(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, s
     optimizer = factor_optimizer(
         model, train.optimizer, lr=train.learning_rate, weight_decay=train.weight_decay, betas=train.betas
     )
+    arguments = scheduler_arguments(train)
     schedule = get_scheduler(
-        "cosine_with_min_lr",
+        arguments["lr_scheduler_type"],
         optimizer,
-        num_warmup_steps=round(train.warmup_ratio * train.steps),
+        num_warmup_steps=arguments["warmup_steps"],
         num_training_steps=train.steps,
-        scheduler_specific_kwargs={"min_lr_rate": train.min_learning_rate_ratio},
+        scheduler_specific_kwargs=arguments["lr_scheduler_kwargs"],
     )
     began = 0.0
     for number, batch in enumerate(_batches(order, train.batch_size, settings.device)):

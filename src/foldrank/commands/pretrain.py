@@ -32,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="go on with the interrupted run in the folder, from its newest checkpoint or the one named",
     )
+    parser.add_argument(
+        "--branch-from",
+        type=Path,
+        metavar="RUN",
+        help="begin a new run at a stable checkpoint of another (its folder, or one of its checkpoints), with its data "
+        "and optimizer, to an end of its own (docs/going-on.md)",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
 
 
@@ -52,7 +59,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         with PreparationProgressBar() as progress:
             metrics = pretrain(
-                recipe, out, name=name, overwrite=arguments.overwrite, resume=arguments.resume, progress=progress
+                recipe,
+                out,
+                name=name,
+                overwrite=arguments.overwrite,
+                resume=arguments.resume,
+                branch_from=arguments.branch_from,
+                progress=progress,
             )
     except InterruptedRunError as stopped:
         print(f"foldrank pretrain: {stopped}", file=sys.stderr)
@@ -79,6 +92,7 @@ def show(result: dict[str, Any]) -> None:
     out.print(losses)
 
     utilized, started = [], []
+    started += [("where it comes from", sentence) for sentence in metrics.lineage]
     if (bare := metrics.start_loss_without_residual) is not None:
         started.append(("first batch, with residual and without", f"{metrics.start_loss:.4f}, {bare:.4f}"))
     if metrics.mfu is not None:

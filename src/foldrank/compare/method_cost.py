@@ -9,6 +9,7 @@ from foldrank.compare.learning_rate_sweep import usable
 from foldrank.compare.records import Record
 from foldrank.compare.study import Study
 from foldrank.recipes.schema import Recipe
+from foldrank.train.schedule import sum_of_rates
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +92,6 @@ def movement(recipe: Recipe) -> float | None:
     alpha = 1.0 if residual is None else residual.alpha
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or not alpha:
         return None
-    warmup = round(train.warmup_ratio * train.steps)
-    # Linear from 0, then a cosine whose mean lies half way between both ends.
-    rates = train.learning_rate * (warmup + (train.steps - warmup) * (1 + train.min_learning_rate_ratio)) / 2
     corrected = residual is None or residual.variance_correction
     copies = math.ceil(recipe.model.hidden_size / rank) if corrected else 1
-    return rates * math.sqrt(copies) / abs(alpha)
+    return sum_of_rates(train) * math.sqrt(copies) / abs(alpha)

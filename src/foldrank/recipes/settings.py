@@ -17,6 +17,9 @@ Compile = Literal["auto", "none", "blocks", "step"]
 OptimizerName = Literal["adamw", "muon", "spectron"]
 """Of foldrank.optim: AdamW; Muon on the blocks' matrices; Spectron on the factors of low-rank layers."""
 
+Schedule = Literal["cosine", "wsd", "constant"]
+"""How the learning rate goes along a run, see train/schedule.py."""
+
 Ablation = Literal["folded", "scaled", "random", "orthogonal"]
 """Starts that stand in for the residual, see train/ablations.py."""
 
@@ -62,7 +65,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Optimization: an optimizer, linear warm-up, cosine decay.
+    """Optimization: an optimizer, its learning rate along the run, and what is kept and computed on the way.
 
     Raises:
         ValueError: naming every field that is out of range.
@@ -106,11 +109,21 @@ class TrainConfig:
     learning_rate: Annotated[float, Bounds(0, 100, above=True)] = 0.006
     """Peak learning rate."""
 
+    schedule: Schedule = "cosine"
+    """cosine, down to the last step; wsd, stable until it decays at the end: a run can go on from any stable step to
+    another end; constant, after the warm-up."""
+
     min_learning_rate_ratio: float = 0.1
-    """Last learning rate over the peak."""
+    """Last learning rate over the peak, of cosine and wsd."""
 
     warmup_ratio: float = 0.1
     """Share of the steps that is linear warm-up."""
+
+    warmup_steps: Annotated[int | None, Bounds(0, 10**9)] = None
+    """Steps of linear warm-up; None: by warmup_ratio."""
+
+    decay_ratio: Annotated[float, Bounds(0, 1, above=True)] = 0.2
+    """Share of the steps, at the end, in which wsd decays."""
 
     weight_decay: Annotated[float, Bounds(0, 100)] = 0.01
     """AdamW's decoupled decay, on matrices alone."""
@@ -172,6 +185,15 @@ class TrainConfig:
             problems.append("ablation and fold_at_start both take the residual away: give one of them")
         if not 0 <= self.warmup_ratio < 1:
             problems.append(f"warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
+        if self.warmup_steps is not None and self.warmup_steps > self.steps:
+            problems.append(f"warmup_steps must be at most steps {self.steps}, got {self.warmup_steps}")
+        if self.schedule == "wsd" and not problems:
+            warmup = self.warmup_ratio if self.warmup_steps is None else self.warmup_steps / self.steps
+            if warmup + self.decay_ratio > 1:
+                problems.append(
+                    f"warm-up and decay of wsd take {warmup + self.decay_ratio:.3g} of the steps: lower decay_ratio "
+                    f"{self.decay_ratio}, or warm up for less"
+                )
         if self.dtype not in ("float32", "bfloat16"):
             problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.device not in ("auto", "cpu"):

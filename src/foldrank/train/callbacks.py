@@ -5,7 +5,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,17 @@ def _is_entry(line: str, last_step: int) -> bool:
         return line.endswith("\n") and parse_json(line)["step"] <= last_step
     except (ValueError, KeyError, TypeError):
         return False
+
+
+class SaveAfter(TrainerCallback):
+    """Saves a checkpoint after these steps, whatever the cadence."""
+
+    def __init__(self, steps: Collection[int]) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            control.should_save = True
 
 
 class GradientSpikes(TrainerCallback):

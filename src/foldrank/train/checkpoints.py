@@ -6,6 +6,7 @@ written in `checkpoints/partial/`, synced to the disk, and renamed when whole. I
 """
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ PARTIAL = "partial"
 PREFIX = "checkpoint-"
 
 
-def commit_checkpoint(work: Path, folder: Path, *, keep: int, run_id: str | None) -> None:
-    """Makes the written folder `work` the checkpoint `folder` of a run, and removes all but the newest `keep`."""
+def commit_checkpoint(
+    work: Path, folder: Path, *, keep: int, run_id: str | None, always_keep: Collection[int] = ()
+) -> None:
+    """Makes the written folder `work` the checkpoint `folder` of a run, and removes all but the newest `keep` and those
+    of the steps `always_keep`.
+    """
     files, known = {}, read_checksums(work) or {}  # written a moment ago: the weights are read once
     for file in sorted(path for path in work.rglob("*") if path.is_file()):
         name = str(file.relative_to(work))
@@ -33,7 +38,17 @@ def commit_checkpoint(work: Path, folder: Path, *, keep: int, run_id: str | None
     work.rename(folder)
     sync(folder.parent)
     for old in checkpoints(folder.parent)[:-keep]:
-        shutil.rmtree(old)
+        if step_of(old) not in always_keep:
+            shutil.rmtree(old)
+
+
+def copy_checkpoint(source: Path, folder: Path, *, run_id: str | None) -> None:
+    """The checkpoint `source` of another run as the checkpoint `folder` of this one, whole or not at all."""
+    work = folder.parent / PARTIAL / folder.name
+    shutil.rmtree(work.parent, ignore_errors=True)
+    shutil.copytree(source, work, ignore=shutil.ignore_patterns(MANIFEST))
+    commit_checkpoint(work, folder, keep=1, run_id=run_id)
+    shutil.rmtree(work.parent, ignore_errors=True)
 
 
 def checkpoints(parent: Path) -> list[Path]:

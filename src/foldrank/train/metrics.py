@@ -80,6 +80,9 @@ class RunMetrics:
     tokenizer_sha256: str | None = None
     """Hash of the tokenizer; None in files of foldrank 0.1."""
 
+    lineage: Sequence[str] = ()
+    """Where the weights come from, if not from a start of its own, in sentences, oldest first."""
+
     resumed_at_step: int = 0
     """The step of the checkpoint from which the run went on the last time; 0 where it never did."""
 
@@ -169,7 +172,7 @@ class RunMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, with the version of the file; `from_dict` is the way back."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return {"schema": SCHEMA, **dataclasses.asdict(self), "lineage": list(self.lineage)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunMetrics":

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,31 +10,30 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from foldrank.core.anchored_decay import AnchoredDecay, fold_at_start_
 from foldrank.core.fold import FoldReport, fold_
 from foldrank.core.inventory import count_parameters
-from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import Progress
 from foldrank.data.sequences import ShuffledDataset
-from foldrank.data.stream import PackedStream, StreamedData, open_data, reopen_data, resolve_source
-from foldrank.hf.tokenizers import load_tokenizer
+from foldrank.data.stream import resolve_source
 from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_
 from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory, parameters
-from foldrank.train.callbacks import GradientSpikes, JsonLines, StopOnSignal, TrainingProgressBar
-from foldrank.train.checkpoints import step_of
+from foldrank.train.callbacks import GradientSpikes, JsonLines, SaveAfter, StopOnSignal, TrainingProgressBar
+from foldrank.train.checkpoints import copy_checkpoint, step_of
 from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.device_memory import check_memory, device_memory, fit, memory_explained, room
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
+from foldrank.train.inputs import RunInputs, prepare_inputs
+from foldrank.train.lineage import branch
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
 from foldrank.train.perturbation import start_losses
 from foldrank.train.run_folder import RunFolder, save
+from foldrank.train.schedule import stable_until
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
 
@@ -54,6 +53,7 @@ def pretrain(
     name: str = "custom",
     overwrite: bool = False,
     resume: bool | Path = False,
+    branch_from: Path | None = None,
     progress: Progress = lambda *_: None,
     quiet: bool = False,
 ) -> RunMetrics:
@@ -68,7 +68,9 @@ def pretrain(
             `folded/` (the deployed checkpoint with its tokenizer) and, last, `metrics.json`.
         name: what the metrics call the recipe.
         overwrite: replace the run that `out` holds.
-        resume: go on with the run in `out`, from its newest checkpoint or from the one given.
+        resume: go on with the run in `out`, from its newest checkpoint or from the one given; with another end, where
+            its schedule allows one (train/schedule.py).
+        branch_from: a run, or a checkpoint of one, from which this new run goes on to an end of its own.
         progress: told how far the preparation of the data is.
         quiet: show nothing while training.
 
@@ -97,11 +99,13 @@ def pretrain(
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:
             run.check_free(overwrite=overwrite)
+        origin = branch(branch_from, recipe, out, resume=bool(resume)) if branch_from else None
         training_arguments(fitted, out)  # refuses a log that is not installed
 
         # Prepare: text to token ids, once; a run that goes on opens what it was trained on.
         with processes.main_process_first():
-            inputs = _prepare(recipe, run, checkpoint, progress, resume=bool(resume))
+            opened = run if resume else origin.run if origin else None
+            inputs = prepare_inputs(recipe, opened, checkpoint, progress)
 
         # Build: what the recipe leaves open, for this device and vocabulary; the model, perhaps folded at the start.
         vocab_size = resolve_vocab_size(recipe, inputs.tokenizer)
@@ -112,36 +116,26 @@ def pretrain(
 
             # Train. From here on the folder is this run's.
             if processes.is_main_process and not resume:
-                run.begin(recipe, name, uuid.uuid4().hex, inputs.identity)
+                run_id = uuid.uuid4().hex
+                run.begin(recipe, name, run_id, inputs.identity, origin.lineage if origin else ())
                 inputs.write_evaluation_text(run.evaluation_text, recipe)
+                if origin:
+                    copy_checkpoint(origin.checkpoint, run.checkpoints / origin.checkpoint.name, run_id=run_id)
+            elif processes.is_main_process and checkpoint:
+                run.go_on(recipe, checkpoint)
             processes.wait_for_everyone()
+            checkpoint = run.checkpoints / origin.checkpoint.name if origin else checkpoint
             trainer = _train(fitted, run, model, decay, inputs, checkpoint, quiet=quiet)
 
             # Fold, verify that nothing changed but roundings, and save both forms.
             folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
 
         # Record.
-        metrics = _measured(fitted, name, model, inputs, trainer, start, folded, checkpoint)
+        lineage = run.read_config().lineage
+        metrics = _measured(fitted, name, model, inputs, trainer, start, folded, checkpoint, lineage)
         if processes.is_main_process:
             metrics.write(run.metrics)
         return metrics
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Inputs:
-    """What a run reads."""
-
-    identity: DataIdentity
-    tokenizer: PreTrainedTokenizerBase
-    training: ShuffledDataset | PackedStream
-    validation: Dataset[dict[str, Tensor]]
-    test: Dataset[dict[str, Tensor]] | None
-    stream: StreamedData | None
-
-    def write_evaluation_text(self, file: Path, recipe: Recipe) -> None:
-        """Of a stream, the text that it is evaluated on, so that a later evaluation needs no source."""
-        if self.stream is not None:
-            self.stream.write_evaluation_text(file, (recipe.train.eval_tokens or 0) + (recipe.train.test_tokens or 0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,35 +149,8 @@ class _Folded:
     test: Evaluation | None
 
 
-def _prepare(recipe: Recipe, run: RunFolder, checkpoint: Path | None, progress: Progress, *, resume: bool) -> _Inputs:
-    train, then = recipe.train, run.read_config().data if resume else None
-    if then is not None:
-        text = run.evaluation_text if run.evaluation_text.exists() else None
-        data = reopen_data(recipe.data, then, evaluation_text=text, progress=progress)
-    else:
-        data = open_data(recipe.data, progress)
-    tokenizer, identity = data.tokenizer(), data.identity()
-    if checkpoint is not None and (checkpoint / "tokenizer_config.json").exists():
-        # Of a run of foldrank 0.1 this is all that tells what it was trained on.
-        replace(identity, tokenizer_sha256=tokenizer_sha256(load_tokenizer(checkpoint))).check(identity)
-    num_sequences = train.steps * train.batch_size
-    test = None
-    if train.test_tokens is not None and train.eval_tokens is not None:
-        test = data.test(
-            train.sequence_length, train.layout, validation_tokens=train.eval_tokens, tokens=train.test_tokens
-        )
-    return _Inputs(
-        identity=identity,
-        tokenizer=tokenizer,
-        training=data.training(train.sequence_length, train.layout, seed=recipe.seed, num_sequences=num_sequences),
-        validation=data.validation(train.sequence_length, train.layout, train.eval_tokens),
-        test=test,
-        stream=data if isinstance(data, StreamedData) else None,
-    )
-
-
 def _build(
-    recipe: Recipe, inputs: _Inputs, device: str
+    recipe: Recipe, inputs: RunInputs, device: str
 ) -> tuple[PreTrainedModel, AnchoredDecay | None, tuple[float | None, float | None]]:
     tokenizer, start = inputs.tokenizer, (None, None)
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -202,7 +169,7 @@ def _train(
     run: RunFolder,
     model: PreTrainedModel,
     decay: AnchoredDecay | None,
-    inputs: _Inputs,
+    inputs: RunInputs,
     checkpoint: Path | None,
     *,
     quiet: bool,
@@ -211,18 +178,21 @@ def _train(
     arguments = training_arguments(recipe, run.path)
     utilization = Utilization.of(recipe, arguments, model.config.vocab_size)
     shown = () if quiet else (TrainingProgressBar(inputs.training.num_tokens() / train.steps, utilization.of_steps),)
+    # From there other ends branch off.
+    before_decay = (stable_until(train),) if train.schedule == "wsd" else ()
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
         train_dataset=inputs.training,
         eval_dataset=inputs.validation,
         keep_checkpoints=train.keep_checkpoints,
+        always_keep=before_decay,
         decay=decay,
         optimizer=train.optimizer,
         tokenizer=inputs.tokenizer,
         run_id=run.read_config().id,
         # Spikes before the log, which has them whether somebody watches or not.
-        callbacks=[stop, GradientSpikes(quiet=quiet), *shown, JsonLines(run.log)],
+        callbacks=[stop, SaveAfter(before_decay), GradientSpikes(quiet=quiet), *shown, JsonLines(run.log)],
     )
     trainer.remove_callback(PrinterCallback)
     with stop:
@@ -237,7 +207,7 @@ def _train(
 
 
 def _fold_and_verify(
-    model: PreTrainedModel, inputs: _Inputs, run: RunFolder, trainer: PretrainTrainer, *, save_here: bool
+    model: PreTrainedModel, inputs: RunInputs, run: RunFolder, trainer: PretrainTrainer, *, save_here: bool
 ) -> _Folded:
     trainer.stop_the_clock()
     model.config.use_cache = True
@@ -260,11 +230,12 @@ def _measured(
     recipe: Recipe,
     name: str,
     model: PreTrainedModel,
-    inputs: _Inputs,
+    inputs: RunInputs,
     trainer: PretrainTrainer,
     start: tuple[float | None, float | None],
     folded: _Folded,
     checkpoint: Path | None,
+    lineage: Sequence[str],
 ) -> RunMetrics:
     train, vocab_size = recipe.train, model.config.vocab_size
     utilization = Utilization.of(recipe, trainer.args, vocab_size)
@@ -284,6 +255,7 @@ def _measured(
         train_tokens_available=inputs.identity.train_tokens,
         text_sha256=inputs.identity.text_sha256,
         tokenizer_sha256=inputs.identity.tokenizer_sha256,
+        lineage=lineage,
         resumed_at_step=started_at,
         seconds=seconds,
         tokens_per_second=(train.steps - started_at) * tokens / train.steps / seconds,

@@ -6,7 +6,7 @@ of its data. Nothing else is ever emptied.
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from foldrank.recipes.schema import Recipe
 from foldrank.structured import read_yaml, to_yaml
 from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
 from foldrank.train.metrics import RunMetrics
+from foldrank.train.schedule import GOES_ON, last_shared_step, warmup_steps
 
 SCHEMA = 2
 """Version of config.yaml."""
@@ -46,6 +47,8 @@ class RunConfig:
     """Written into each checkpoint as well; None in runs of foldrank 0.1."""
     data: DataIdentity | None
     """What the run was trained on; None in runs of foldrank 0.1."""
+    lineage: tuple[str, ...]
+    """Where its weights come from, if not from a start of its own, in sentences, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ class RunFolder:
             recipe = Recipe.from_dict({name: value for name, value in settings.items() if name != "run"})
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.config} is damaged: {error}") from error
-        return RunConfig(recipe=recipe, id=about.get("id"), data=identity)
+        lineage = tuple(map(str, about.get("lineage", ())))
+        return RunConfig(recipe=recipe, id=about.get("id"), data=identity, lineage=lineage)
 
     def check_free(self, *, overwrite: bool) -> None:
         """Refuses a folder that holds something, saying what. Nothing but a run is ever overwritten.
@@ -148,7 +152,9 @@ class RunFolder:
         finally:
             lock.release()
 
-    def begin(self, recipe: Recipe, name: str, run_id: str, identity: DataIdentity) -> None:
+    def begin(
+        self, recipe: Recipe, name: str, run_id: str, identity: DataIdentity, lineage: Sequence[str] = ()
+    ) -> None:
         """Empties the folder of the run before, if there was one, and writes the settings.
 
         Raises:
@@ -165,34 +171,54 @@ class RunFolder:
             else:
                 entry.unlink()
         about = {"schema": SCHEMA, "recipe": name, "id": run_id, "versions": versions(), "commit": commit()}
-        about["data"] = identity.to_dict()
+        about |= {"data": identity.to_dict(), "lineage": list(lineage)}
         write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
+
+    def go_on(self, recipe: Recipe, checkpoint: Path) -> None:
+        """Makes the run one of `recipe`, which has another end, after `checkpoint`. What came after that goes.
+
+        Raises:
+            OSError: where it cannot be written.
+        """
+        before = self.read_config()
+        if diff(before.recipe, recipe):
+            # In this order, so that the same command does it again where it is cut short.
+            self.metrics.unlink(missing_ok=True)
+            for later in checkpoints(self.checkpoints):
+                if step_of(later) > step_of(checkpoint):
+                    shutil.rmtree(later)
+            about = dict(self._about() or {})
+            about["lineage"] = [*before.lineage, longer(before.recipe, recipe, step_of(checkpoint))]
+            write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
 
     def find_checkpoint(self, recipe: Recipe, resume: bool | Path) -> Path | None:
         """The verified checkpoint from which the run goes on; None where it has none yet and starts again.
 
         Args:
-            recipe: must be that of the run.
+            recipe: must be that of the run, but for its end (`schedule.GOES_ON`) where its schedule allows another.
             resume: a checkpoint of this run, whatever its folder is called; True: the newest.
 
         Raises:
-            ValueError: where the folder holds no such run or a finished one, the recipe differs, or the checkpoint is
-                damaged or of another run.
+            ValueError: where the folder holds no such run or a finished one, the recipe differs in more than an end
+                that its schedule allows, or the checkpoint is damaged or of another run.
         """
         if not self.is_run():
             raise ValueError(f"{self.path} holds no run to go on with: leave out --resume to start one")
-        if self.metrics.exists():
-            raise ValueError(f"the run in {self.path} is finished: nothing is left to do")
         config = self.read_config()
-        then, now = (replace(each, data=resolve_source(each.data)) for each in (config.recipe, recipe))
-        if changed := diff(then, now):
-            raise ValueError(f"the run in {self.path} was started with other settings: {'; '.join(changed[:3])}")
+        last = self.last_step_shared_with(recipe)
+        if last is None and self.metrics.exists():
+            raise ValueError(f"the run in {self.path} is finished: nothing is left to do")
         if not isinstance(resume, Path):
-            newest = next(reversed(checkpoints(self.checkpoints)), None)
-            if newest is not None:
-                verify(newest)
+            newest = self.newest_checkpoint(last)
+            if newest is None and config.lineage:
+                raise ValueError(
+                    f"the run in {self.path} ended before its first checkpoint, and does not start by itself "
+                    f"({config.lineage[-1]}): begin it again with --overwrite"
+                )
             return newest
         verify(resume)
+        if last is not None and step_of(resume) > last:
+            raise ValueError(f"{resume} is of step {step_of(resume)}, and the two schedules part after step {last}")
         inside = resume.resolve().parent == self.checkpoints.resolve()
         if (owner := run_of(resume)) != config.id or (owner is None and not inside):
             raise ValueError(
@@ -200,6 +226,45 @@ class RunFolder:
                 "out the name to take the newest"
             )
         return resume
+
+    def last_step_shared_with(self, recipe: Recipe) -> int | None:
+        """The last step up to which the run is one of `recipe` as well; None where they are the same to the end.
+
+        Raises:
+            ValueError: where they differ in more than an end that the schedule allows.
+        """
+        then, now = (replace(each, data=resolve_source(each.data)) for each in (self.read_config().recipe, recipe))
+        if not (changed := diff(then, now)):
+            return None
+        ends = tuple(f"train.{name} " for name in GOES_ON)
+        if others := [line for line in changed if not line.startswith(ends)]:
+            raise ValueError(f"the run in {self.path} was started with other settings: {'; '.join(others[:3])}")
+        last = last_shared_step(then.train, now.train)
+        if warmup_steps(now.train) != warmup_steps(then.train):
+            raise ValueError(
+                f"the run in {self.path} has warmed up for {warmup_steps(then.train)} steps: give that number as "
+                "--train.warmup_steps"
+            )
+        return last
+
+    def newest_checkpoint(self, last: int | None) -> Path | None:
+        """The newest checkpoint of the run, verified, or its newest up to the step `last`; None where it has none yet.
+
+        Raises:
+            ValueError: where it has some, and all are of later steps.
+        """
+        saved = checkpoints(self.checkpoints)
+        fitting = [each for each in saved if last is None or step_of(each) <= last]
+        if saved and not fitting:
+            raise ValueError(
+                f"no checkpoint in {self.checkpoints} is of step {last} or before, after which the schedules part"
+            )
+        if last is not None and not fitting:
+            raise ValueError(f"the run in {self.path} has no checkpoint to go on from to another end")
+        if not fitting:
+            return None
+        verify(fitting[-1])
+        return fitting[-1]
 
     def validation(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Dataset[dict[str, Tensor]]:
         """The validation sequences of the run, of exactly the text that it recorded.
@@ -257,6 +322,14 @@ class RunFolder:
             f"{self.path} holds a finished run ({what}): choose another folder with --out, or replace it with "
             "--overwrite"
         )
+
+
+def longer(then: Recipe, now: Recipe, step: int) -> str:
+    """What going on to another end means, in a sentence."""
+    return (
+        f"planned for {then.train.steps:,} steps ({then.train.schedule}), from step {step:,} on for "
+        f"{now.train.steps:,} ({now.train.schedule})"
+    )
 
 
 def find_run(checkpoint: Path) -> RunFolder | None:

@@ -3,6 +3,7 @@
 import errno
 import shutil
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import OptimizerName
 from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
 from foldrank.train.evaluate import evaluate_loss
+from foldrank.train.schedule import scheduler_arguments
 
 
 class PretrainTrainer(Trainer):
@@ -44,6 +46,7 @@ class PretrainTrainer(Trainer):
         train_dataset: ShuffledDataset | PackedStream,
         eval_dataset: Dataset,
         keep_checkpoints: int,
+        always_keep: Collection[int] = (),
         decay: AnchoredDecay | None = None,
         optimizer: OptimizerName = "adamw",
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -54,6 +57,7 @@ class PretrainTrainer(Trainer):
         self.sequences = train_dataset
         self.validation = eval_dataset
         self.keep_checkpoints = keep_checkpoints
+        self.always_keep = always_keep
         self.decay = decay
         self.optimizer_name = optimizer
         self.run_id = run_id
@@ -191,7 +195,13 @@ class PretrainTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                commit_checkpoint(work / name, parent / name, keep=self.keep_checkpoints, run_id=self.run_id)
+                commit_checkpoint(
+                    work / name,
+                    parent / name,
+                    keep=self.keep_checkpoints,
+                    always_keep=self.always_keep,
+                    run_id=self.run_id,
+                )
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError of its zip writer.
             remaining = checkpoints(parent)
@@ -230,9 +240,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         output_dir=str(out / "checkpoints"),
         max_steps=train.steps,
         learning_rate=train.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": train.min_learning_rate_ratio},
-        warmup_steps=round(train.warmup_ratio * train.steps),
+        **scheduler_arguments(train),
         weight_decay=train.weight_decay,
         adam_beta1=train.betas[0],
         adam_beta2=train.betas[1],
