@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="begin a new run at a stable checkpoint of another (its folder, or one of its checkpoints), with its data "
         "and optimizer, to an end of its own (docs/going-on.md)",
     )
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin with the weights of a run or a checkpoint, dense ones approximated at low rank (docs/going-on.md)",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
 
 
@@ -65,6 +71,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 overwrite=arguments.overwrite,
                 resume=arguments.resume,
                 branch_from=arguments.branch_from,
+                init_from=arguments.init_from,
                 progress=progress,
             )
     except InterruptedRunError as stopped:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from foldrank.core.config import matches
@@ -25,6 +25,12 @@ class LinearSpec:
     in_features: int
     out_features: int
     bias: bool
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """W (d_out, d_in) and b, where the weight is there."""
+        assert self.weight is not None
+        weight = self.weight if isinstance(self.module, nn.Linear) else self.weight.mT
+        return weight, getattr(self.module, "bias", None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

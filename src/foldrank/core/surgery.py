@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from foldrank.core import backbones
+from foldrank.core.approximation import Approximation, approximate_all_
 from foldrank.core.config import SCOPES, LowRankConfig, ResidualConfig, lookup, matches
-from foldrank.core.formatting import abbreviate, table
+from foldrank.core.factorize_report import ConvertedLayer, FactorizeReport
+from foldrank.core.formatting import abbreviate
 from foldrank.core.inventory import Inventory, LinearSpec, check_patterns, count_parameters, inventory, low_rank_layers
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.plain_linear import OFFLOADED, what_is_on
@@ -18,58 +20,19 @@ from foldrank.core.ranks import solve_ranks
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConvertedLayer:
-    """One layer that `factorize_` replaced."""
-
-    name: str
-    in_features: int
-    out_features: int
-    rank: int
-    residual: bool
-    params_before: int
-    params_after: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FactorizeReport:
-    """What `factorize_` did: layers converted, layers skipped with the reason, parameters of the model."""
-
-    converted: tuple[ConvertedLayer, ...]
-    skipped: Mapping[str, str]
-    """From the name of a linear layer that stayed dense to the reason."""
-    params_before: int
-    params_after: int
-
-    def __str__(self) -> str:
-        rows = [
-            (
-                layer.name,
-                f"{layer.in_features} -> {layer.out_features}",
-                str(layer.rank),
-                "yes" if layer.residual else "no",
-                f"{layer.params_before:,} -> {layer.params_after:,}",
-            )
-            for layer in self.converted
-        ]
-        rows += [(name, "dense", "", "", reason) for name, reason in self.skipped.items()]
-        return table(("layer", "shape", "rank", "residual", "parameters"), rows) + "\n" + self.summary()
-
-    def summary(self) -> str:
-        """One line: how many layers, which were skipped, parameters before and after."""
-        total = len(self.converted) + len(self.skipped)
-        skipped = f", skipped {abbreviate(self.skipped)}" if self.skipped else ""
-        return (
-            f"converted {len(self.converted)} of {total} linear layers{skipped}; "
-            f"{self.params_before:,} -> {self.params_after:,} parameters"
-        )
-
-
-def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
+def factorize_(
+    model: nn.Module,
+    config: LowRankConfig,
+    *,
+    init: Approximation | None = None,
+    sample: Iterable[Any] = (),
+    seed: int = 0,
+) -> FactorizeReport:
     """Replaces the linear layers that `config` targets by low-rank ones of its backbone, in place.
 
     The new factors are drawn afresh, as the backbone does it, on the device and in the dtype of the layer they replace;
-    a bias is kept as a parameter and drawn afresh as well. This is pre-training: the dense weights are dropped.
+    a bias is kept as a parameter and drawn afresh as well: the dense weights are dropped, unless `init` says how the
+    factors approximate them (`core/approximation.py`).
 
     Without `targets` (or a table of ranks) the output head stays dense, which is known by what it is: what the model's
     `get_output_embeddings` gives; else the linear layers registered after the last transformer block; else, without
@@ -78,24 +41,34 @@ def factorize_(model: nn.Module, config: LowRankConfig) -> FactorizeReport:
     Args:
         model: any module that holds `nn.Linear`s, or transformers' `Conv1D`s.
         config: ranks, activation, targets, residual.
+        init: None, a fresh start; svd, the best approximation of each weight; activations, the best one on the inputs
+            that `sample` gives it. Both are for plain low rank; a residual on top changes nothing at the start.
+        sample: for `activations`, batches for the model: mappings of its arguments, or its one argument.
+        seed: of the approximation of large weights.
 
     Returns:
         The report; `print(report)` is a table.
 
     Raises:
         ValueError: for a pattern that matches no linear layer, a rank that does not fit a layer, a model that is
-            already low-rank, or one that is itself a linear layer. The model is then unchanged.
+            already low-rank, or one that is itself a linear layer, an `init` for another backbone than plain low rank,
+            or a sample that does not reach each layer. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
         >>> factorize_(model, LowRankConfig(rank=2, residual=ResidualConfig())).summary()
         'converted 1 of 2 linear layers, skipped 2; 1,072 -> 656 parameters'
     """
+    if init not in (None, "svd", "activations"):
+        raise ValueError(f"init must be svd, activations or None, got {init!r}")
     contents = inventory(model)
     params_before = count_parameters(model)
     # Everything is built before anything is replaced: out of memory half-way leaves the model as it was.
     layers, skipped = _plan(model, contents, config)
     connect = backbones.CONNECTIONS.get(config.backbone, lambda *_: lambda: None)(model, layers)
+    if init is not None:
+        weights = {name: contents.linear_specs[name].weight_and_bias() for name in layers}
+        approximate_all_(model, layers, weights, init, sample, seed)
     converted = tuple(_converted(name, contents.modules[name], layer) for name, layer in layers.items())
     for name, layer in layers.items():
         for parent, attribute in contents.parents[name]:

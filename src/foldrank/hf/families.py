@@ -68,13 +68,14 @@ def low_rank_classes(
     return config, model, causal
 
 
-def convert_(model: PreTrainedModel, config: LowRankConfig | None = None) -> FactorizeReport | None:
+def convert_(model: PreTrainedModel, config: LowRankConfig | None = None, **how: Any) -> FactorizeReport | None:
     """Gives a model of transformers, in place, the low-rank class of its family, so that it saves as a low-rank model.
 
     Args:
         model: a dense model, which `config` makes low-rank first; or one that `factorize_` has been at, with no config.
             It stays the same object, with the same parameters.
         config: as for `factorize_`.
+        how: `init`, `sample` and `seed`, as for `factorize_`.
 
     Returns:
         The report of `factorize_`, where there is a config.
@@ -100,7 +101,7 @@ def convert_(model: PreTrainedModel, config: LowRankConfig | None = None) -> Fac
         )
     if config is None and not low_rank_layers(model):
         raise ValueError("the model has no low-rank layer: give a config, or factorize_ it first")
-    report = factorize_(model, config) if config is not None else None
+    report = factorize_(model, config, **how) if config is not None else None
     dense_config = model.config
     low_rank_config: Any = copy.deepcopy(dense_config)  # it may be the config of other models too
     low_rank_config.__class__ = low_rank_class.config_class

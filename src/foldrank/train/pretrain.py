@@ -28,7 +28,7 @@ from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.device_memory import check_memory, device_memory, fit, memory_explained, room
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.inputs import RunInputs, prepare_inputs
-from foldrank.train.lineage import branch
+from foldrank.train.lineage import branch, check_initial, initialize_
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
 from foldrank.train.perturbation import start_losses
@@ -54,6 +54,7 @@ def pretrain(
     overwrite: bool = False,
     resume: bool | Path = False,
     branch_from: Path | None = None,
+    init_from: Path | None = None,
     progress: Progress = lambda *_: None,
     quiet: bool = False,
 ) -> RunMetrics:
@@ -71,6 +72,7 @@ def pretrain(
         resume: go on with the run in `out`, from its newest checkpoint or from the one given; with another end, where
             its schedule allows one (train/schedule.py).
         branch_from: a run, or a checkpoint of one, from which this new run goes on to an end of its own.
+        init_from: a run, or any checkpoint of this family and shape, with whose weights this new run begins.
         progress: told how far the preparation of the data is.
         quiet: show nothing while training.
 
@@ -99,6 +101,8 @@ def pretrain(
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:
             run.check_free(overwrite=overwrite)
+        if init_from:
+            check_initial(init_from, recipe, alone=not (resume or branch_from))
         origin = branch(branch_from, recipe, out, resume=bool(resume)) if branch_from else None
         training_arguments(fitted, out)  # refuses a log that is not installed
 
@@ -111,13 +115,13 @@ def pretrain(
         vocab_size = resolve_vocab_size(recipe, inputs.tokenizer)
         fitted = fit(recipe, room(device), processes=gpus, vocab_size=vocab_size)
         with memory_explained(fitted, str(device), processes=gpus, vocab_size=vocab_size):
-            model, decay, start = _build(fitted, inputs, str(device))
+            model, decay, start, lineage = _build(fitted, inputs, str(device), init_from)
             compile_(model, compiled)
 
             # Train. From here on the folder is this run's.
             if processes.is_main_process and not resume:
                 run_id = uuid.uuid4().hex
-                run.begin(recipe, name, run_id, inputs.identity, origin.lineage if origin else ())
+                run.begin(recipe, name, run_id, inputs.identity, origin.lineage if origin else lineage)
                 inputs.write_evaluation_text(run.evaluation_text, recipe)
                 if origin:
                     copy_checkpoint(origin.checkpoint, run.checkpoints / origin.checkpoint.name, run_id=run_id)
@@ -150,18 +154,20 @@ class _Folded:
 
 
 def _build(
-    recipe: Recipe, inputs: RunInputs, device: str
-) -> tuple[PreTrainedModel, AnchoredDecay | None, tuple[float | None, float | None]]:
-    tokenizer, start = inputs.tokenizer, (None, None)
+    recipe: Recipe, inputs: RunInputs, device: str, init_from: Path | None
+) -> tuple[PreTrainedModel, AnchoredDecay | None, tuple[float | None, float | None], tuple[str, ...]]:
+    tokenizer, start, lineage = inputs.tokenizer, (None, None), ()
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, **special)
+    if init_from:
+        lineage = initialize_(model, init_from, inputs.identity.tokenizer_sha256, seed=recipe.seed)
     if isinstance(inputs.training, ShuffledDataset):
         size = recipe.train.micro_batch_size or recipe.train.batch_size
         start = start_losses(model, first(inputs.training, size), batch_size=size)
     decay = fold_at_start_(model).decay if recipe.train.fold_at_start else None
     if recipe.train.ablation is not None:
         start_as_ablation_(model, recipe.train.ablation, recipe.seed)
-    return model, decay, start
+    return model, decay, start, lineage
 
 
 def _train(
