@@ -104,9 +104,9 @@ def test_the_residual_and_scale_of_the_new_run_change_nothing(
     recipe = recipes(low_rank__scale=scale).override({"low_rank.residual.signs": signs, "seed": 9})
     other, tokenizer = load(finished["cola-dlr"] / "unfolded")
     model = build_model(recipe, other.config.vocab_size)
-    initialize_(
-        model, finished["cola-dlr"], RunFolder(finished["cola-dlr"]).read_config().data.tokenizer_sha256, seed=0
-    )  # pyright: ignore[reportOptionalMemberAccess]
+    identity = RunFolder(finished["cola-dlr"]).read_config().data
+    assert identity is not None
+    initialize_(model, finished["cola-dlr"], identity.tokenizer_sha256, seed=0)
     tokens = torch.tensor([tokenizer.encode("def f(x): return x")])
     with torch.no_grad():
         torch.testing.assert_close(model(tokens).logits, other(tokens).logits, rtol=1e-4, atol=1e-5)

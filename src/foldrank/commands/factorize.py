@@ -1,0 +1,135 @@
+"""`foldrank factorize`: a dense checkpoint at low rank, and what that costs before any training."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from foldrank.commands.arguments import whole_number
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
+
+INITS = ("svd", "activations")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.description = (
+        "The best approximation of each weight of a dense checkpoint at low rank: the loss by rank before any "
+        "training, and with --out the low-rank checkpoint, from which `foldrank pretrain --init-from` goes on "
+        "(docs/from-dense.md)."
+    )
+    add_checkpoint_arguments(parser, "folder of a dense checkpoint")
+    parser.add_argument(
+        "--rank", type=whole_number(1, 1 << 20), metavar="N", nargs="+", required=True, help="one rank or several"
+    )
+    parser.add_argument(
+        "--init",
+        choices=INITS,
+        nargs="+",
+        default=list(INITS),
+        help="svd: nearest to the weight; activations: nearest to its outputs on a sample (default: both)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the one rank by the one --init named")
+    parser.add_argument("--data", metavar="SOURCE", help="a text to evaluate on (default: the run's validation text)")
+    parser.add_argument("--sample", metavar="SOURCE", help="a text for activations (default: the run's training text)")
+    parser.add_argument(
+        "--sample-sequences",
+        type=whole_number(1, 1 << 20),
+        metavar="N",
+        default=64,
+        help="sequences of the sample (default: 64)",
+    )
+    parser.add_argument(
+        "--sequence-length", type=whole_number(2, 1 << 20), metavar="N", help="tokens per sequence (default: the run's)"
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number(1, 1 << 16), metavar="N", default=16, help="sequences at a time (default: 16)"
+    )
+    add_device_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Approximates and evaluates."""
+    import os
+    from dataclasses import asdict
+
+    from foldrank.data.config import DataConfig
+    from foldrank.data.stream import encode
+    from foldrank.hf.checkpoint import inspect, load
+    from foldrank.train.evaluate import evaluate_loss, first
+    from foldrank.train.factorization import approximations, batches, training_sample
+    from foldrank.train.run_folder import find_run, save
+
+    folder, inits = arguments.checkpoint, list(dict.fromkeys(arguments.init))
+    if (state := inspect(folder).state) != "dense":
+        raise ValueError(f"{folder} is low-rank already ({state}): factorize takes a dense checkpoint")
+    if arguments.out is not None and (len(arguments.rank), len(inits)) != (1, 1):
+        raise ValueError("--out takes one --rank and one --init: name them")
+    if arguments.out is not None and os.path.lexists(arguments.out):
+        raise FileExistsError(f"{arguments.out} exists: choose another folder with --out, or delete it")
+    run = find_run(folder)
+    if run is None and (arguments.data is None or ("activations" in inits and arguments.sample is None)):
+        raise ValueError(
+            f"{folder} lies in no run, so its texts are unknown: name --data, and --sample for activations"
+        )
+    notes: list[str] = []
+    device, size = device_of(arguments), arguments.batch_size
+    dense, tokenizer = load(folder, accept_changes=arguments.accept_changes, tell=notes.append)
+    length = arguments.sequence_length or (run.read_config().recipe.train.sequence_length if run else 256)
+    data, sample = (
+        None if source is None else encode(DataConfig(source=source), tokenizer, length)
+        for source in (arguments.data, arguments.sample)
+    )
+    if data is None:
+        assert run is not None  # refused above
+        data = run.validation(tokenizer, length)
+    if sample is None and "activations" in inits:
+        assert run is not None
+        sample = training_sample(run, tokenizer, arguments.sample_sequences)
+    chosen = [] if sample is None else batches(first(sample, arguments.sample_sequences), size)
+    chosen = [{"input_ids": batch["input_ids"].to(device)} for batch in chosen]
+
+    def again() -> Any:
+        return load(folder, accept_changes=arguments.accept_changes)[0].to(device)  # pyright: ignore[reportArgumentType]
+
+    def keep(model: Any) -> None:
+        if arguments.out is not None:
+            save(model, tokenizer, arguments.out)
+
+    before = evaluate_loss(dense.to(device), data, batch_size=size)  # pyright: ignore[reportArgumentType]
+    parameters = dense.num_parameters()
+    del dense
+    rows = approximations(again, arguments.rank, inits, chosen, data, batch_size=size, keep=keep)
+    return with_notes(
+        {
+            "checkpoint": str(folder),
+            "data": arguments.data or f"the validation text of {run and run.path}",
+            "tokens": before.tokens,
+            "dense": {"parameters": parameters, "loss": before.loss},
+            "approximations": [asdict(row) for row in rows],
+            "out": None if arguments.out is None else str(arguments.out),
+        },
+        notes,
+    )
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the losses by rank."""
+    from rich.table import Table
+
+    from foldrank.console import console
+
+    out = console()
+    inits = list(dict.fromkeys(row["init"] for row in result["approximations"]))
+    title = f"{result['checkpoint']} at low rank, before any training: loss on {result['data']}"
+    table = Table(title=title, title_justify="left")
+    for column in ("rank", "parameters", *inits):
+        table.add_column(column, justify="right")
+    dense = result["dense"]
+    table.add_row("dense", f"{dense['parameters']:,}", f"{dense['loss']:.4f}", end_section=True)
+    for rank in dict.fromkeys(row["rank"] for row in result["approximations"]):
+        of_rank = {row["init"]: row for row in result["approximations"] if row["rank"] == rank}
+        parameters = next(iter(of_rank.values()))["parameters"]
+        table.add_row(str(rank), f"{parameters:,}", *(f"{of_rank[init]['loss']:.4f}" for init in inits))
+    out.print(table)
+    if result["out"]:
+        out.print(f"{result['out']}: train on with foldrank pretrain RECIPE --init-from {result['out']}")

@@ -1,0 +1,79 @@
+"""`foldrank factorize` on a dense model that a run made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from foldrank.cli import main
+from foldrank.recipes import load_recipe
+from foldrank.train.metrics import RunMetrics
+from foldrank.train.pretrain import pretrain
+
+from ..runs import SMALL_MODEL
+
+
+@pytest.fixture(scope="module")
+def dense(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = {name: value for name, value in SMALL_MODEL.items() if not name.startswith("low_rank")}
+    recipe = load_recipe(str(recipe_file), {**settings, "train.steps": 30, "low_rank": None})
+    out = tmp_path_factory.mktemp("dense") / "run"
+    pretrain(recipe, out, quiet=True)
+    return out
+
+
+def factorize(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert main(["factorize", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_loss_by_rank(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = factorize(capsys, dense / "unfolded", "--rank", 4, 32)
+    losses = {(row["rank"], row["init"]): row["loss"] for row in result["approximations"]}
+    assert result["dense"]["loss"] == pytest.approx(RunMetrics.read(dense / "metrics.json").val_loss)
+    assert losses[32, "svd"] == pytest.approx(result["dense"]["loss"], rel=1e-5)
+    assert losses[32, "activations"] == pytest.approx(result["dense"]["loss"], rel=1e-5)
+    assert losses[4, "activations"] < losses[4, "svd"], "the sample is of the same text"
+    assert main(["factorize", str(dense / "folded"), "--rank", "4", "32"]) == 0
+    said = capsys.readouterr().out
+    assert f"{losses[4, 'svd']:.4f}" in said
+    assert f"{losses[4, 'activations']:.4f}" in said
+
+
+def test_the_checkpoint_is_of_that_loss_and_trains_on(
+    dense: Path, recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sample = tmp_path / "rank-4", tmp_path / "sample.txt"
+    sample.write_text("def f(x):\n    return x + 1\n" * 200)
+    arguments = (dense / "unfolded", "--rank", 4, "--init", "activations", "--sample", sample, "--out", out)
+    (row,) = factorize(capsys, *arguments)["approximations"]
+    assert {"model.safetensors", "modeling_lowrank_llama.py", "checksums.json"} <= {path.name for path in out.iterdir()}
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
+    plain = {**SMALL_MODEL, "low_rank.rank": 4, "low_rank.activation": None}
+    recipe = load_recipe(str(recipe_file), {**plain, "train.steps": 2, "train.learning_rate": 1e-12})
+    begun = pretrain(recipe, tmp_path / "run", init_from=out, quiet=True)
+    assert begun.val_loss == pytest.approx(row["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("unfolded", "--rank", 4, 8, "--out", "OUT"), "--out takes one --rank and one --init: name them"),
+        (("unfolded", "--rank", 4, "--out", "OUT"), "--out takes one --rank and one --init: name them"),
+        (("unfolded", "--rank", 4, "--init", "svd", "--out", "unfolded"), "exists: choose another folder with --out"),
+        (("unfolded", "--rank", 33), "rank 33"),
+        (("unfolded", "--rank", 0), "--rank"),
+        (("checkpoints", "--rank", 4), "is no checkpoint"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Any, message: str
+) -> None:
+    places = {"OUT": tmp_path / "out", "unfolded": dense / "unfolded", "checkpoints": dense / "checkpoints"}
+    given = [str(places.get(argument, argument)) for argument in arguments]
+    assert main(["factorize", *given]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
