@@ -12,7 +12,7 @@ from foldrank.core import backbones
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["backbones", "architectures"])
+@pytest.mark.parametrize("page", ["backbones", "architectures", "optimizers", "from-dense"])
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(backbones, "BACKBONES", dict(backbones.BACKBONES))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import ModelConfig, TrainConfig
 from foldrank.train.accounting import model_memory
-from foldrank.train.model import dense_parameters, meta_model, resolve_vocab_size
+from foldrank.train.model import check_recipe, dense_parameters, meta_model, resolve_vocab_size
 from foldrank.train.trainer import training_arguments
 
 METHODS = ("dense", "lowrank", "lowrank-dlr", "cola", "cola-dlr")
@@ -192,11 +193,84 @@ def test_sequences_that_cannot_be_shared_out(processes):
         ({"hidden_size": 0, "num_layers": -1}, "hidden_size must be at least 1, got 0; num_layers must be at least 1"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
         ({"hidden_size": 60, "num_heads": 4}, "hidden_size 60 must be a multiple of twice num_heads 4"),
+        ({"num_key_value_heads": 3}, "num_heads 4 must be a multiple of num_key_value_heads 3"),
+        ({"head_dim": 7}, r"head_dim must be even \(rotary embedding\), got 7"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must"),
     ],
 )
 def test_shapes_that_are_none(settings, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**settings)
+
+
+LLAMA_3: dict[str, Any] = {
+    "num_key_value_heads": 8,
+    "vocab_size": 128_256,
+    "rope_theta": 500_000.0,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA_3_2_1B = ModelConfig(
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_layers=16,
+    num_heads=32,
+    head_dim=64,
+    tie_embeddings=True,
+    max_position_embeddings=131_072,
+    rope_scaling={
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    **LLAMA_3,
+)
+LLAMA_3_8B = ModelConfig(
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_layers=32,
+    num_heads=32,
+    max_position_embeddings=8192,
+    **LLAMA_3,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"), [(LLAMA_3_2_1B, 1_235_814_400), (LLAMA_3_8B, 8_030_261_248)], ids=["1B", "8B"]
+)
+def test_the_shapes_of_llama_3(shape: ModelConfig, parameters: int):
+    dense = Recipe(model=shape)
+    model: Any = meta_model(dense)
+    assert count_parameters(model) == parameters == dense_parameters(dense)
+    assert model.config.rope_parameters["rope_theta"] == 500_000.0
+    assert model.config.rope_parameters["rope_type"] == ("llama3" if shape.rope_scaling else "default")
+    for method in ("cola-dlr", "crnet-dlr"):
+        low_rank = Method.parse(method).recipe(dense, 256)
+        assert count_parameters(meta_model(low_rank)) < parameters
+        check_recipe(low_rank)
+
+
+def test_heads_and_positions_reach_the_model():
+    recipe = Recipe().override(
+        {
+            "model.num_key_value_heads": 2,
+            "model.head_dim": 24,
+            "model.rms_norm_eps": 1e-5,
+            "model.rope_theta": 500.0,
+            "model.max_position_embeddings": 4096,
+            "model.rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        }
+    )
+    config: Any = meta_model(recipe).config
+    assert (config.num_key_value_heads, config.head_dim, config.rms_norm_eps) == (2, 24, 1e-5)
+    assert config.max_position_embeddings == 4096
+    assert config.rope_parameters == {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0}
+
+
+def test_a_rope_that_is_none_is_one_line():
+    with pytest.raises(ValueError, match=r"model\.rope_scaling is not what transformers takes"):
+        check_recipe(Recipe().override({"model.rope_scaling": {"rope_type": "spiral", "factor": 2.0}}))
 
 
 def test_vocabulary_is_the_recipes_where_it_names_one():

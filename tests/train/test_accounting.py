@@ -452,3 +452,32 @@ def test_a_plan_of_many_blocks_builds_few():
     too_many = replace(recipe, model=replace(SHAPE, num_layers=3))
     with pytest.raises(ValueError, match="leave none of the 3 blocks"):
         shape_of(too_many)
+
+
+HEADS = {
+    "grouped": {"num_key_value_heads": 2},
+    "one for all": {"num_key_value_heads": 1},
+    "wide": {"head_dim": 24},
+    "wide and grouped": {"head_dim": 24, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("checkpointing", WAYS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["cola-dlr", "crnet-dlr"])
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+def test_heads_of_other_widths_and_numbers(heads: dict[str, int], method: str, dtype: str, checkpointing: Way):
+    recipe = recipe_of(method, dtype=dtype)
+    recipe = replace(recipe, model=replace(recipe.model, **heads))
+    model = real_model(recipe, checkpointing=checkpointing)
+    assert parameters(model).total == count_parameters(meta_model(recipe))
+    used = memory(with_way(recipe, checkpointing))
+    real = kept_for_backward(model, recipe)
+    # Where keys and values are shared, they are repeated for the kernel of a CPU, which is not counted.
+    repeated = 1.0 if "num_key_value_heads" not in heads else 0.9
+    assert repeated * 0.99 * real <= used.blocks + used.head_and_loss + used.weight_copies <= 1.2 * real
+    if dtype == "float32":
+        model.set_attn_implementation("eager")  # the counter does not know the flash kernel of the CPU
+        with flop_counter() as counter:
+            loss_of(model, batch_of(recipe), recipe).backward()
+        assert training_flops(with_way(recipe, checkpointing)).total * 8 * 32 == counter.get_total_flops()

@@ -38,7 +38,8 @@ def crnet(dense: Recipe, rank: int) -> Recipe:
         ValueError: where the first block alone is larger.
     """
     d, f, others = dense.model.hidden_size, dense.model.intermediate_size, dense.model.num_layers - 1
-    block, per_rank, gains = 4 * d * d + 3 * d * f, 8 * d + 3 * (d + f), 7
+    q, kv = dense.model.query_width, dense.model.key_value_width
+    block, per_rank, gains = 2 * d * (q + kv) + 3 * d * f, 2 * (d + q) + 2 * (d + kv) + 3 * (d + f), 7
     equal = ((others + 1) * rank * per_rank - block - others * gains) // (others * per_rank) if others else 0
     if equal < 1:
         raise ValueError(f"crnet has no rank for {others + 1} blocks of rank {rank}: its first block alone is larger")

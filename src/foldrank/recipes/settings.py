@@ -1,6 +1,6 @@
 """The settings of a recipe's model and training, each with its bounds and its meaning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -46,6 +46,24 @@ class ModelConfig:
     num_heads: Annotated[int, Bounds(1, 1 << 12)] = 4
     """Attention heads per block."""
 
+    num_key_value_heads: Annotated[int | None, Bounds(1, 1 << 12)] = None
+    """Heads of keys and values, each shared by as many query heads (grouped-query attention); None: num_heads."""
+
+    head_dim: Annotated[int | None, Bounds(2, 1 << 12)] = None
+    """Width of a head; None: hidden_size / num_heads."""
+
+    rope_theta: Annotated[float, Bounds(1, 1e12)] = 10_000.0
+    """Base of the rotary embedding's wavelengths."""
+
+    rope_scaling: Mapping[str, int | float | str] | None = None
+    """How transformers scales the rotary embedding: `rope_type`, such as llama3 or yarn, and what that type takes."""
+
+    max_position_embeddings: Annotated[int | None, Bounds(1, 1 << 24)] = None
+    """Positions that the model is made for; None: 2,048, or the sequence length where that is larger."""
+
+    rms_norm_eps: Annotated[float, Bounds(0, 1, above=True)] = 1e-6
+    """Added to the mean square in RMSNorm."""
+
     vocab_size: Annotated[int | None, Bounds(1, 1 << 22)] = None
     """Entries of the embedding and of the head; None: as many as the tokenizer has."""
 
@@ -54,13 +72,29 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         problems = out_of_bounds(self)
-        if not problems and self.hidden_size % (2 * self.num_heads):
+        if self.head_dim is not None and self.head_dim % 2:
+            problems.append(f"head_dim must be even (rotary embedding), got {self.head_dim}")
+        if self.num_heads % (self.num_key_value_heads or self.num_heads):
+            problems.append(
+                f"num_heads {self.num_heads} must be a multiple of num_key_value_heads {self.num_key_value_heads}"
+            )
+        if not problems and self.head_dim is None and self.hidden_size % (2 * self.num_heads):
             problems.append(
                 f"hidden_size {self.hidden_size} must be a multiple of twice num_heads {self.num_heads}: a head has an "
                 "even width (rotary embedding)"
             )
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def query_width(self) -> int:
+        """Numbers of all query heads together, and of the attention's output."""
+        return self.num_heads * (self.head_dim or self.hidden_size // self.num_heads)
+
+    @property
+    def key_value_width(self) -> int:
+        """Numbers of all heads of keys, and of all heads of values."""
+        return self.query_width // self.num_heads * (self.num_key_value_heads or self.num_heads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

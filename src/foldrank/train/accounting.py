@@ -21,7 +21,8 @@ Activations are what autograd keeps of transformers' Llama, with a flash kernel 
 listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each token a block keeps
     2 (2 d + 1) 4      of its norms, in float32: input, normalized input, reciprocal root
     5 d w              inputs of q, k, v, gate, up, cast for each in bfloat16; 2 d w in float32, where they are shared
-    4 d w + 4 H        q, k, v, output of attention; its log-sum-exp
+    4 d w + 4 H        q, k, v, output of attention; its log-sum-exp. With heads of another width, or fewer for k and v,
+                       as wide as these are
     4 f w              gate, SiLU(gate), up, their product
     r w                the latent of each low-rank layer; twice where the activation needs its input again (SiLU, GELU)
     4 d w              on CR-Net's backbone, from the second block on: q, k, output and MLP of the block before
@@ -51,6 +52,7 @@ from foldrank.train import chunked_loss
 from foldrank.train.block_costs import (
     effective_weights,
     handed_on,
+    kept_of_before,
     last_product,
     low_rank_in,
     numbers_in_sparse,
@@ -159,7 +161,7 @@ def flops_per_token(model: PreTrainedModel, train: TrainConfig, *, tokens_per_pa
         tokens_per_pass: n, among which what is done once per pass is shared out; None: so many that it does not count.
     """
     blocks, checkpointing = blocks_of(model), train.activation_checkpointing
-    scores = sum(map(stands_for, blocks)) * model.config.hidden_size * train.sequence_length
+    scores = sum(map(stands_for, blocks)) * _attention_width(model) * train.sequence_length
     recomputed = sum(stands_for(block) * (products(block) - last_product(block)) for block in blocks)
     if checkpointing == "latents":
         recomputed -= sum(stands_for(block) * numbers_of_downs(block) for block in blocks)
@@ -275,8 +277,8 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
             latents = [tokens * width * sum(layer.rank for layer in with_latents_in(block)) for block in blocks]
         # What a block gets of the one before is there as its input.
         handed = [handed_on(block, model.config) for block in blocks]
-        again = [all_of_it - latent for all_of_it, latent in zip(saved, latents, strict=True)]
-        in_a_block += max(kept - 4 * d * width * tokens * bool(n) for kept, n in zip(again, handed, strict=True))
+        there = [tokens * width * kept_of_before(block, model.config) for block in blocks]
+        in_a_block += max(kept - latent - has for kept, latent, has in zip(saved, latents, there, strict=True))
         in_a_block += max(effective)
         saved = [tokens * (4 * d + width * n) + latent for n, latent in zip(handed, latents, strict=True)]
         effective = [0] * len(blocks)
@@ -300,6 +302,11 @@ def _part(name: str) -> str:
         if f".{piece}." in f".{name}":
             return part
     raise AssertionError(f"{name} is in no part of a Llama")
+
+
+def _attention_width(model: PreTrainedModel) -> int:
+    """Numbers of all query heads together, H Q in the formulas; d where no head width is given."""
+    return model.config.num_attention_heads * model.config.head_dim
 
 
 def _weighted(counts: list[int], times: list[int]) -> int:

@@ -16,16 +16,24 @@ KEEPS_INPUT = ("silu", "gelu")
 def saved_per_token(block: nn.Module, config: Any, width: int) -> int:
     """Bytes that a block keeps of each token."""
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    inputs = 5 if width == 2 else 2
+    q, kv = heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    inputs = (5 if width == 2 else 2) * d
     latents = sum(layer.rank * (1 + (layer.activation_name in KEEPS_INPUT)) for layer in with_latents_in(block))
-    before = 4 * d if handed_on(block, config) else 0
-    return 2 * (2 * d + 1) * 4 + (inputs + 4) * d * width + 4 * heads + 4 * f * width + (latents + before) * width
+    kept = inputs + 2 * q + 2 * kv + 4 * f + latents + kept_of_before(block, config)
+    return 2 * (2 * d + 1) * 4 + 4 * heads + kept * width
+
+
+def kept_of_before(block: nn.Module, config: Any) -> int:
+    """Numbers of each token that a block keeps of the one before: on CR-Net's backbone q, k, output and MLP."""
+    q, kv = (number * config.head_dim for number in (config.num_attention_heads, config.num_key_value_heads))
+    return 2 * config.hidden_size + q + kv if handed_on(block, config) else 0
 
 
 def handed_on(block: nn.Module, config: Any) -> int:
     """Numbers of each token that a block takes from the projections of the one before: on CR-Net's backbone alone."""
     crosses = any(isinstance(layer, CrossLayerLinear) for layer in low_rank_in(block))
-    return 5 * config.hidden_size + 2 * config.intermediate_size if crosses else 0
+    q, kv = (number * config.head_dim for number in (config.num_attention_heads, config.num_key_value_heads))
+    return 2 * config.hidden_size + q + 2 * kv + 2 * config.intermediate_size if crosses else 0
 
 
 def effective_weights(module: nn.Module, width: int) -> int:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from foldrank.core.anchored_decay import check_foldable_at_start
 from foldrank.core.inventory import count_parameters
 from foldrank.data.config import DataConfig
 from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
+from foldrank.hf.foreign import foreign
 from foldrank.hf.tokenizers import embedding_size, largest_id
 from foldrank.optim.factor_optimizer import parameters_by_rule
 from foldrank.recipes.schema import Recipe
@@ -56,6 +58,8 @@ def check_recipe(recipe: Recipe) -> None:
         ValueError: saying what does not fit.
     """
     # The vocabulary matters to none of this.
+    with foreign("model.rope_scaling is not what transformers takes"):
+        LlamaRotaryEmbedding(LlamaConfig(**_architecture(recipe, 1)))
     model = shape_of(recipe, recipe.nominal_vocab_size)
     if recipe.train.activation_checkpointing == "latents" and (why := without_latents(model)):
         raise ValueError(why)
@@ -138,8 +142,14 @@ def _architecture(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
         "intermediate_size": recipe.model.intermediate_size,
         "num_hidden_layers": recipe.model.num_layers,
         "num_attention_heads": recipe.model.num_heads,
-        "max_position_embeddings": max(2048, recipe.train.sequence_length),
-        "rms_norm_eps": 1e-6,
+        "num_key_value_heads": recipe.model.num_key_value_heads or recipe.model.num_heads,
+        "head_dim": recipe.model.query_width // recipe.model.num_heads,
+        "rope_parameters": {
+            "rope_theta": recipe.model.rope_theta,
+            **(recipe.model.rope_scaling or {"rope_type": "default"}),
+        },
+        "max_position_embeddings": recipe.model.max_position_embeddings or max(2048, recipe.train.sequence_length),
+        "rms_norm_eps": recipe.model.rms_norm_eps,
         "tie_word_embeddings": recipe.model.tie_embeddings,
         "pad_token_id": None,
     }

@@ -70,7 +70,7 @@ class PretrainTrainer(Trainer):
         self.resumed = False
         self.seconds_at: dict[int, float] = {}
         config: Any = self.accelerator.unwrap_model(self.model).config
-        self.head_size = config.hidden_size // config.num_attention_heads
+        self.head_size = config.head_dim
         self._unchecked: list[tuple[int, Tensor]] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
