@@ -18,7 +18,7 @@ import yaml
 from foldrank.cli import main
 from foldrank.compare.plan import planned
 from foldrank.compare.records import Record, read_records
-from foldrank.compare.study import load_study
+from foldrank.compare.study_file import load_study
 from foldrank.compare.worker import check_records
 
 from ..called import Foldrank

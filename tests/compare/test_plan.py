@@ -9,7 +9,8 @@ import yaml
 
 from foldrank.compare.plan import choice, expected, planned, recipe_of, total
 from foldrank.compare.records import Record
-from foldrank.compare.study import Study, load_study
+from foldrank.compare.study import Study
+from foldrank.compare.study_file import load_study
 
 from .studies import metrics_of
 
@@ -80,6 +81,22 @@ def test_methods_are_compared_under_their_own_optimizer(tmp_path: Path) -> None:
     assert study.against(study.method("dense-muon")) == []
     only_one_dense = study_of(tmp_path, methods=["dense", *with_muon[1:]])
     assert only_one_dense.against(only_one_dense.method("cola-muon")) == ["dense"]
+
+
+def test_a_grid_stands_for_each_of_its_methods(tmp_path: Path) -> None:
+    grid = {"rank": [8, 16], "low_rank.residual.alpha": [0.5, 1.0], "train.optimizer": ["muon"]}
+    entry = {"name": "cola-dlr", "grid": grid, "settings": {"train.weight_decay": 0.0}, "group": "grid"}
+    study = study_of(tmp_path, methods=["dense", entry])
+    names = [f"cola-dlr-rank-{rank}-alpha-{alpha}-optimizer-muon" for rank in (8, 16) for alpha in (0.5, 1.0)]
+    assert [method.name for method in study.methods] == ["dense", *names]
+    recipe = study.recipe("stdlib", "tiny", study.method(names[1]))
+    assert recipe.low_rank is not None
+    assert recipe.low_rank.residual is not None
+    assert (recipe.low_rank.rank, recipe.low_rank.residual.alpha) == (8, 1.0)
+    assert (recipe.train.optimizer, recipe.train.weight_decay) == ("muon", 0.0)
+    again = tmp_path / "again.yaml"
+    again.write_text(study.to_yaml())
+    assert load_study(again) == study, "written out, it is no grid any more"
 
 
 def test_the_mean_over_the_seeds_decides(tmp_path: Path) -> None:
@@ -154,6 +171,12 @@ def test_what_a_method_is_compared_with(tmp_path: Path) -> None:
         ({"methods": ["dense", "densest"]}, "'densest' is of no known kind"),
         ({"methods": ["dense", "dense"]}, "two methods are called 'dense'"),
         ({"methods": [{"name": "a", "kind": "cola", "learning_rate_of": "b"}]}, "speaks of 'b'"),
+        ({"methods": [{"name": "cola", "grid": {"rank": 8}}]}, "must have a list of values for each setting"),
+        ({"methods": [{"name": "cola", "grid": [8]}]}, "must have a list of values for each setting"),
+        (
+            {"methods": [{"name": "cola", "grid": {"rank": list(range(1, 1026))}}]},
+            "stands for 1025 methods, and at most",
+        ),
         (
             {"sizes": {"a": {"rank": 8, "learning_rates_of": "b"}, "b": {"rank": 8}}},
             "size 'a' must stand behind 'b', whose learning rates it takes",

@@ -12,7 +12,8 @@ from foldrank.compare import worker
 from foldrank.compare.analysis import analyse
 from foldrank.compare.formatting import perplexity
 from foldrank.compare.records import read_records
-from foldrank.compare.study import WRITTEN_BY_US, Size, StudyMethod, check_folder, load_study
+from foldrank.compare.study import Size, StudyMethod
+from foldrank.compare.study_file import WRITTEN_BY_US, check_folder, load_study
 from foldrank.recipes.schema import Recipe
 from foldrank.train.metrics import RunMetrics
 

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.atomic import write_text
     from foldrank.compare.plan import planned
     from foldrank.compare.records import read_records
-    from foldrank.compare.study import WRITTEN_BY_US, check_folder, find_study, load_study
+    from foldrank.compare.study_file import WRITTEN_BY_US, check_folder, find_study, load_study
     from foldrank.compare.worker import check_corpus, check_records, work
     from foldrank.data.prepare import prepared
     from foldrank.train.malloc import apply_malloc_settings

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.compare.headline import headline
     from foldrank.compare.progress import unfinished_runs
     from foldrank.compare.records import read_records
-    from foldrank.compare.study import load_study
+    from foldrank.compare.study_file import load_study
     from foldrank.compare.summary import summary
 
     folder: Path = arguments.study

@@ -5,16 +5,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from foldrank.core.config import STRICT
 from foldrank.recipes.methods import DENSE, Method
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
-from foldrank.structured import read_yaml, to_yaml
+from foldrank.structured import to_yaml
 
 PRINTABLE = re.compile(r"[\w.+-]+")
 """Names that can be part of a file's name."""
@@ -279,71 +278,11 @@ class Study:
 
     def to_yaml(self) -> str:
         """The study as text; `load_study` reads it back."""
-        return to_yaml(_ADAPTER.dump_python(self, mode="json"))
+        return to_yaml(ADAPTER.dump_python(self, mode="json"))
 
 
-_ADAPTER = TypeAdapter(Study)
-
-
-WRITTEN_BY_US = "# What the study in this folder asks; written by foldrank compare.\n"
-"""First line of a `study.yaml` that may be written anew."""
-
-
-def check_folder(out: Path, study_file: Path) -> None:
-    """Refuses a folder that is no study's, and one whose `study.yaml` somebody else wrote.
-
-    Raises:
-        FileExistsError: saying what the folder holds.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    ours = out / "study.yaml"
-    if out.is_dir() and (out / "records").is_dir() and ours.is_file() and not _same(ours, study_file):
-        return
-    if ours.is_file() and ours.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN_BY_US):
-        return
-    what = "holds files that are no study's" if out.is_dir() else "is a file"
-    raise FileExistsError(f"{out} {what}: choose another folder with --out")
-
-
-def _same(one: Path, other: Path) -> bool:
-    return other.exists() and one.samefile(other)
-
-
-def find_study(name: str) -> Path:
-    """The file of a shipped study by name, or the one named.
-
-    Raises:
-        ValueError: for a name that is neither.
-    """
-    shipped = {file.stem: file for file in (Path(__file__).parent.parent / "recipes").glob("*.yaml")}
-    if name in shipped:
-        return shipped[name]
-    if not name.lower().endswith((".yaml", ".yml")):
-        raise ValueError(f"no study is called {name!r}: give a .yaml file, or one of {', '.join(sorted(shipped))}")
-    return Path(name)
-
-
-def load_study(file: Path) -> Study:
-    """Reads a study and checks that each of its recipes can be made.
-
-    Raises:
-        ValueError: one line that names what is unknown, missing or out of range.
-    """
-    settings = read_yaml(file, "a study")
-    methods = settings.get("methods")
-    if isinstance(methods, list):
-        settings["methods"] = [{"name": entry} if isinstance(entry, str) else entry for entry in methods]
-    try:
-        study = _ADAPTER.validate_python(settings)
-    except ValidationError as error:
-        messages = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise ValueError(f"{file}: {messages}") from error
-    for method in study.methods:
-        for corpus in study.corpora_of(method):
-            for size in study.sizes:
-                study.recipe(corpus, size, method)
-    return study
+ADAPTER = TypeAdapter(Study)
+"""Between a study and its plain values."""
 
 
 def _flops(recipe: Recipe) -> int:
