@@ -261,6 +261,7 @@ def test_a_gate_refuses_what_is_not_a_number() -> None:
         (["decode", "--methods", "cola-latents"], "decode knows no method 'cola-latents'"),
         (["step", "--methods", "cola-latents-checkpointed"], "sets train.activation_checkpointing twice"),
         (["memory", "--methods", "dense-latents"], "the model is dense and has no latents to keep"),
+        (["layer", "--methods", "crnet"], "a layer of crnet computes nothing without the block before it"),
         (["memory", "--methods", "sltrain-latents"], "multiply by one dense matrix in training (SLTrain)"),
         (["step", "--methods", "cola-latents-compiled"], "blocks that keep their latents are not compiled"),
         (["steps"], "no benchmark is called 'steps': there are layer, start, step"),

@@ -35,7 +35,7 @@ def test_the_answer_in_three_sentences() -> None:
     )
     assert residual.endswith(" (lowrank-dlr).")
     assert low_rank.startswith("Low rank (stdlib, tiny): the best, cola-dlr, ends at 2.8880")
-    assert " with 60 % of the parameters of dense and is better (\N{MINUS SIGN}0.0921, " in low_rank
+    assert " with 60 % of the parameters of dense and is better than it (\N{MINUS SIGN}0.0921, " in low_rank
     assert low_rank.endswith(", 5 seeds); no model of at most its size ends lower.")
     assert scope == (
         "This rests on 5 seeds of each method on stdlib, tiny; 0.05 to 0.08 tokens per parameter; training that can "

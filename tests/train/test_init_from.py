@@ -137,7 +137,11 @@ def test_it_goes_on_after_an_interruption(recipes: Any, finished: dict[str, Path
         ({}, "dense", "is dense, and no factors approximate a dense weight with silu: take plain low rank"),
         ({"model.num_layers": 3}, "cola-dlr", "has num_hidden_layers 2, and the recipe 3: they must be one"),
         ({"model.hidden_size": 64}, "cola-dlr", "has hidden_size 32, and the recipe 64: they must be one"),
-        ({"model.intermediate_size": 60}, "cola-dlr", "cannot be brought into the form that the recipe asks for"),
+        ({"model.intermediate_size": 60}, "cola-dlr", "has intermediate_size 50, and the recipe 60: they must be one"),
+        ({"model.rope_theta": 99.0}, "cola-dlr", "has rope_parameters {'rope_theta': 10000.0, 'rope_type': 'default'}"),
+        ({"model.rms_norm_eps": 0.01}, "cola-dlr", "has rms_norm_eps 1e-06, and the recipe 0.01: they must be one"),
+        ({"model.num_key_value_heads": 1}, "cola-dlr", "has num_key_value_heads 2, and the recipe 1: they must be one"),
+        ({"model.tie_embeddings": "true"}, "cola-dlr", "has a head of its own, and the recipe ties it"),
         ({"low_rank.rank": 5}, "cola-dlr", "cannot be brought into the form that the recipe asks for"),
         (
             {"low_rank": None},

@@ -7,8 +7,16 @@ from typing import Any
 from foldrank.compare import formatting
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.curves import Against
+from foldrank.compare.statistics import Verdict
 from foldrank.compare.summary import VERDICT_TEXT, heading
 from foldrank.recipes.methods import DENSE
+
+RELATION: dict[Verdict, str] = {
+    "lower": "is better than",
+    "higher": "is worse than",
+    "no difference shown": "is not shown different from",
+    "too few seeds": "has too few seeds to be told from",
+}
 
 SAME_SIZE = 1.02
 """Up to so many times the parameters of another, a model counts as being of its size."""
@@ -63,8 +71,7 @@ def _effect_of_dlr(tables: Sequence[Table]) -> Iterator[str]:
         difference, name = effects[0]
         assert difference.estimate is not None
         yield (
-            f"The residual: {name} is {VERDICT_TEXT[difference.verdict]}"
-            f"{' than' if difference.verdict in ('lower', 'higher') else ', against'} the same without it "
+            f"The residual: {name} {RELATION[difference.verdict]} the same without it "
             f"({formatting.difference(difference.estimate)})."
         )
         return
@@ -102,8 +109,8 @@ def _best_low_rank(tables: Sequence[Table]) -> Iterator[str]:
         assert pair.difference.estimate is not None
         yield (
             f"Low rank ({heading(table)}): the best, {best.method}, ends at {formatting.loss(ended[best.method])} with "
-            f"{formatting.percent(size / dense_size)} of the parameters of {pair.method} and is "
-            f"{VERDICT_TEXT[pair.difference.verdict]} ({formatting.difference(pair.difference.estimate)}); {others}."
+            f"{formatting.percent(size / dense_size)} of the parameters of {pair.method} and "
+            f"{RELATION[pair.difference.verdict]} it ({formatting.difference(pair.difference.estimate)}); {others}."
         )
         return
 

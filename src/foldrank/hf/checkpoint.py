@@ -96,7 +96,7 @@ def inspect(folder: Path) -> CheckpointInfo:
     Raises:
         ValueError: where it is no checkpoint, its files are damaged, or config and weights disagree about the fold.
     """
-    config = _config(folder)
+    config = read_config(folder)
     low_rank = getattr(config, "low_rank", None)
     dtypes: dict[str, int] = {}
     params = 0
@@ -173,7 +173,7 @@ def check(folder: Path) -> None:
     Raises:
         ValueError: saying what is missing or damaged, and where a checkpoint is near by.
     """
-    config = _config(folder)
+    config = read_config(folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{folder} holds a {config.model_type}, which is no language model that generates text")
     if (folder / GENERATION).exists():
@@ -205,7 +205,7 @@ def fold_checkpoint(
         raise ValueError(f"{folder} is {info.state}: there is no residual to fold")
     if os.path.lexists(out):
         raise FileExistsError(f"{out} exists: choose another folder with --out, or delete it")
-    config = _config(folder)
+    config = read_config(folder)
     try:
         with new_folder(out) as work:
             num_layers = _fold_weights(folder, work)
@@ -281,7 +281,12 @@ def _instead(folder: Path) -> str:
     return f"; there is {others[0]}: give it that name, if these are the weights meant" if others else ""
 
 
-def _config(folder: Path) -> PreTrainedConfig:
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The architecture of a checkpoint, checked before anything is built of it.
+
+    Raises:
+        ValueError: naming the file and the field that cannot be.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} is no checkpoint: it has no config.json" + _nearby(folder))

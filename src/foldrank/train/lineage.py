@@ -16,11 +16,18 @@ from foldrank.core.approximation import approximate_, set_effective_
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.linear import LowRankLinear
 from foldrank.data.identity import tokenizer_sha256
-from foldrank.hf.checkpoint import inspect, load
+from foldrank.hf.checkpoint import inspect, load, read_config
 from foldrank.hf.checksums import read_checksums
 from foldrank.recipes.schema import Recipe
 from foldrank.train.checkpoints import run_of, step_of, verify
+from foldrank.train.model import architecture
 from foldrank.train.run_folder import RunFolder, find_run, longer
+
+SAME = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "attention_bias", "mlp_bias"),
+)
+"""Fields of an architecture with another value of which the same weights compute something else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,18 +98,15 @@ def check_initial(source: Path, recipe: Recipe, *, alone: bool) -> None:
     if recipe.train.ablation is not None:
         raise ValueError("--init-from begins with weights that are there, and train.ablation draws them: give one")
     folder = _folder_of(source)
-    info = inspect(folder)
-    model = recipe.model
-    ours = {
-        "model_type": "llama",
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
-    }
-    theirs = {**info.shape, "model_type": info.model_type.removeprefix("lowrank_")}
-    for what, one in ours.items():
-        if theirs.get(what) != one:
-            raise ValueError(f"{folder} has {what} {theirs.get(what)}, and the recipe {one}: they must be one")
+    info, ours, theirs = inspect(folder), architecture(recipe), read_config(folder)
+    for field in SAME:
+        one, other = getattr(ours, field), getattr(theirs, field, None)
+        if field == "model_type":
+            other = str(other).removeprefix("lowrank_")
+        if one != other:
+            raise ValueError(f"{folder} has {field} {other}, and the recipe {one}: they must be one")
+    if ours.tie_word_embeddings and not theirs.tie_word_embeddings:
+        raise ValueError(f"{folder} has a head of its own, and the recipe ties it to the embedding")
     low_rank = recipe.low_rank
     other = "" if low_rank is None else low_rank.activation or low_rank.backbone
     if info.low_rank is None and other not in ("", "lowrank"):
@@ -145,6 +149,7 @@ def initialize_(model: PreTrainedModel, source: Path, tokenizer_hash: str, *, se
     run, folder = RunFolder(source), _folder_of(source)
     of_run = run.read_config() if run.is_run() else None
     before, tokenizer = load(folder)
+    before.float()
     then = tokenizer_sha256(tokenizer)
     if then != tokenizer_hash:
         raise ValueError(

@@ -59,7 +59,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     # The vocabulary matters to none of this.
     with foreign("model.rope_scaling is not what transformers takes"):
-        LlamaRotaryEmbedding(LlamaConfig(**_architecture(recipe, 1)))
+        LlamaRotaryEmbedding(architecture(recipe))
     model = shape_of(recipe, recipe.nominal_vocab_size)
     if recipe.train.activation_checkpointing == "latents" and (why := without_latents(model)):
         raise ValueError(why)
@@ -133,6 +133,11 @@ def _build(recipe: Recipe, vocab_size: int, **special_tokens: Any) -> PreTrained
     if recipe.low_rank is None:
         return LlamaForCausalLM(LlamaConfig(**architecture))
     return LowRankLlamaForCausalLM(LowRankLlamaConfig(**architecture, low_rank=recipe.low_rank.to_dict()))
+
+
+def architecture(recipe: Recipe) -> LlamaConfig:
+    """The recipe's dense architecture in the terms of transformers, but for its vocabulary."""
+    return LlamaConfig(**_architecture(recipe, recipe.nominal_vocab_size))
 
 
 def _architecture(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
