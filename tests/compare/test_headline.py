@@ -66,6 +66,13 @@ def test_the_last_size_comes_first_and_other_groups_are_left_out() -> None:
     assert "Low rank (stdlib, long)" in " ".join(headline(found))
 
 
+def test_a_study_without_dense_and_dlr_says_what_it_has() -> None:
+    study = ("cola", StudyMethod(name="lowrank", against=("cola",)))
+    said, scope = headline(analysed({"lowrank": 0.2}, *study))
+    assert said.startswith("lowrank is worse than cola: its test loss is higher (+0.")
+    assert scope.startswith("This rests on 5 seeds of each method")
+
+
 def test_a_study_without_results_has_no_answer() -> None:
     assert headline(analyse(study_of("dense", "cola"), {})) == ()
     assert headline(analysed({}, "cola")) == ()

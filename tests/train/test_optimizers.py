@@ -34,6 +34,15 @@ def test_a_run_goes_on_to_the_last_bit(recipe_file: Path, tmp_path: Path, optimi
         assert torch.equal(tensor, weights[name]), name
 
 
+def test_what_the_iteration_is_in_reaches_the_optimizer(recipe_file: Path, tmp_path: Path) -> None:
+    for name in ("float32", "bfloat16"):
+        settings = {**SHORT, "train.optimizer": "muon", "train.newton_schulz_dtype": name}
+        pretrain(load_recipe(str(recipe_file), settings), tmp_path / name)
+    pretrain(load_recipe(str(recipe_file), {**SHORT, "train.optimizer": "muon"}), tmp_path / "default")
+    assert losses(tmp_path / "default") == losses(tmp_path / "float32") != losses(tmp_path / "bfloat16")
+    assert losses(tmp_path / "bfloat16") == pytest.approx(losses(tmp_path / "float32"), rel=0.02)
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "spectron"])
 def test_a_run_that_is_folded_at_its_start_is_the_same(recipe_file: Path, tmp_path: Path, optimizer: str) -> None:
     for name, at_start in (("residual", False), ("folded", True)):

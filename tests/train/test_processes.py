@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foldrank.recipes import load_recipe
+from foldrank.train.pretrain import pretrain
 
-def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
+
+def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
     words = random.Random(0)
@@ -35,24 +38,19 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
     }
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(settings))
-    command = ["-m", "foldrank.cli", "pretrain", str(recipe), "--json", "--out"]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    results = []
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "foldrank.cli", "pretrain"]
     otherwise = ["--train.fold_at_start", "true", "--train.activation_checkpointing", "latents"]
-    for name, launcher, options in (("one", [], []), ("two", launch, []), ("two otherwise", launch, otherwise)):
-        done = subprocess.run(
-            [sys.executable, *launcher, *command, str(tmp_path / name), *options],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout))  # one object, although two processes ran
-    one, *others = results
-    losses = [[row["train_loss"] for row in result["history"]] for result in results]
-    for other, its_losses in zip(others, losses[1:], strict=True):
-        assert other["val_tokens"] == one["val_tokens"]
-        for key in ("val_loss", "val_loss_folded"):
-            assert other[key] == pytest.approx(one[key], rel=1e-5)
-        assert its_losses == pytest.approx(losses[0], rel=1e-4)
-    assert [result["folded_layers"] for result in results] == [14, 14, 0]
+    for optimizer in ("adamw", "muon", "spectron"):
+        one = pretrain(load_recipe(str(recipe), {"train.optimizer": optimizer}), tmp_path / optimizer, quiet=True)
+        for options in ([], otherwise) if optimizer == "muon" else ([],):
+            out = tmp_path / f"{optimizer}-two-{len(options)}"
+            command = [*launch, str(recipe), "--train.optimizer", optimizer, *options, "--json", "--out", str(out)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            two = json.loads(done.stdout)  # one object, although two processes ran
+            assert two["val_tokens"] == one.val_tokens
+            assert two["val_loss"] == pytest.approx(one.val_loss, rel=1e-5)
+            assert two["val_loss_folded"] == pytest.approx(one.val_loss_folded, rel=1e-5)
+            losses = [point.train_loss for point in one.history]
+            assert [row["train_loss"] for row in two["history"]] == pytest.approx(losses, rel=1e-4)
+            assert two["folded_layers"] == (0 if options else 14)

@@ -8,7 +8,7 @@ from foldrank.compare import formatting
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.curves import Against
 from foldrank.compare.statistics import Verdict
-from foldrank.compare.summary import VERDICT_TEXT, heading
+from foldrank.compare.summary import VERDICT_TEXT, heading, summary
 from foldrank.recipes.methods import DENSE
 
 RELATION: dict[Verdict, str] = {
@@ -31,15 +31,17 @@ def main_tables(analysis: Analysis) -> tuple[Table, ...]:
 
 
 def main_pairs(table: Table) -> list[tuple[Row, Against]]:
-    """Each method against its own backbone without DLR, and against dense, where both have finished runs."""
+    """Each method against its own backbone without DLR, and against dense, where both have finished runs; all pairs
+    that are compared where there is none of these.
+    """
     kinds = {row.method: row.kind for row in table.rows}
-    return [
+    pairs = [(row, pair) for row in table.rows for pair in row.against if pair.difference.estimate is not None]
+    main = [
         (row, pair)
-        for row in table.rows
-        for pair in row.against
-        if pair.difference.estimate is not None
-        and (kinds[pair.method].backbone == DENSE or _is_effect_of_dlr(row, kinds[pair.method]))
+        for row, pair in pairs
+        if kinds[pair.method].backbone == DENSE or _is_effect_of_dlr(row, kinds[pair.method])
     ]
+    return main or pairs
 
 
 def headline(analysis: Analysis) -> tuple[str, ...]:
@@ -47,7 +49,11 @@ def headline(analysis: Analysis) -> tuple[str, ...]:
     tables = main_tables(analysis)
     if not any(main_pairs(table) for table in tables):
         return ()
-    return (*_effect_of_dlr(tables), *_best_low_rank(tables), *_scope(tables))
+    found = (*_effect_of_dlr(tables), *_best_low_rank(tables))
+    if not found:
+        # Neither DLR nor dense: what there is to say of the first methods.
+        found = tuple(sentence for _, sentences in summary(analysis) for sentence in sentences)[:2]
+    return (*found, *_scope(tables))
 
 
 def _is_effect_of_dlr(row: Row, other: object) -> bool:

@@ -140,6 +140,10 @@ class TrainConfig:
     """adamw; muon, orthogonalized momentum on the blocks' matrices and AdamW on all else, with one learning rate;
     spectron, the same on both factors of a low-rank layer with a step that they share (foldrank.optim)."""
 
+    newton_schulz_dtype: Literal["float32", "bfloat16"] | None = None
+    """In what muon and spectron orthogonalize: bfloat16 is faster on devices that multiply in it, and makes equal runs
+    part by 1e-4; None: in the gradients' dtype, at least float32."""
+
     learning_rate: Annotated[float, Bounds(0, 100, above=True)] = 0.006
     """Peak learning rate."""
 

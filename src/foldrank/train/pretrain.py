@@ -195,6 +195,7 @@ def _train(
         always_keep=before_decay,
         decay=decay,
         optimizer=train.optimizer,
+        newton_schulz_dtype=train.newton_schulz_dtype,
         tokenizer=inputs.tokenizer,
         run_id=run.read_config().id,
         # Spikes before the log, which has them whether somebody watches or not.

@@ -49,6 +49,7 @@ class PretrainTrainer(Trainer):
         always_keep: Collection[int] = (),
         decay: AnchoredDecay | None = None,
         optimizer: OptimizerName = "adamw",
+        newton_schulz_dtype: str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         run_id: str | None = None,
         **kwargs: Any,
@@ -60,6 +61,7 @@ class PretrainTrainer(Trainer):
         self.always_keep = always_keep
         self.decay = decay
         self.optimizer_name = optimizer
+        self.newton_schulz_dtype = newton_schulz_dtype
         self.run_id = run_id
         self.tokenizer = tokenizer  # not as Trainer's processing_class, which would pad, and set tokens of the model
         self.evaluation_seconds = 0.0
@@ -109,6 +111,7 @@ class PretrainTrainer(Trainer):
                 lr=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
+                iterates_in=self.newton_schulz_dtype,
             )
         optimizer = super().create_optimizer(*args, **kwargs)
         if made and self.decay is not None:
