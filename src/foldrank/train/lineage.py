@@ -21,7 +21,8 @@ from foldrank.hf.checksums import read_checksums
 from foldrank.recipes.schema import Recipe
 from foldrank.train.checkpoints import run_of, step_of, verify
 from foldrank.train.model import architecture
-from foldrank.train.run_folder import RunFolder, find_run, longer
+from foldrank.train.run_folder import RunFolder, find_run
+from foldrank.train.schedule import longer
 
 SAME = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -78,7 +79,9 @@ def branch(source: Path, recipe: Recipe, out: Path, *, resume: bool = False) -> 
         if step_of(checkpoint) > limit:
             raise ValueError(f"{checkpoint} is of step {step_of(checkpoint)}, and the two schedules part after {limit}")
     step = step_of(checkpoint)
-    sentence = f"branched off the run {config.id} after step {step:,}: {longer(config.recipe, recipe, step)}"
+    sentence = (
+        f"branched off the run {config.id} after step {step:,}: {longer(config.recipe.train, recipe.train, step)}"
+    )
     return Branch(run=run, checkpoint=checkpoint, lineage=(*config.lineage, sentence))
 
 

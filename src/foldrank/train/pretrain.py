@@ -28,7 +28,7 @@ from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.device_memory import check_memory, device_memory, fit, memory_explained, room
 from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.inputs import RunInputs, prepare_inputs
-from foldrank.train.lineage import branch, check_initial, initialize_
+from foldrank.train.lineage import Branch, branch, check_initial, initialize_
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
 from foldrank.train.perturbation import start_losses
@@ -120,11 +120,7 @@ def pretrain(
 
             # Train. From here on the folder is this run's.
             if processes.is_main_process and not resume:
-                run_id = uuid.uuid4().hex
-                run.begin(recipe, name, run_id, inputs.identity, origin.lineage if origin else lineage)
-                inputs.write_evaluation_text(run.evaluation_text, recipe)
-                if origin:
-                    copy_checkpoint(origin.checkpoint, run.checkpoints / origin.checkpoint.name, run_id=run_id)
+                _begin(run, recipe, name, inputs, origin, lineage)
             elif processes.is_main_process and checkpoint:
                 run.go_on(recipe, checkpoint)
             processes.wait_for_everyone()
@@ -151,6 +147,16 @@ class _Folded:
     before: Evaluation
     after: Evaluation
     test: Evaluation | None
+
+
+def _begin(
+    run: RunFolder, recipe: Recipe, name: str, inputs: RunInputs, origin: Branch | None, lineage: tuple[str, ...]
+) -> None:
+    run_id = uuid.uuid4().hex
+    run.begin(recipe, name, run_id, inputs.identity, origin.lineage if origin else lineage)
+    inputs.write_evaluation_text(run.evaluation_text, recipe)
+    if origin:
+        copy_checkpoint(origin.checkpoint, run.checkpoints / origin.checkpoint.name, run_id=run_id)
 
 
 def _build(

@@ -28,7 +28,7 @@ from foldrank.recipes.schema import Recipe
 from foldrank.structured import read_yaml, to_yaml
 from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
 from foldrank.train.metrics import RunMetrics
-from foldrank.train.schedule import GOES_ON, last_shared_step, warmup_steps
+from foldrank.train.schedule import GOES_ON, last_shared_step, longer, warmup_steps
 
 SCHEMA = 2
 """Version of config.yaml."""
@@ -188,7 +188,7 @@ class RunFolder:
                 if step_of(later) > step_of(checkpoint):
                     shutil.rmtree(later)
             about = dict(self._about() or {})
-            about["lineage"] = [*before.lineage, longer(before.recipe, recipe, step_of(checkpoint))]
+            about["lineage"] = [*before.lineage, longer(before.recipe.train, recipe.train, step_of(checkpoint))]
             write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
 
     def find_checkpoint(self, recipe: Recipe, resume: bool | Path) -> Path | None:
@@ -322,14 +322,6 @@ class RunFolder:
             f"{self.path} holds a finished run ({what}): choose another folder with --out, or replace it with "
             "--overwrite"
         )
-
-
-def longer(then: Recipe, now: Recipe, step: int) -> str:
-    """What going on to another end means, in a sentence."""
-    return (
-        f"planned for {then.train.steps:,} steps ({then.train.schedule}), from step {step:,} on for "
-        f"{now.train.steps:,} ({now.train.schedule})"
-    )
 
 
 def find_run(checkpoint: Path) -> RunFolder | None:

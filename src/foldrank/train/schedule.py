@@ -83,3 +83,10 @@ def last_shared_step(then: TrainConfig, now: TrainConfig) -> int:
             "end: train with wsd or constant, or begin a new run from its weights (--init-from)"
         )
     return min(stable_until(then), stable_until(now))
+
+
+def longer(then: TrainConfig, now: TrainConfig, step: int) -> str:
+    """What going on to another end from a step means, in a sentence."""
+    return (
+        f"planned for {then.steps:,} steps ({then.schedule}), from step {step:,} on for {now.steps:,} ({now.schedule})"
+    )
