@@ -19,7 +19,8 @@ from foldrank.hf.remote_code import auto_map
 
 from .models import COLA_DLR, TOKENS, config, hidden, logits, trained
 
-NAMES = [f"folded-{how}-{dtype}" for how in ("untied", "tied", "crnet") for dtype in ("float32", "bfloat16")]
+NAMES = [f"folded-{how}-{dtype}" for how in ("untied", "tied") for dtype in ("float32", "bfloat16")]
+NAMES += ["folded-crnet-float32"]
 CRNET = LowRankConfig(rank=3, backbone="crnet", dense_first=1, residual=ResidualConfig())
 
 WITHOUT_FOLDRANK = """

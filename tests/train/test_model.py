@@ -21,8 +21,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_builds_on_the_meta_device(name: str) -> None:
+# tests/recipes builds all of them.
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(("demo", "tiny", "llama-60m"))])
+def test_a_recipe_builds_the_class_of_its_method(name: str) -> None:
     recipe = RECIPES[name]
     model = meta_model(recipe, recipe.data.vocab_size)
     assert all(parameter.is_meta for parameter in model.parameters())
