@@ -194,6 +194,8 @@ def test_sequences_that_cannot_be_shared_out(processes):
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
         ({"hidden_size": 60, "num_heads": 4}, "hidden_size 60 must be a multiple of twice num_heads 4"),
         ({"num_key_value_heads": 3}, "num_heads 4 must be a multiple of num_key_value_heads 3"),
+        ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
+        ({"num_heads": 0, "num_key_value_heads": 0}, "num_heads must be at least 1, got 0"),
         ({"head_dim": 7}, r"head_dim must be even \(rotary embedding\), got 7"),
         ({"rms_norm_eps": 0.0}, "rms_norm_eps must"),
     ],

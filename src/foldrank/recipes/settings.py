@@ -74,7 +74,7 @@ class ModelConfig:
         problems = out_of_bounds(self)
         if self.head_dim is not None and self.head_dim % 2:
             problems.append(f"head_dim must be even (rotary embedding), got {self.head_dim}")
-        if self.num_heads % (self.num_key_value_heads or self.num_heads):
+        if not problems and self.num_heads % (self.num_key_value_heads or self.num_heads):
             problems.append(
                 f"num_heads {self.num_heads} must be a multiple of num_key_value_heads {self.num_key_value_heads}"
             )
