@@ -85,8 +85,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if sample is None and "activations" in inits:
         assert run is not None
         sample = training_sample(run, tokenizer, arguments.sample_sequences)
-    chosen = [] if sample is None else batches(first(sample, arguments.sample_sequences), size)
-    chosen = [{"input_ids": batch["input_ids"].to(device)} for batch in chosen]
+    chosen = [] if sample is None else batches(first(sample, arguments.sample_sequences), size, device)
 
     def again() -> Any:
         return load(folder, accept_changes=arguments.accept_changes)[0].to(device)  # pyright: ignore[reportArgumentType]

@@ -98,8 +98,7 @@ def show(result: dict[str, Any]) -> None:
         losses.add_row(str(point.step), training, f"{point.val_loss:.4f}")
     out.print(losses)
 
-    utilized, started = [], []
-    started += [("where it comes from", sentence) for sentence in metrics.lineage]
+    utilized, started = [], [("where it comes from", sentence) for sentence in metrics.lineage]
     if (bare := metrics.start_loss_without_residual) is not None:
         started.append(("first batch, with residual and without", f"{metrics.start_loss:.4f}, {bare:.4f}"))
     if metrics.mfu is not None:

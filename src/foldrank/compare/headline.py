@@ -1,6 +1,5 @@
 """The answer to a study's question: what stands before all lists. Three sentences, and the pairs that they rest on."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ from foldrank.compare import formatting
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.curves import Against
 from foldrank.compare.statistics import Verdict
-from foldrank.compare.summary import VERDICT_TEXT, heading, summary
+from foldrank.compare.summary import counted, heading, is_effect_of_dlr, summary
 from foldrank.recipes.methods import DENSE
 
 RELATION: dict[Verdict, str] = {
@@ -39,7 +38,7 @@ def main_pairs(table: Table) -> list[tuple[Row, Against]]:
     main = [
         (row, pair)
         for row, pair in pairs
-        if kinds[pair.method].backbone == DENSE or _is_effect_of_dlr(row, kinds[pair.method])
+        if kinds[pair.method].backbone == DENSE or is_effect_of_dlr(row, kinds[pair.method])
     ]
     return main or pairs
 
@@ -56,10 +55,6 @@ def headline(analysis: Analysis) -> tuple[str, ...]:
     return (*found, *_scope(tables))
 
 
-def _is_effect_of_dlr(row: Row, other: object) -> bool:
-    return row.dlr and row.kind.without_residual() == other
-
-
 def _effect_of_dlr(tables: Sequence[Table]) -> Iterator[str]:
     """How methods with DLR came out against the same without."""
     several = len(tables) > 1
@@ -67,12 +62,11 @@ def _effect_of_dlr(tables: Sequence[Table]) -> Iterator[str]:
     for table in tables:
         kinds = {row.method: row.kind for row in table.rows}
         for row, pair in main_pairs(table):
-            if _is_effect_of_dlr(row, kinds[pair.method]):
+            if is_effect_of_dlr(row, kinds[pair.method]):
                 where = f", {heading(table)}" if several else ""
                 effects.append((pair.difference, f"{row.method}{where}"))
     if not effects:
         return
-    verdicts = Counter(difference.verdict for difference, _ in effects)
     if len(effects) == 1:
         difference, name = effects[0]
         assert difference.estimate is not None
@@ -81,7 +75,7 @@ def _effect_of_dlr(tables: Sequence[Table]) -> Iterator[str]:
             f"({formatting.difference(difference.estimate)})."
         )
         return
-    counts = ", ".join(f"{verdicts[verdict]} {text}" for verdict, text in VERDICT_TEXT.items() if verdicts[verdict])
+    counts = counted(difference.verdict for difference, _ in effects)
     means = sorted((difference.estimate.mean, name) for difference, name in effects if difference.estimate is not None)
     (low, lowest), (high, highest) = means[0], means[-1]
     yield (

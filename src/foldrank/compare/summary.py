@@ -1,12 +1,13 @@
 """The report's first lines: what the verdicts say, in words, and nothing beyond them."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from foldrank.compare import formatting
 from foldrank.compare.analysis import Analysis, Row, Table
 from foldrank.compare.statistics import Verdict
+from foldrank.recipes.methods import Method
 
 VERDICT_TEXT: dict[Verdict, str] = {
     "lower": "better",
@@ -84,9 +85,17 @@ def _sorted(pairs: Sequence[Compared]) -> Iterator[str]:
 def _count(pairs: Sequence[Compared], table: Table) -> Iterator[str]:
     """How methods with DLR came out against the same without."""
     kinds = {row.method: row.kind for row in table.rows}
-    verdicts = Counter(
-        pair.verdict for pair in pairs if pair.row.dlr and pair.row.kind.without_residual() == kinds[pair.other]
-    )
-    if verdicts.total() > 1:
-        counts = ", ".join(f"{verdicts[verdict]} {text}" for verdict, text in VERDICT_TEXT.items() if verdicts[verdict])
-        yield f"{verdicts.total()} methods with DLR against the same kind without: {counts}."
+    verdicts: list[Verdict] = [pair.verdict for pair in pairs if is_effect_of_dlr(pair.row, kinds[pair.other])]
+    if len(verdicts) > 1:
+        yield f"{len(verdicts)} methods with DLR against the same kind without: {counted(verdicts)}."
+
+
+def is_effect_of_dlr(row: Row, other: Method) -> bool:
+    """Whether a comparison with a method of the kind `other` is one of DLR with the same without it."""
+    return row.dlr and row.kind.without_residual() == other
+
+
+def counted(verdicts: Iterable[Verdict]) -> str:
+    """How often each verdict was given, in words."""
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[verdict]} {text}" for verdict, text in VERDICT_TEXT.items() if counts[verdict])

@@ -69,9 +69,9 @@ def approximations(
             )
 
 
-def batches(sequences: Dataset[dict[str, Tensor]], batch_size: int) -> list[dict[str, Any]]:
-    """Sequences as `factorize_` takes them for a sample."""
-    return [{"input_ids": batch["input_ids"]} for batch in DataLoader(sequences, batch_size=batch_size)]
+def batches(sequences: Dataset[dict[str, Tensor]], batch_size: int, device: str) -> list[dict[str, Any]]:
+    """Sequences as `factorize_` takes them for a sample, on the model's device."""
+    return [{"input_ids": batch["input_ids"].to(device)} for batch in DataLoader(sequences, batch_size=batch_size)]
 
 
 def training_sample(run: RunFolder, tokenizer: PreTrainedTokenizerBase, count: int) -> Dataset[dict[str, Tensor]]:

@@ -19,7 +19,7 @@ from foldrank.data.identity import tokenizer_sha256
 from foldrank.hf.checkpoint import inspect, load, read_config
 from foldrank.hf.checksums import read_checksums
 from foldrank.recipes.schema import Recipe
-from foldrank.train.checkpoints import run_of, step_of, verify
+from foldrank.train.checkpoints import step_of
 from foldrank.train.model import architecture
 from foldrank.train.run_folder import RunFolder, find_run
 from foldrank.train.schedule import longer
@@ -68,16 +68,9 @@ def branch(source: Path, recipe: Recipe, out: Path, *, resume: bool = False) -> 
     config = run.read_config()
     last = run.last_step_shared_with(recipe)
     limit = recipe.train.steps - 1 if last is None else last
-    if source.resolve() == run.path.resolve():
-        checkpoint = run.newest_checkpoint(limit)
-        assert checkpoint is not None  # it says why there is none
-    else:
-        checkpoint = source
-        verify(checkpoint)
-        if run_of(checkpoint) != config.id:
-            raise ValueError(f"{checkpoint} is no checkpoint of the run in {run.path}")
-        if step_of(checkpoint) > limit:
-            raise ValueError(f"{checkpoint} is of step {step_of(checkpoint)}, and the two schedules part after {limit}")
+    whole = source.resolve() == run.path.resolve()
+    checkpoint = run.newest_checkpoint(limit) if whole else run.named_checkpoint(source, limit)
+    assert checkpoint is not None  # it says why there is none
     step = step_of(checkpoint)
     sentence = (
         f"branched off the run {config.id} after step {step:,}: {longer(config.recipe.train, recipe.train, step)}"

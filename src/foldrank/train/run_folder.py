@@ -28,7 +28,7 @@ from foldrank.recipes.schema import Recipe
 from foldrank.structured import read_yaml, to_yaml
 from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
 from foldrank.train.metrics import RunMetrics
-from foldrank.train.schedule import GOES_ON, last_shared_step, longer, warmup_steps
+from foldrank.train.schedule import GOES_ON, last_shared_step, longer
 
 SCHEMA = 2
 """Version of config.yaml."""
@@ -216,16 +216,7 @@ class RunFolder:
                     f"({config.lineage[-1]}): begin it again with --overwrite"
                 )
             return newest
-        verify(resume)
-        if last is not None and step_of(resume) > last:
-            raise ValueError(f"{resume} is of step {step_of(resume)}, and the two schedules part after step {last}")
-        inside = resume.resolve().parent == self.checkpoints.resolve()
-        if (owner := run_of(resume)) != config.id or (owner is None and not inside):
-            raise ValueError(
-                f"{resume} is a checkpoint of another run, not of that in {self.path}: name one of its own, or leave "
-                "out the name to take the newest"
-            )
-        return resume
+        return self.named_checkpoint(resume, last)
 
     def last_step_shared_with(self, recipe: Recipe) -> int | None:
         """The last step up to which the run is one of `recipe` as well; None where they are the same to the end.
@@ -239,28 +230,37 @@ class RunFolder:
         ends = tuple(f"train.{name} " for name in GOES_ON)
         if others := [line for line in changed if not line.startswith(ends)]:
             raise ValueError(f"the run in {self.path} was started with other settings: {'; '.join(others[:3])}")
-        last = last_shared_step(then.train, now.train)
-        if warmup_steps(now.train) != warmup_steps(then.train):
+        return last_shared_step(then.train, now.train)
+
+    def named_checkpoint(self, checkpoint: Path, last: int | None) -> Path:
+        """A checkpoint of the run by its folder, verified, where it is of no later step than `last`.
+
+        Raises:
+            ValueError: where it is damaged, of another run, or of a later step.
+        """
+        verify(checkpoint)
+        inside = checkpoint.resolve().parent == self.checkpoints.resolve()
+        if (owner := run_of(checkpoint)) != self.read_config().id or (owner is None and not inside):
             raise ValueError(
-                f"the run in {self.path} has warmed up for {warmup_steps(then.train)} steps: give that number as "
-                "--train.warmup_steps"
+                f"{checkpoint} is a checkpoint of another run, not of that in {self.path}: name one of its own, or "
+                "leave out the name to take the newest"
             )
-        return last
+        if last is not None and step_of(checkpoint) > last:
+            raise ValueError(f"{checkpoint} is of step {step_of(checkpoint)}, and the two schedules part after {last}")
+        return checkpoint
 
     def newest_checkpoint(self, last: int | None) -> Path | None:
         """The newest checkpoint of the run, verified, or its newest up to the step `last`; None where it has none yet.
 
         Raises:
-            ValueError: where it has some, and all are of later steps.
+            ValueError: where it has none up to `last`.
         """
         saved = checkpoints(self.checkpoints)
         fitting = [each for each in saved if last is None or step_of(each) <= last]
-        if saved and not fitting:
+        if not fitting and last is not None:
             raise ValueError(
                 f"no checkpoint in {self.checkpoints} is of step {last} or before, after which the schedules part"
             )
-        if last is not None and not fitting:
-            raise ValueError(f"the run in {self.path} has no checkpoint to go on from to another end")
         if not fitting:
             return None
         verify(fitting[-1])

@@ -82,6 +82,10 @@ def last_shared_step(then: TrainConfig, now: TrainConfig) -> int:
             "with train.schedule cosine every learning rate depends on train.steps, so a run cannot go on to another "
             "end: train with wsd or constant, or begin a new run from its weights (--init-from)"
         )
+    if warmup_steps(now) != warmup_steps(then):
+        raise ValueError(
+            f"the run has warmed up for {warmup_steps(then)} steps: give that number as --train.warmup_steps"
+        )
     return min(stable_until(then), stable_until(now))
 
 

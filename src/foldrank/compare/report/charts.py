@@ -50,9 +50,9 @@ def answer(tables: Sequence[Table]) -> list[Chart]:
         charts.append(
             Chart(
                 id="answer-differences",
-                title="Each method against its own backbone and against dense",
-                description="Difference of the test loss, paired by seed, with its 95 % interval. Left of zero the "
-                "first method is better.",
+                title="Main differences of the test loss",
+                description="Each method against its own backbone and against dense, where the study has these; paired "
+                "by seed, with 95 % intervals. Left of zero the first method is better.",
                 views=forests,
             )
         )
