@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from foldrank.data import shards
 from foldrank.data import tokenizer as tokenizer_module
-from foldrank.data.config import DataConfig
+from foldrank.data.config import DataConfig, SequenceFormat
 from foldrank.data.corpus import documents
 from foldrank.data.prepare import PreparedData, Split, cache_folder, prepare, prepared
 from foldrank.data.tokenizer import END_OF_TEXT, train_tokenizer
@@ -35,7 +35,7 @@ def data(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData
 
 
 def tokens(data: PreparedData, split: Split) -> list[int]:
-    blocks = data.sequences(split, 1)
+    blocks = data.sequences(split, SequenceFormat(length=1))
     return [int(blocks[index]["input_ids"][0]) for index in range(len(blocks))]
 
 
@@ -71,7 +71,8 @@ def test_many_shards_hold_what_one_does(
     assert len(sharded.manifest.splits["train"].shards) > 10
     for split in SPLITS:
         assert tokens(sharded, split) == tokens(data, split)
-        one, other = sharded.sequences(split, 64), data.sequences(split, 64)
+        form = SequenceFormat(length=64)
+        one, other = sharded.sequences(split, form), data.sequences(split, form)
         assert len(one) == len(other)
         assert all(torch.equal(one[index]["input_ids"], other[index]["input_ids"]) for index in range(len(one)))
 

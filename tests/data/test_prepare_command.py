@@ -13,6 +13,7 @@ from foldrank.cli import main
 from foldrank.commands import prepare as prepare_command
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.data import prepare, tokenizer
+from foldrank.data.config import SequenceFormat
 from foldrank.data.prepared import PreparedData
 from tests.data.texts import some_texts, write_folder
 
@@ -59,7 +60,7 @@ def test_prepared_folder_is_what_pretrain_reads(
     assert run("pretrain", "demo", *settings, "--out", tmp_path / "run", "--json") == 0
     metrics = result(capsys)
     assert metrics["train_tokens_available"] == data.tokens("train")
-    order = data.training(16, layout, seed=0, num_sequences=4)  # pyright: ignore[reportArgumentType]
+    order = data.training(SequenceFormat(length=16, layout=layout), seed=0, num_sequences=4)  # pyright: ignore[reportArgumentType]
     assert metrics["tokens"] == order.num_tokens() <= 64
     assert run("evaluate", tmp_path / "run" / "folded", "--json") == 0
     assert result(capsys)["tokens"] >= metrics["val_tokens"]

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
-from foldrank.data.sequences import PackedBlocks, ShuffledDataset
+from foldrank.data.order import ShuffledDataset
+from foldrank.data.sequences import PackedBlocks
 
 
 def shards(*lengths: int, dtype: str = "<u2") -> list[np.ndarray]:

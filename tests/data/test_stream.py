@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from foldrank.cli import main
-from foldrank.data.config import DataConfig
+from foldrank.data.config import DataConfig, SequenceFormat
 from foldrank.data.corpus import documents
 from foldrank.data.sequences import IGNORED
 from foldrank.data.stream import PackedStream, encode, open_data
@@ -29,7 +29,9 @@ def config(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
 
 
 def stream(config: DataConfig, num_sequences: int) -> PackedStream:
-    data = open_data(config).training(LENGTH, "packed", seed=0, num_sequences=num_sequences)
+    data = open_data(config).training(
+        SequenceFormat(length=LENGTH, layout="packed"), seed=0, num_sequences=num_sequences
+    )
     assert isinstance(data, PackedStream)
     return data
 
@@ -84,7 +86,7 @@ def test_going_on_is_dropping_what_was_used(config: DataConfig) -> None:
 
 def test_validation_is_the_first_held_out_documents(config: DataConfig) -> None:
     held_out = ids_of(config, "validation")
-    found = open_data(config).validation(LENGTH, "packed", 5 * LENGTH)
+    found = open_data(config).validation(SequenceFormat(length=LENGTH), 5 * LENGTH)
     assert [found[index]["input_ids"].tolist() for index in range(5)] == [
         held_out[at : at + LENGTH] for at in range(0, 5 * LENGTH, LENGTH)
     ]
@@ -107,11 +109,11 @@ def test_what_a_stream_cannot_do(config: DataConfig) -> None:
     with pytest.raises(ValueError, match="a stream needs a tokenizer"):
         DataConfig(stream=True)
     with pytest.raises(ValueError, match="a stream is packed"):
-        data.training(LENGTH, "padded", seed=0, num_sequences=1)
+        data.training(SequenceFormat(length=LENGTH, layout="padded"), seed=0, num_sequences=1)
     with pytest.raises(ValueError, match=r"needs a number of tokens \(train.eval_tokens\)"):
-        data.validation(LENGTH, "packed", None)
+        data.validation(SequenceFormat(length=LENGTH), None)
     with pytest.raises(ValueError, match="holds no training sequence of 100000 tokens"):
-        next(iter(open_data(config).training(100_000, "packed", seed=0, num_sequences=1)))  # pyright: ignore[reportArgumentType]
+        next(iter(open_data(config).training(SequenceFormat(length=100_000, layout="packed"), seed=0, num_sequences=1)))  # pyright: ignore[reportArgumentType]
 
 
 def test_pretrain_from_a_stream(config: DataConfig, tmp_path: Path) -> None:

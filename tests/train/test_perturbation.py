@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from foldrank import fold_
+from foldrank.data.config import SequenceFormat
 from foldrank.data.prepare import prepared
 from foldrank.recipes.reading import load_recipe
 from foldrank.train.evaluate import evaluate_loss, first
@@ -17,7 +18,7 @@ from foldrank.train.pretrain import pretrain
 def test_losses_with_and_without(recipe_file: Path) -> None:
     recipe = load_recipe(str(recipe_file), {"low_rank.residual.alpha": 4.0})
     data = prepared(recipe.data)
-    batch = first(data.training(32, "packed", seed=0, num_sequences=8), 4)
+    batch = first(data.training(SequenceFormat(length=32), seed=0, num_sequences=8), 4)
     model = build_model(recipe, data.manifest.vocab_size)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with_residual, without = start_losses(model, batch, batch_size=4)

@@ -93,7 +93,7 @@ def test_another_seed_is_another_run(finished_run: Run, tmp_path: Path) -> None:
 
 def test_the_folded_checkpoint_is_what_was_verified(finished_run: Run) -> None:
     recipe = load_recipe(str(finished_run.out / "config.yaml"))
-    blocks = prepared(recipe.data).sequences("validation", recipe.train.sequence_length)
+    blocks = prepared(recipe.data).sequences("validation", recipe.train.sequences)
     assert recipe.train.eval_tokens is not None
     validation = first(blocks, recipe.train.eval_tokens // recipe.train.sequence_length)
     assert len(blocks) > len(validation)  # pyright: ignore[reportArgumentType]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from foldrank.data.sequences import PackedBlocks, ShuffledDataset
+from foldrank.data.order import ShuffledDataset
+from foldrank.data.sequences import PackedBlocks
 from foldrank.recipes import RECIPES
 from foldrank.recipes.schema import Recipe
 from foldrank.train.model import build_model

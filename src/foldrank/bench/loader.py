@@ -1,6 +1,7 @@
 """The data loader's share of a training step, in each layout, without loader workers."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def run(settings: Settings) -> Findings:
         trained = TrainedModel(settings, settings.method_names[0])
         for layout in LAYOUTS:
             count = (1 + WARM_UP + settings.rounds) * train.batch_size
-            order = data.training(train.sequence_length, layout, seed=0, num_sequences=count)
+            order = data.training(replace(train.sequences, layout=layout), seed=0, num_sequences=count)
             batches = iter(DataLoader(order, batch_size=train.batch_size))
 
             def load(batches: Any = batches) -> None:

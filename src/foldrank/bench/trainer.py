@@ -19,8 +19,8 @@ from foldrank.bench.interleaved import interleaved_timing, synchronize
 from foldrank.bench.record import Findings, Gate
 from foldrank.bench.settings import Settings
 from foldrank.bench.trained_model import autocast
+from foldrank.data.order import ShuffledDataset
 from foldrank.data.prepare import prepare
-from foldrank.data.sequences import ShuffledDataset
 from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
 from foldrank.train.callbacks import GradientSpikes, JsonLines
@@ -66,7 +66,7 @@ def run(settings: Settings) -> Findings:
     trained: dict[str, PreTrainedModel] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(recipe.data, Path(folder) / "data")
-        order = data.training(train.sequence_length, train.layout, seed=0, num_sequences=train.steps * train.batch_size)
+        order = data.training(train.sequences, seed=0, num_sequences=train.steps * train.batch_size)
         vocabulary = data.manifest.vocab_size
 
         def built() -> PreTrainedModel:

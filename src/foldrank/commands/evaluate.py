@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.data.stream import encode
     from foldrank.hf.checkpoint import check, load
     from foldrank.hf.foreign import foreign
-    from foldrank.train.evaluate import check_fits, evaluate_loss
+    from foldrank.train.evaluate import by_source, check_fits, evaluate_loss
     from foldrank.train.run_folder import find_run
 
     notes: list[str] = []
@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
     if not math.isfinite(result.loss):
         raise ValueError(f"{arguments.checkpoint}: the loss is {result.loss}: its weights hold NaN or infinity")
+    parts = by_source(result, sequences)
     legacy = {"legacy_perplexity": result.legacy_perplexity(arguments.batch_size), "batch_size": arguments.batch_size}
     figures = {
         "checkpoint": str(arguments.checkpoint),
@@ -80,6 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens": result.tokens,
         "loss": result.loss,
         "perplexity": result.perplexity,
+        **({"loss_by_source": {name: part.loss for name, part in parts.items()}} if parts else {}),
         **(legacy if arguments.legacy else {}),
     }
     return with_notes(figures, notes)
@@ -89,6 +91,8 @@ def show(result: dict[str, Any]) -> None:
     """Says the figures."""
     print(f"{result['checkpoint']} on {result['data']}")
     print(f"loss {result['loss']:.6f}  perplexity {result['perplexity']:.4f}  over {result['tokens']:,} tokens")
+    for source, loss in result.get("loss_by_source", {}).items():
+        print(f"  {source}: loss {loss:.6f}")
     if "legacy_perplexity" in result:
         print(
             f"as published tables compute it, in batches of {result['batch_size']}: {result['legacy_perplexity']:.4f} "

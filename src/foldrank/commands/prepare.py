@@ -11,7 +11,7 @@ from foldrank.commands.recipe_arguments import setting_type
 from foldrank.data.config import DataConfig
 from foldrank.recipes.schema import Recipe, field_help
 
-NOT_HERE = ("source", "stream")
+NOT_HERE = ("source", "sources", "stream")
 """Settings of the data that are no options of this command."""
 
 

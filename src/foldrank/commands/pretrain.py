@@ -106,6 +106,10 @@ def show(result: dict[str, Any]) -> None:
     if metrics.peak_memory_bytes is not None:
         planned = sum(metrics.memory_bytes.values())
         utilized.append(("peak memory, GiB", f"{metrics.peak_memory_bytes / GIB:.2f} (planned {planned / GIB:.2f})"))
+    of_sources = [
+        (f"tokens of {name}", f"{tokens:,} ({tokens / metrics.tokens:.2%}{_loss_of(metrics, name)})")
+        for name, tokens in metrics.tokens_by_source.items()
+    ]
     fraction = metrics.params / metrics.params_dense
     summary = Table(title=f"{metrics.recipe}, seed {metrics.seed}", title_justify="left", show_header=False)
     summary.add_column()
@@ -114,6 +118,7 @@ def show(result: dict[str, Any]) -> None:
         ("parameters, low rank", f"{metrics.params:,} ({fraction:.0%} of dense)"),
         ("parameters, dense equivalent", f"{metrics.params_dense:,}"),
         ("training tokens", f"{metrics.tokens:,}"),
+        *of_sources,
         ("training seconds", f"{metrics.seconds:.1f}"),
         ("tokens per second", f"{metrics.tokens_per_second:,.0f}"),
         *utilized,
@@ -135,3 +140,8 @@ def show(result: dict[str, Any]) -> None:
         summary.add_row(label, value)
     out.print(summary)
     out.print(Panel(Text(metrics.sample), title="written by the folded model", title_align="left"))
+
+
+def _loss_of(metrics: Any, source: str) -> str:
+    loss = metrics.val_loss_by_source.get(source)
+    return "" if loss is None else f"; validation loss, folded, {loss:.6f}"

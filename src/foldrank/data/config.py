@@ -1,18 +1,62 @@
 """Settings of a corpus and its tokenizer, without any heavy import."""
 
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT
 
-Layout = Literal["packed", "padded"]
-"""How documents become sequences of one length: joined by end tokens and cut into blocks, or each cut or padded."""
+Layout = Literal["packed", "best-fit", "padded"]
+"""How documents become sequences of one length: joined by end tokens and cut into blocks; whole, as many to a sequence
+as fit; or each cut or padded."""
 
 Split = Literal["train", "validation"]
 
 MULTIPLE = 64
 """Of which the entries of a vocabulary are a multiple, so that products with embedding and head fill a GPU's tiles."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceFormat:
+    """What documents become."""
+
+    length: int
+    """Positions a sequence."""
+    layout: Layout = "packed"
+    document_mask: bool = False
+    """Whether the documents of a sequence are kept apart: positions begin anew at each, from which transformers makes
+    a mask across which nothing attends, and no document is predicted from the one before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One source of a mixture.
+
+    Raises:
+        ValueError: naming every field that is out of range.
+    """
+
+    __pydantic_config__ = STRICT
+
+    source: str
+    """A folder that `foldrank prepare` wrote."""
+
+    weight: Annotated[float, Bounds(0, 1e12, above=True)]
+    """Share of the sequences that are drawn from it, over the sum of all weights."""
+
+    name: str | None = None
+    """What log and metrics call it; None: the name of the folder."""
+
+    def __post_init__(self) -> None:
+        if problems := out_of_bounds(self):
+            raise ValueError("; ".join(problems))
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name or PurePath(self.source).name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +73,10 @@ class DataConfig:
     """`stdlib` or `site-packages`: the sources that come with the running Python and with its installed packages
     (`site-packages-prose`: of these the prose alone); a file or folder of text, .jsonl or .parquet; a Hugging Face data
     set such as `allenai/c4`, or a local folder of one; or a folder that `foldrank prepare` wrote."""
+
+    sources: tuple[SourceConfig, ...] | None = None
+    """A mixture, in place of `source`: a list of prepared folders of one tokenizer, each with its weight, such as
+    `[{source: data/code, weight: 0.3}, {source: data/prose, weight: 0.7}]`."""
 
     subset: str | None = None
     """Configuration of a Hugging Face data set, such as `en`."""
@@ -71,5 +119,16 @@ class DataConfig:
             problems.append(f"split and validation_split are both {self.validation_split!r}: nothing would be held out")
         if self.stream and self.tokenizer is None:
             problems.append("a stream needs a tokenizer by name or folder, because none can be trained on unread text")
+        if self.sources is not None:
+            problems += self._problems_of_sources(self.sources)
         if problems:
             raise ValueError("DataConfig: " + "; ".join(problems))
+
+    def _problems_of_sources(self, sources: tuple[SourceConfig, ...]) -> list[str]:
+        problems = [] if sources else ["sources is empty: name at least one, or leave it out"]
+        if self.stream:
+            problems.append("sources are prepared data, of which nothing is left to stream: leave out stream")
+        counts = Counter(source.label for source in sources)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            problems.append(f"{counts[twice[0]]} sources are called {twice[0]!r}: give each a name")
+        return problems

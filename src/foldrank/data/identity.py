@@ -17,17 +17,18 @@ class DataIdentity:
         ValueError: naming the fields that are no text, or no number, where they must be.
     """
 
-    kind: Literal["prepared", "stream"]
-    """Tokenized before the training, or while it goes on."""
+    kind: Literal["prepared", "stream", "mixture"]
+    """Tokenized before the training, or while it goes on; or several sources of the first kind."""
 
     tokenizer_sha256: str
     """Of what the tokenizer computes (`tokenizer_sha256`); the copy in a checkpoint has the same."""
 
     text_sha256: str | None = None
-    """Of all text in its order; None of a stream, which nobody has read to its end."""
+    """Of all text in its order, of a mixture of its sources' hashes; None of a stream, which nobody has read to its
+    end."""
 
     folder: str | None = None
-    """Absolute path of the prepared data; None of a stream."""
+    """Absolute path of the prepared data; None of a stream and of a mixture."""
 
     train_tokens: int | None = None
     """Tokens of the training split, an end token for each document included; None of a stream."""
@@ -47,14 +48,16 @@ class DataIdentity:
     first_documents_sha256: str | None = None
     """Of the first documents of a stream."""
 
+    sources: Mapping[str, str] | None = None
+    """Of a mixture, from each source's name to the hash of its text."""
+
     def __post_init__(self) -> None:
         problems = [
             f"{field.name} is {value!r}"
             for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
-            and not isinstance(value, int if field.name.endswith("_tokens") else str)
+            if (value := getattr(self, field.name)) is not None and not _is_of_its_type(field.name, value)
         ]
-        if self.kind not in ("prepared", "stream"):
+        if self.kind not in ("prepared", "stream", "mixture"):
             problems.append(f"kind is {self.kind!r}")
         if not isinstance(self.tokenizer_sha256, str):
             problems.append(f"tokenizer_sha256 is {self.tokenizer_sha256!r}")
@@ -83,6 +86,12 @@ class DataIdentity:
         Raises:
             ValueError: naming both hashes.
         """
+        for source, then in (self.sources or {}).items():
+            if (now := (found.sources or {}).get(source)) != then:
+                raise ValueError(
+                    f"the text of the source {source} has changed since the run was trained: its sha256 was "
+                    f"{then[:12]} and is {str(now)[:12]}; restore it, or start a new run"
+                )
         for what, name in (("text", "text_sha256"), ("tokenizer", "tokenizer_sha256"), ("text", FIRST)):
             then, now = getattr(self, name), getattr(found, name)
             if then is not None and then != now:
@@ -93,6 +102,12 @@ class DataIdentity:
 
 
 FIRST = "first_documents_sha256"
+
+
+def _is_of_its_type(field: str, value: Any) -> bool:
+    if field == "sources":
+        return isinstance(value, Mapping) and all(isinstance(part, str) for pair in value.items() for part in pair)
+    return isinstance(value, int if field.endswith("_tokens") else str)
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

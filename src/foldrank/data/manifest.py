@@ -13,7 +13,7 @@ from foldrank.data.config import DataConfig, Split
 from foldrank.hf.tokenizers import MAX_ID
 from foldrank.structured import read_json_table, to_json
 
-FORMAT = 3
+FORMAT = 4
 """Version of the folder's layout; part of every key."""
 
 MANIFEST = "manifest.json"

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from foldrank.data.config import Layout, Split
+from foldrank.data.config import SequenceFormat, Split
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.manifest import MANIFEST, Manifest, Shard
-from foldrank.data.sequences import SequenceDataset, ShuffledDataset, layout_of
+from foldrank.data.order import ShuffledDataset
+from foldrank.data.sequences import SequenceDataset, sequences_of
 from foldrank.data.shards import DOCUMENT_OFFSETS
 from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.provenance import sha256_of_file
@@ -63,39 +64,36 @@ class PreparedData:
             validation_tokens=self.tokens("validation"),
         )
 
-    def sequences(self, split: Split, sequence_length: int, layout: Layout = "packed") -> SequenceDataset:
+    def sequences(self, split: Split, form: SequenceFormat) -> SequenceDataset:
         """The split as sequences.
 
         Raises:
             ValueError: for a split shorter than one sequence.
         """
         shards = self._shards(split)
-        return layout_of(
-            layout,
+        return sequences_of(
             [np.memmap(self.folder / shard.file, dtype=self.dtype, mode="r") for shard in shards],
             [np.memmap(self.folder / shard.index, dtype=DOCUMENT_OFFSETS, mode="r") for shard in shards],
-            sequence_length,
+            form,
             end_token=self.manifest.end_token,
             pad_token=self.manifest.pad_token,
         )
 
-    def training(self, sequence_length: int, layout: Layout, *, seed: int, num_sequences: int) -> ShuffledDataset:
+    def training(self, form: SequenceFormat, *, seed: int, num_sequences: int) -> ShuffledDataset:
         """The sequences of a training run, in their order."""
-        return ShuffledDataset(self.sequences("train", sequence_length, layout), seed, num_sequences)
+        return ShuffledDataset(self.sequences("train", form), seed, num_sequences)
 
-    def validation(self, sequence_length: int, layout: Layout, tokens: int | None = None) -> Dataset[dict[str, Tensor]]:
+    def validation(self, form: SequenceFormat, tokens: int | None = None) -> Dataset[dict[str, Tensor]]:
         """The first sequences of the validation split, as many as hold `tokens`; None: all."""
-        return self.sequences("validation", sequence_length, layout).take(tokens)
+        return self.sequences("validation", form).take(tokens)
 
-    def test(
-        self, sequence_length: int, layout: Layout, *, validation_tokens: int, tokens: int
-    ) -> Dataset[dict[str, Tensor]]:
+    def test(self, form: SequenceFormat, *, validation_tokens: int, tokens: int) -> Dataset[dict[str, Tensor]]:
         """Sequences of the validation split behind those that `validation` gives for `validation_tokens`.
 
         Raises:
             ValueError: where there are none.
         """
-        return self.sequences("validation", sequence_length, layout).skip(validation_tokens, tokens)
+        return self.sequences("validation", form).skip(validation_tokens, tokens)
 
     def verify(self) -> None:
         """Reads everything and compares checksums.

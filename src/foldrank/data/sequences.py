@@ -1,4 +1,4 @@
-"""Prepared tokens as sequences: the two layouts of a split, and the order in which training meets them."""
+"""Prepared tokens as sequences: the layouts of a split."""
 
 from abc import abstractmethod
 from typing import Any
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from foldrank.data.config import Layout
+from foldrank.data.best_fit import best_fit
+from foldrank.data.config import SequenceFormat
 
 IGNORED = -100
 """Label of a position that does not count."""
@@ -20,14 +21,25 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
     Args:
         shards: arrays of token ids, in order, each made of whole documents that end in the end token.
         sequence_length: positions a sequence.
+        mask_end: the end token, where the documents of a sequence are kept apart (`kept_apart`); None: they are not.
 
     Shape:
-        an item is `input_ids` and `labels`, int64 (sequence_length,).
+        an item is `input_ids` and `labels`, int64 (sequence_length,), and `position_ids` where they are kept apart.
     """
 
-    def __init__(self, shards: list[np.ndarray], sequence_length: int) -> None:
+    def __init__(self, shards: list[np.ndarray], sequence_length: int, mask_end: int | None = None) -> None:
         self.shards = shards
         self.sequence_length = sequence_length
+        self.mask_end = mask_end
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return kept_apart(self.item(index), self.mask_end)
+
+    @abstractmethod
+    def item(self, index: int) -> dict[str, Tensor]:
+        """A sequence, its documents not kept apart."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -73,8 +85,8 @@ class PackedBlocks(SequenceDataset):
         ValueError: for a split shorter than one block.
     """
 
-    def __init__(self, shards: list[np.ndarray], sequence_length: int) -> None:
-        super().__init__(shards, sequence_length)
+    def __init__(self, shards: list[np.ndarray], sequence_length: int, mask_end: int | None = None) -> None:
+        super().__init__(shards, sequence_length, mask_end)
         self.shard_offsets = np.cumsum([0, *(len(shard) for shard in shards)])
         if len(self) == 0:
             raise ValueError(f"a split of {self.shard_offsets[-1]} tokens holds no sequence of {sequence_length}")
@@ -82,8 +94,9 @@ class PackedBlocks(SequenceDataset):
     def __len__(self) -> int:
         return int(self.shard_offsets[-1]) // self.sequence_length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = torch.from_numpy(self._read(index * self.sequence_length, self.sequence_length))
+    def item(self, index: int) -> dict[str, Tensor]:
+        length = self.sequence_length
+        ids = torch.from_numpy(_read(self.shards, self.shard_offsets, index * length, length))
         return {"input_ids": ids, "labels": ids}
 
     def num_tokens(self, indices: np.ndarray) -> int:
@@ -91,18 +104,6 @@ class PackedBlocks(SequenceDataset):
 
     def take(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
         return self if tokens is None else _subset(self, max(1, tokens // self.sequence_length))
-
-    def _read(self, start: int, count: int) -> np.ndarray:
-        out = np.empty(count, dtype=np.int64)
-        shard = int(np.searchsorted(self.shard_offsets, start, side="right")) - 1
-        filled = 0
-        while filled < count:
-            offset = start + filled - int(self.shard_offsets[shard])
-            part = self.shards[shard][offset : offset + count - filled]
-            out[filled : filled + len(part)] = part
-            filled += len(part)
-            shard += 1
-        return out
 
 
 class PackedText(Dataset[dict[str, Tensor]]):
@@ -140,8 +141,8 @@ class PaddedDocuments(SequenceDataset):
     filling comes last, so a causal model never looks at it, and without a mask it takes its fast path.
 
     Args:
-        shards: as for `Sequences`.
-        ends: for each shard the positions after its documents' last tokens.
+        shards: as for `SequenceDataset`.
+        document_offsets: for each shard the positions after its documents' last tokens.
         sequence_length: positions a sequence.
         end_token: id that ends a document.
         pad_token: id to fill up with.
@@ -164,9 +165,7 @@ class PaddedDocuments(SequenceDataset):
     def __len__(self) -> int:
         return int(self.first_documents[-1])
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def item(self, index: int) -> dict[str, Tensor]:
         shard = int(np.searchsorted(self.first_documents, index, side="right")) - 1
         document_offsets, position = self.document_offsets[shard], index - int(self.first_documents[shard])
         start, end = int(document_offsets[position - 1]) if position else 0, int(document_offsets[position])
@@ -196,57 +195,127 @@ class PaddedDocuments(SequenceDataset):
         return np.minimum(lengths, self.sequence_length).astype(np.int64)
 
 
-class ShuffledDataset(Dataset[dict[str, Tensor]]):
-    """The sequences of a whole training run in the order in which they are used: a function of the seed alone.
+class BestFit(SequenceDataset):
+    """Whole documents, as many to a sequence as fit (best-fit packing, arXiv 2404.10830); the rest is filled up.
 
-    Item i is the same for any number of loader workers, processes and accumulation steps, and whatever the method.
-    Each pass over the sequences has its own permutation.
+    A document longer than a sequence is cut into pieces, of which the last is packed like a document. The filling is
+    out of the loss by its label, and comes last.
+
+    Args:
+        shards, document_offsets, sequence_length, pad_token: as for `PaddedDocuments`.
+        mask_end: as for `SequenceDataset`.
     """
 
-    def __init__(self, blocks: SequenceDataset, seed: int, num_sequences: int) -> None:
-        self.blocks = blocks
-        self.seed = seed
-        self.num_sequences = num_sequences
-        self._epoch = -1
-        self._permutation = torch.empty(0, dtype=torch.int64)
+    def __init__(
+        self,
+        shards: list[np.ndarray],
+        document_offsets: list[np.ndarray],
+        sequence_length: int,
+        *,
+        pad_token: int,
+        mask_end: int | None = None,
+    ) -> None:
+        super().__init__(shards, sequence_length, mask_end)
+        self.pad_token = pad_token
+        self.shard_offsets = np.cumsum([0, *(len(shard) for shard in shards)])
+        ends = [offset + start for offset, start in zip(document_offsets, self.shard_offsets[:-1], strict=True)]
+        starts, lengths = _pieces(np.concatenate(ends).astype(np.int64), sequence_length)
+        order, self.bin_offsets = best_fit(lengths, sequence_length)
+        self.starts, self.lengths = starts[order], lengths[order]
+        self.filled = np.add.reduceat(self.lengths, self.bin_offsets[:-1])
 
     def __len__(self) -> int:
-        return self.num_sequences
+        return len(self.bin_offsets) - 1
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        epoch, position = divmod(index, len(self.blocks))
-        if epoch != self._epoch:
-            self._permutation, self._epoch = self._order(epoch), epoch
-        return self.blocks[int(self._permutation[position])]
+    def item(self, index: int) -> dict[str, Tensor]:
+        ids = torch.full((self.sequence_length,), self.pad_token)
+        at = 0
+        for piece in range(self.bin_offsets[index], self.bin_offsets[index + 1]):
+            length = int(self.lengths[piece])
+            part = _read(self.shards, self.shard_offsets, int(self.starts[piece]), length)
+            ids[at : at + length] = torch.from_numpy(part)
+            at += length
+        labels = ids.clone()
+        labels[at:] = IGNORED
+        return {"input_ids": ids, "labels": labels}
 
-    def num_tokens(self) -> int:
-        """Tokens in all of them, padding left out."""
-        passes, rest = divmod(self.num_sequences, len(self.blocks))
-        lengths = passes * self.blocks.num_tokens(np.arange(len(self.blocks)))
-        return lengths + self.blocks.num_tokens(self._order(passes)[:rest].numpy())
+    def num_tokens(self, indices: np.ndarray) -> int:
+        return int(self.filled[indices].sum())
 
-    def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.blocks), generator=generator)
+    def take(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+        if tokens is None:
+            return self
+        return _subset(self, int(np.searchsorted(np.cumsum(self.filled), tokens)) + 1)
 
 
-def layout_of(
-    layout: Layout,
+def sequences_of(
     shards: list[np.ndarray],
     document_offsets: list[np.ndarray],
-    sequence_length: int,
+    form: SequenceFormat,
     *,
     end_token: int,
     pad_token: int,
 ) -> SequenceDataset:
-    """The sequences of a layout; the arguments are those of `PaddedDocuments`.
+    """The sequences of a format; the other arguments are those of `PaddedDocuments`.
 
     Raises:
         ValueError: for packed text shorter than one sequence.
     """
-    if layout == "packed":
-        return PackedBlocks(shards, sequence_length)
-    return PaddedDocuments(shards, document_offsets, sequence_length, end_token=end_token, pad_token=pad_token)
+    mask_end = end_token if form.document_mask else None
+    if form.layout == "packed":
+        return PackedBlocks(shards, form.length, mask_end)
+    if form.layout == "best-fit":
+        return BestFit(shards, document_offsets, form.length, pad_token=pad_token, mask_end=mask_end)
+    # One document a sequence: there is nothing to keep apart.
+    return PaddedDocuments(shards, document_offsets, form.length, end_token=end_token, pad_token=pad_token)
+
+
+def kept_apart(item: dict[str, Tensor], end_token: int | None) -> dict[str, Tensor]:
+    """A sequence whose documents, which end in the end token, are kept apart (`SequenceFormat.document_mask`).
+
+    Args:
+        item: `input_ids` and `labels`.
+        end_token: None: the sequence stays as it is.
+
+    Shape:
+        each (sequence_length,).
+    """
+    if end_token is None:
+        return item
+    ids = item["input_ids"]
+    begins = torch.zeros_like(ids, dtype=torch.bool)
+    begins[0], begins[1:] = True, ids[:-1] == end_token
+    positions = torch.arange(len(ids))
+    first = torch.where(begins, positions, 0).cummax(0).values
+    return {
+        "input_ids": ids,
+        "labels": item["labels"].masked_fill(begins, IGNORED),
+        "position_ids": positions - first,
+    }
+
+
+def _pieces(ends: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where pieces of documents begin and how long they are, given where documents end: none is above `longest`."""
+    lengths = np.diff(ends, prepend=0)
+    counts = -(-lengths // longest)
+    document = np.repeat(np.arange(len(ends)), counts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = (ends - lengths)[document] + number * longest
+    return starts, np.minimum(ends[document] - starts, longest)
+
+
+def _read(shards: list[np.ndarray], shard_offsets: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Tokens of the shards as if they were one array, int64."""
+    out = np.empty(count, dtype=np.int64)
+    shard = int(np.searchsorted(shard_offsets, start, side="right")) - 1
+    filled = 0
+    while filled < count:
+        offset = start + filled - int(shard_offsets[shard])
+        part = shards[shard][offset : offset + count - filled]
+        out[filled : filled + len(part)] = part
+        filled += len(part)
+        shard += 1
+    return out
 
 
 def _subset(sequences: SequenceDataset, count: int) -> Dataset[dict[str, Tensor]]:

@@ -14,12 +14,13 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from foldrank.atomic import write_text
-from foldrank.data.config import DataConfig, Layout, Split
+from foldrank.data.config import DataConfig, SequenceFormat, Split
 from foldrank.data.corpus import INSTALLED, Document, documents, is_prepared
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
+from foldrank.data.mixture import MixedData
 from foldrank.data.prepare import Progress, prepared
 from foldrank.data.prepared import PreparedData
-from foldrank.data.sequences import PackedText, SequenceDataset, layout_of
+from foldrank.data.sequences import PackedText, SequenceDataset, kept_apart, sequences_of
 from foldrank.data.tokenizer import Encoder, encoded, pad_token
 from foldrank.hf.tokenizers import load_tokenizer
 
@@ -37,8 +38,10 @@ def encode(config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_leng
     return PackedText(np.concatenate(parts), sequence_length, pad_token(tokenizer))
 
 
-def open_data(config: DataConfig, progress: Progress = lambda *_: None) -> "PreparedData | StreamedData":
-    """What training reads: prepared data, or a stream where the settings ask for one."""
+def open_data(config: DataConfig, progress: Progress = lambda *_: None) -> "PreparedData | MixedData | StreamedData":
+    """What training reads: prepared data, a mixture, or a stream where the settings ask for one."""
+    if config.sources is not None:
+        return MixedData(config)
     return StreamedData(config) if config.stream else prepared(config, progress)
 
 
@@ -53,7 +56,7 @@ def reopen_data(
     evaluation_text: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress = lambda *_: None,
-) -> "PreparedData | StreamedData":
+) -> "PreparedData | MixedData | StreamedData":
     """Opens the data that a run recorded: exactly that, also where its source has changed meanwhile.
 
     Args:
@@ -72,6 +75,10 @@ def reopen_data(
         if tokenizer is None or evaluation_text is None:
             identity.check(data.identity())
         return data
+    if identity.kind == "mixture":
+        data = MixedData(config)
+        identity.check(data.identity())
+        return data
     # What the run read, while it is there.
     if identity.folder is not None and is_prepared(Path(identity.folder)):
         with suppress(ValueError):
@@ -86,7 +93,15 @@ def reopen_data(
 
 def resolve_source(config: DataConfig) -> DataConfig:
     """The settings with absolute paths, so that they mean the same from another working folder."""
-    return replace(config, source=_absolute(config.source), tokenizer=config.tokenizer and _absolute(config.tokenizer))
+    sources = config.sources and tuple(
+        replace(source, source=_absolute(source.source), name=source.label) for source in config.sources
+    )
+    return replace(
+        config,
+        source=_absolute(config.source),
+        sources=sources,
+        tokenizer=config.tokenizer and _absolute(config.tokenizer),
+    )
 
 
 def _absolute(name: str) -> str:
@@ -156,17 +171,17 @@ class StreamedData:
         """Unknown until all is read."""
         return
 
-    def training(self, sequence_length: int, layout: Layout, *, seed: int, num_sequences: int) -> "PackedStream":  # noqa: ARG002
+    def training(self, form: SequenceFormat, *, seed: int, num_sequences: int) -> "PackedStream":  # noqa: ARG002
         """The first sequences of the training documents; their order is the source's, whatever the seed.
 
         Raises:
-            ValueError: for the padded layout.
+            ValueError: for another layout than packed.
         """
-        if layout != "packed":
-            raise ValueError("a stream is packed: prepare the text for the padded layout (data.stream: false)")
-        return PackedStream(self.config, self.tokenizer(), sequence_length, num_sequences)
+        if form.layout != "packed":
+            raise ValueError(f"a stream is packed: prepare the text for the {form.layout} layout (data.stream: false)")
+        return PackedStream(self.config, self.tokenizer(), form, num_sequences)
 
-    def validation(self, sequence_length: int, layout: Layout, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+    def validation(self, form: SequenceFormat, tokens: int | None) -> Dataset[dict[str, Tensor]]:
         """The first validation documents, as many as hold `tokens`, in memory.
 
         Raises:
@@ -174,24 +189,15 @@ class StreamedData:
         """
         if tokens is None:
             raise ValueError("evaluating on a stream needs a number of tokens (train.eval_tokens)")
-        return _in_memory(self._held_out(), self.config, self.tokenizer(), sequence_length, layout, tokens).take(tokens)
+        return _in_memory(self._held_out(), self.config, self.tokenizer(), form, tokens).take(tokens)
 
-    def test(
-        self,
-        sequence_length: int,
-        layout: Layout,
-        *,
-        validation_tokens: int,
-        tokens: int,
-    ) -> Dataset[dict[str, Tensor]]:
+    def test(self, form: SequenceFormat, *, validation_tokens: int, tokens: int) -> Dataset[dict[str, Tensor]]:
         """The sequences of the held-out documents behind those of the validation, in memory.
 
         Raises:
             ValueError: where there are none.
         """
-        both = _in_memory(
-            self._held_out(), self.config, self.tokenizer(), sequence_length, layout, validation_tokens + tokens
-        )
+        both = _in_memory(self._held_out(), self.config, self.tokenizer(), form, validation_tokens + tokens)
         return both.skip(validation_tokens, tokens)
 
 
@@ -206,47 +212,45 @@ class PackedStream(IterableDataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int, num_sequences: int
+        self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, form: SequenceFormat, num_sequences: int
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.sequence_length = sequence_length
+        self.form = form
         self.num_sequences = num_sequences
 
     def num_tokens(self) -> int:
         """Tokens in all of them."""
-        return self.num_sequences * self.sequence_length
+        return self.num_sequences * self.form.length
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ValueError("a stream is read by one loader worker at most: set dataloader_num_workers to 0 or 1")
-        encoder = Encoder(self.tokenizer)
+        encoder, length = Encoder(self.tokenizer), self.form.length
+        mask_end = encoder.end if self.form.document_mask else None
         held, given = np.empty(0, dtype=np.int64), 0
         while given < self.num_sequences:
             training = (document for document in documents(self.config) if document.split == "train")
             before = given
             for batch in encoded(training, encoder):
                 held = np.concatenate([held, *(ids for _, ids in batch)])
-                num_rows = len(held) // self.sequence_length
-                rows, held = np.split(held, [num_rows * self.sequence_length])
-                for row in from_numpy(rows.astype(np.int64)).view(num_rows, self.sequence_length)[
-                    : self.num_sequences - given
-                ]:
+                num_rows = len(held) // length
+                rows, held = np.split(held, [num_rows * length])
+                for row in from_numpy(rows.astype(np.int64)).view(num_rows, length)[: self.num_sequences - given]:
                     given += 1
-                    yield {"input_ids": row, "labels": row}
+                    yield kept_apart({"input_ids": row, "labels": row}, mask_end)
                 if given == self.num_sequences:
                     return
             if given == before:
-                raise ValueError(f"{self.config.source} holds no training sequence of {self.sequence_length} tokens")
+                raise ValueError(f"{self.config.source} holds no training sequence of {length} tokens")
 
 
 def _in_memory(
     stream: Iterable[Document],
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
-    sequence_length: int,
-    layout: Layout,
+    form: SequenceFormat,
     tokens: int | None = None,
 ) -> SequenceDataset:
     encoder = Encoder(tokenizer)
@@ -255,17 +259,16 @@ def _in_memory(
     for batch in encoded(stream, encoder):
         parts += [ids for _, ids in batch]
         # Of the padded layout each document gives a sequence's length at most.
-        held += sum(len(ids) if layout == "packed" else min(len(ids), sequence_length) for _, ids in batch)
+        held += sum(min(len(ids), form.length) if form.layout == "padded" else len(ids) for _, ids in batch)
         if tokens is not None and held >= tokens:
             break
     if not parts:
         raise ValueError(f"{config.source} holds no text")
     document_offsets = np.cumsum([len(ids) for ids in parts])
-    return layout_of(
-        layout,
+    return sequences_of(
         [np.concatenate(parts)],
         [document_offsets],
-        sequence_length,
+        form,
         end_token=encoder.end,
         pad_token=pad_token(tokenizer),
     )

@@ -106,12 +106,22 @@ def _fields() -> dict[str, dict[str, Any]]:
     """From each setting's dotted name to its JSON schema."""
     schema = _ADAPTER.json_schema()
 
+    def resolved(node: Any) -> Any:
+        """A schema with those that it names in their place."""
+        if isinstance(node, list):
+            return [resolved(part) for part in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return resolved(schema["$defs"][node["$ref"].rpartition("/")[2]])
+        return {name: resolved(part) for name, part in node.items()}
+
     def below(node: Mapping[str, Any], prefix: str) -> dict[str, dict[str, Any]]:
         fields: dict[str, dict[str, Any]] = {}
         for name, setting in node["properties"].items():
             choices = [setting, *setting.get("anyOf", ())]
             parts = [schema["$defs"][choice["$ref"].rpartition("/")[2]] for choice in choices if "$ref" in choice]
-            fields |= below(parts[0], f"{prefix}{name}.") if parts else {prefix + name: setting}
+            fields |= below(parts[0], f"{prefix}{name}.") if parts else {prefix + name: resolved(setting)}
         return fields
 
     return below(schema, "")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT
-from foldrank.data.config import Layout
+from foldrank.data.config import Layout, SequenceFormat
 
 Checkpointing = Literal["block", "latents"]
 """What activation checkpointing keeps of a block: its input, or its input and latents (activation_checkpointing.py)."""
@@ -133,8 +133,12 @@ class TrainConfig:
     """Tokens per sequence."""
 
     layout: Layout = "packed"
-    """packed: documents joined and cut into sequences; padded: each document cut or padded to one, as in the published
-    protocol."""
+    """packed: documents joined and cut into sequences; best-fit: whole documents, as many to a sequence as fit, longer
+    ones cut; padded: each document cut or padded to one, as in the published protocol."""
+
+    document_mask: bool = False
+    """Keep the documents of a sequence apart: no attention across, positions that begin anew, and no document predicted
+    from the one before (docs/data.md)."""
 
     optimizer: OptimizerName = "adamw"
     """adamw; muon, orthogonalized momentum on the blocks' matrices and AdamW on all else, with one learning rate;
@@ -232,6 +236,8 @@ class TrainConfig:
                     f"warm-up and decay of wsd take {warmup + self.decay_ratio:.3g} of the steps: lower decay_ratio "
                     f"{self.decay_ratio}, or warm up for less"
                 )
+        if self.document_mask and self.layout == "padded":
+            problems.append("document_mask has nothing to keep apart in the padded layout, of one document a sequence")
         if self.dtype not in ("float32", "bfloat16"):
             problems.append(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.device not in ("auto", "cpu"):
@@ -242,6 +248,11 @@ class TrainConfig:
             problems.append(f"betas must lie in [0, 1), got {self.betas}")
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def sequences(self) -> SequenceFormat:
+        """What documents become."""
+        return SequenceFormat(length=self.sequence_length, layout=self.layout, document_mask=self.document_mask)
 
     def resolve_micro_batch_size(self, processes: int = 1) -> int:
         """Sequences that each of `processes` takes in one forward pass: the most that `micro_batch_size` allows.

@@ -26,6 +26,7 @@ listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each t
     4 f w              gate, SiLU(gate), up, their product
     r w                the latent of each low-rank layer; twice where the activation needs its input again (SiLU, GELU)
     4 d w              on CR-Net's backbone, from the second block on: q, k, output and MLP of the block before
+    T w                where documents are kept apart, the mask: on a GPU FlexAttention keeps less
 with activation checkpointing
     4 d                its input, in float32
     r w                where the latents are kept, A x of each low-rank layer
@@ -245,7 +246,8 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     count = total(model, count_parameters)
     blocks = blocks_of(model)
     times = [stands_for(block) for block in blocks]
-    saved = [tokens * saved_per_token(block, model.config, width) for block in blocks]
+    mask = width * train.sequence_length if train.document_mask else 0
+    saved = [tokens * (saved_per_token(block, model.config, width) + mask) for block in blocks]
     effective = [effective_weights(block, width) for block in blocks]
 
     shards = gpus if sharded else 1

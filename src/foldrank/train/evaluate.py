@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from foldrank.data.mixture import ConcatenatedSources
 from foldrank.data.sequences import IGNORED
 from foldrank.hf.tokenizers import embedding_size
 from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
@@ -25,6 +26,10 @@ COMPILED_FROM = 512
 
 MOST_LOGITS = 1 << 23
 """Numbers that the check of a fold keeps of the unfolded model: 32 MiB in float32."""
+
+
+OTHER_INPUTS = ("attention_mask", "position_ids")
+"""What a batch may give the model besides its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +129,17 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return flat.view(labels.shape)
 
 
+def by_source(evaluation: Evaluation, sequences: Dataset) -> dict[str, Evaluation]:
+    """The parts of an evaluation of a mixture, by the name of the source; none of anything else."""
+    if not isinstance(sequences, ConcatenatedSources):
+        return {}
+    parts = {
+        name: Evaluation(sums=evaluation.sums[at.start : at.stop], counts=evaluation.counts[at.start : at.stop])
+        for name, at in sequences.ranges().items()
+    }
+    return {name: part for name, part in parts.items() if part.tokens}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldError:
     """How far two models' outputs on the same tokens lie apart."""
@@ -211,13 +227,14 @@ def first(sequences: Dataset, count: int | None) -> Dataset:
 
 def _losses(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     if is_chunked(model):
-        others = {"attention_mask": batch["attention_mask"]} if "attention_mask" in batch else {}
+        others = {name: batch[name] for name in OTHER_INPUTS if name in batch}
         return token_losses_by_chunks(model, batch["input_ids"], labels, **others)  # pyright: ignore[reportArgumentType]
     return token_losses(_logits(model, batch)[:, :-1], labels)
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False).logits
+    others = {name: batch[name] for name in OTHER_INPUTS if name in batch}
+    return model(input_ids=batch["input_ids"], use_cache=False, **others).logits
 
 
 def _batches(model: nn.Module, sequences: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:

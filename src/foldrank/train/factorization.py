@@ -71,7 +71,10 @@ def approximations(
 
 def batches(sequences: Dataset[dict[str, Tensor]], batch_size: int, device: str) -> list[dict[str, Any]]:
     """Sequences as `factorize_` takes them for a sample, on the model's device."""
-    return [{"input_ids": batch["input_ids"].to(device)} for batch in DataLoader(sequences, batch_size=batch_size)]
+    return [
+        {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+        for batch in DataLoader(sequences, batch_size=batch_size)
+    ]
 
 
 def training_sample(run: RunFolder, tokenizer: PreTrainedTokenizerBase, count: int) -> Dataset[dict[str, Tensor]]:
@@ -85,6 +88,4 @@ def training_sample(run: RunFolder, tokenizer: PreTrainedTokenizerBase, count: i
         raise ValueError(f"the run in {run.path} is of foldrank 0.1 and does not tell its data: name a text")
     train = config.recipe.train
     data = reopen_data(config.recipe.data, config.data, tokenizer=tokenizer)
-    return first(
-        data.training(train.sequence_length, train.layout, seed=config.recipe.seed, num_sequences=count), count
-    )
+    return first(data.training(train.sequences, seed=config.recipe.seed, num_sequences=count), count)

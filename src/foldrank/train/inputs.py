@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
+from foldrank.data.order import MixedDataset, ShuffledDataset
 from foldrank.data.prepare import Progress
-from foldrank.data.sequences import ShuffledDataset
 from foldrank.data.stream import PackedStream, StreamedData, open_data, reopen_data
 from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.recipes.schema import Recipe
@@ -22,7 +22,7 @@ class RunInputs:
 
     identity: DataIdentity
     tokenizer: PreTrainedTokenizerBase
-    training: ShuffledDataset | PackedStream
+    training: ShuffledDataset | MixedDataset | PackedStream
     validation: Dataset[dict[str, Tensor]]
     test: Dataset[dict[str, Tensor]] | None
     stream: StreamedData | None
@@ -48,14 +48,12 @@ def prepare_inputs(recipe: Recipe, run: RunFolder | None, checkpoint: Path | Non
     num_sequences = train.steps * train.batch_size
     test = None
     if train.test_tokens is not None and train.eval_tokens is not None:
-        test = data.test(
-            train.sequence_length, train.layout, validation_tokens=train.eval_tokens, tokens=train.test_tokens
-        )
+        test = data.test(train.sequences, validation_tokens=train.eval_tokens, tokens=train.test_tokens)
     return RunInputs(
         identity=identity,
         tokenizer=tokenizer,
-        training=data.training(train.sequence_length, train.layout, seed=recipe.seed, num_sequences=num_sequences),
-        validation=data.validation(train.sequence_length, train.layout, train.eval_tokens),
+        training=data.training(train.sequences, seed=recipe.seed, num_sequences=num_sequences),
+        validation=data.validation(train.sequences, train.eval_tokens),
         test=test,
         stream=data if isinstance(data, StreamedData) else None,
     )

@@ -71,6 +71,9 @@ class RunMetrics:
     memory_bytes: Mapping[str, int]
     """The plan's bytes at the peak of a step, by part."""
 
+    tokens_by_source: Mapping[str, int] = field(default_factory=dict)
+    """Of these the tokens of each source of a mixture; empty of anything else."""
+
     train_tokens_available: int | None = None
     """Tokens of the training split; None of a stream."""
 
@@ -124,6 +127,9 @@ class RunMetrics:
 
     val_perplexity_folded: float | None
     """exp(val_loss_folded); None where that is no finite number."""
+
+    val_loss_by_source: Mapping[str, float] = field(default_factory=dict)
+    """After the fold, of each source of a mixture; empty of anything else."""
 
     test_tokens: int | None = None
     """Predicted tokens of the test; None without one."""

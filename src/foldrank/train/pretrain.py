@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PrinterCallback
 from foldrank.core.anchored_decay import AnchoredDecay, fold_at_start_
 from foldrank.core.fold import FoldReport, fold_
 from foldrank.core.inventory import count_parameters
+from foldrank.data.order import MixedDataset
 from foldrank.data.prepare import Progress
-from foldrank.data.sequences import ShuffledDataset
-from foldrank.data.stream import resolve_source
+from foldrank.data.stream import PackedStream, resolve_source
 from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_
@@ -26,7 +26,16 @@ from foldrank.train.callbacks import GradientSpikes, JsonLines, SaveAfter, StopO
 from foldrank.train.checkpoints import copy_checkpoint, step_of
 from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.device_memory import check_memory, device_memory, fit, memory_explained, room
-from foldrank.train.evaluate import Evaluation, FoldError, continue_text, evaluate_loss, first, fold_error, logits_of
+from foldrank.train.evaluate import (
+    Evaluation,
+    FoldError,
+    by_source,
+    continue_text,
+    evaluate_loss,
+    first,
+    fold_error,
+    logits_of,
+)
 from foldrank.train.inputs import RunInputs, prepare_inputs
 from foldrank.train.lineage import Branch, branch, check_initial, initialize_
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
@@ -167,7 +176,7 @@ def _build(
     model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, **special)
     if init_from:
         lineage = initialize_(model, init_from, inputs.identity.tokenizer_sha256, seed=recipe.seed)
-    if isinstance(inputs.training, ShuffledDataset):
+    if not isinstance(inputs.training, PackedStream):
         size = recipe.train.micro_batch_size or recipe.train.batch_size
         start = start_losses(model, first(inputs.training, size), batch_size=size)
     decay = fold_at_start_(model).decay if recipe.train.fold_at_start else None
@@ -189,6 +198,9 @@ def _train(
     stop, train = StopOnSignal(), recipe.train
     arguments = training_arguments(recipe, run.path)
     utilization = Utilization.of(recipe, arguments, model.config.vocab_size)
+    if train.document_mask and arguments.device.type == "cuda":
+        # SDPA's fast kernel takes no mask there; FlexAttention passes over the blocks of a mask that are empty.
+        model.set_attn_implementation("flex_attention")
     shown = () if quiet else (TrainingProgressBar(inputs.training.num_tokens() / train.steps, utilization.of_steps),)
     # From there other ends branch off.
     before_decay = (stable_until(train),) if train.schedule == "wsd" else ()
@@ -224,6 +236,7 @@ def _fold_and_verify(
 ) -> _Folded:
     trainer.stop_the_clock()
     model.config.use_cache = True
+    model.set_attn_implementation("sdpa")
     batch_size = trainer.args.eval_batch_size
     before = evaluate_loss(model, inputs.validation, batch_size=batch_size)
     verified_on = first(inputs.validation, FOLD_CHECK_SEQUENCES)
@@ -265,6 +278,7 @@ def _measured(
         flops_per_token=utilization.flops_per_token,
         flops=utilization.flops_per_step * train.steps,
         memory_bytes=memory(recipe, vocab_size=vocab_size).parts(),
+        tokens_by_source=_tokens_by_source(inputs),
         train_tokens_available=inputs.identity.train_tokens,
         text_sha256=inputs.identity.text_sha256,
         tokenizer_sha256=inputs.identity.tokenizer_sha256,
@@ -283,6 +297,7 @@ def _measured(
         val_perplexity=folded.before.perplexity,
         val_loss_folded=folded.after.loss,
         val_perplexity_folded=folded.after.perplexity,
+        val_loss_by_source={name: part.loss for name, part in by_source(folded.after, inputs.validation).items()},
         test_tokens=None if test is None else test.tokens,
         test_loss=None if test is None else test.loss,
         test_perplexity=None if test is None else test.perplexity,
@@ -298,6 +313,11 @@ def _measured(
         versions=versions(),
         commit=commit(),
     )
+
+
+def _tokens_by_source(inputs: RunInputs) -> dict[str, int]:
+    training = inputs.training
+    return training.tokens_by_source(len(training)) if isinstance(training, MixedDataset) else {}
 
 
 def _history(trainer: PretrainTrainer, tokens_per_step: float) -> tuple[EvaluationPoint, ...]:

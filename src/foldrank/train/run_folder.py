@@ -286,7 +286,7 @@ class RunFolder:
         identity.check(replace(identity, tokenizer_sha256=tokenizer_sha256(tokenizer)))
         text = self.evaluation_text if self.evaluation_text.exists() else None
         data = reopen_data(config.recipe.data, identity, evaluation_text=text, tokenizer=tokenizer)
-        return data.validation(sequence_length, train.layout, train.eval_tokens)
+        return data.validation(replace(train.sequences, length=sequence_length), train.eval_tokens)
 
     def _resolved(self) -> Path:
         try:

@@ -21,19 +21,19 @@ from transformers.utils.import_utils import is_torch_tf32_available
 from foldrank.core.anchored_decay import AnchoredDecay
 from foldrank.core.dtensor import to_local
 from foldrank.core.finite import all_finite
-from foldrank.data.sequences import ShuffledDataset
+from foldrank.data.order import MixedDataset, ShuffledDataset
 from foldrank.data.stream import PackedStream
 from foldrank.hf.checksums import write_checksums
 from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import OptimizerName
 from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
-from foldrank.train.evaluate import evaluate_loss
+from foldrank.train.evaluate import by_source, evaluate_loss
 from foldrank.train.schedule import scheduler_arguments
 
 
 class PretrainTrainer(Trainer):
-    """Trains on the sequences of a `ShuffledDataset` or a stream as they come, and evaluates by tokens.
+    """Trains on the sequences of a dataset or a stream as they come, and evaluates by tokens.
 
     Raises:
         ValueError: from `train`, where a loss is not finite; no checkpoint is written after that step.
@@ -43,7 +43,7 @@ class PretrainTrainer(Trainer):
     def __init__(
         self,
         *,
-        train_dataset: ShuffledDataset | PackedStream,
+        train_dataset: ShuffledDataset | MixedDataset | PackedStream,
         eval_dataset: Dataset,
         keep_checkpoints: int,
         always_keep: Collection[int] = (),
@@ -93,7 +93,7 @@ class PretrainTrainer(Trainer):
             self.peak_memory = torch.cuda.max_memory_allocated()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
-        assert isinstance(self.sequences, ShuffledDataset)  # a stream is asked for no sampler
+        assert not isinstance(self.sequences, PackedStream)  # a stream is asked for no sampler
         return SequentialSampler(self.sequences)
 
     def get_decay_parameter_names(self, model: nn.Module, **_: Any) -> list[str]:
@@ -126,10 +126,15 @@ class PretrainTrainer(Trainer):
         self._unchecked.append((self.state.global_step + 1, loss.detach().clone()))
         return loss
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, which reads the losses for it anyway: they are checked first."""
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`, which reads the losses for it anyway: they are checked first. Of a mixture also the tokens
+        of each source so far.
+        """
         self._check_losses()
-        super().log(*args, **kwargs)
+        if isinstance(self.sequences, MixedDataset) and "loss" in logs:
+            tokens = self.sequences.tokens_by_source(self.state.global_step * self.sequences_per_step)
+            logs |= {f"tokens/{name}": count for name, count in tokens.items()}
+        super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss and perplexity of the validation sequences, weighted by tokens."""
@@ -139,10 +144,16 @@ class PretrainTrainer(Trainer):
         assert isinstance(self.model, nn.Module)
         result = evaluate_loss(self.model, self.validation, batch_size=self.args.eval_batch_size)
         metrics = {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
+        metrics |= {f"eval_loss/{name}": part.loss for name, part in by_source(result, self.validation).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.evaluation_seconds += time.perf_counter() - began
         return metrics
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Over all processes and accumulation steps."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def _check_losses(self) -> None:
         bad = [(step, loss) for step, loss in self._unchecked if not torch.isfinite(loss)]
@@ -150,7 +161,7 @@ class PretrainTrainer(Trainer):
         if not bad:
             return
         step, loss = bad[0]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        size = self.sequences_per_step
         raise ValueError(
             f"the loss of step {step} is {float(loss)}; its batch is sequences {(step - 1) * size} to {step * size - 1}"
             " of the training order. The checkpoints before it are good. Try a lower train.learning_rate, a longer"
