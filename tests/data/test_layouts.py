@@ -20,7 +20,8 @@ from foldrank.data.order import ShuffledDataset
 from foldrank.data.prepare import prepare
 from foldrank.data.prepared import PreparedData
 from foldrank.data.sequences import IGNORED, SequenceDataset
-from foldrank.data.tokenizer import Encoder, end_token
+from foldrank.data.tokenizer import Encoder
+from foldrank.hf.tokenizers import end_token
 from foldrank.train.evaluate import evaluate_loss
 from tests.data.texts import some_texts, write_folder
 

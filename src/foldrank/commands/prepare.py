@@ -8,7 +8,7 @@ from typing import Any
 
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import setting_type
-from foldrank.data.config import DataConfig
+from foldrank.data.config import EXPORT_FORMATS, DataConfig
 from foldrank.recipes.schema import Recipe, field_help
 
 NOT_HERE = ("source", "sources", "stream")
@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the prepared data")
     parser.add_argument("--check", action="store_true", help="read a sample of every file, say what is there, and stop")
     parser.add_argument("--verify", action="store_true", help="SOURCE is a prepared folder: compare its checksums")
+    parser.add_argument(
+        "--export",
+        choices=EXPORT_FORMATS,
+        help="SOURCE is a prepared folder: write its tokens into --out as others read them: Megatron's .bin and .idx, "
+        "raw .bin as in nanoGPT, or .parquet with input_ids",
+    )
     for name, meaning in settings.items():
         if name not in NOT_HERE:
             parser.add_argument(
@@ -43,6 +49,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {f"data.{name}": vars(arguments)[name] for name in _settings() if name in vars(arguments)}
     if arguments.verify:
         return _verify(arguments, given)
+    if arguments.export:
+        return _export(arguments, given)
     config = Recipe().override(given).data
     if arguments.check:
         return _check(config)
@@ -70,6 +78,9 @@ def show(result: dict[str, Any]) -> None:
     """Prints a table."""
     if "kinds" in result:
         _show_check(result)
+        return
+    if "exported" in result:
+        print(f"{result['out']}: {', '.join(result['exported'])}; ids of type {result['dtype']}")
         return
     from rich.table import Table
 
@@ -136,6 +147,24 @@ def _verify(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, A
     data = PreparedData(Path(arguments.source))
     data.verify()
     return {"out": arguments.source, "verified": True, **_summary(data)}
+
+
+def _export(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    if arguments.out is None:
+        raise ValueError("--out is missing: name a new folder for the exported tokens")
+    if len(given) > 1:
+        raise ValueError("--export writes what a prepared folder holds: give no setting of the data")
+    from foldrank.data.prepared import PreparedData
+    from foldrank.data.token_export import export_tokens
+
+    data = PreparedData(Path(arguments.source))
+    files = export_tokens(data, arguments.export, arguments.out)
+    return {
+        "source": arguments.source,
+        "out": str(arguments.out),
+        "exported": [file.name for file in files],
+        "dtype": data.dtype.name,
+    }
 
 
 def _summary(data: Any) -> dict[str, Any]:

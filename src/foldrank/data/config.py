@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT
@@ -13,6 +13,17 @@ Layout = Literal["packed", "best-fit", "padded"]
 as fit; or each cut or padded."""
 
 Split = Literal["train", "validation"]
+
+TokenFormat = Literal["megatron", "uint16", "uint32", "input_ids"]
+"""Token ids that exist already, see token_files.py."""
+
+ExportFormat = Literal["megatron", "raw", "input_ids"]
+"""What prepared tokens are written as for others, see token_export.py."""
+
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+
+LEAST_ENTRIES = 262
+"""Of a tokenizer that is trained here: 256 bytes, and special tokens."""
 
 MULTIPLE = 64
 """Of which the entries of a vocabulary are a multiple, so that products with embedding and head fill a GPU's tiles."""
@@ -97,8 +108,16 @@ class DataConfig:
     tokenizer: str | None = None
     """A Hugging Face tokenizer by name or folder; None: byte-level BPE trained on this text."""
 
-    vocab_size: Annotated[int, Bounds(262, 1 << 20)] = 4096
-    """Entries of the tokenizer trained here; reserved ones fill it up to a multiple of 64."""
+    vocab_size: Annotated[int, Bounds(1, 1 << 20)] = 4096
+    """Entries of the tokenizer trained here; reserved ones fill it up to a multiple of 64. With token ids and no
+    tokenizer: how many ids there are."""
+
+    token_format: TokenFormat | None = None
+    """The source holds token ids, of `tokenizer` or of an unknown one: megatron (.bin with .idx), uint16 or uint32 (raw
+    .bin, as in nanoGPT), or input_ids (that column of a data set or of .parquet files); None: text."""
+
+    end_token: Annotated[int | None, Bounds(0, 1 << 20)] = None
+    """With token ids and no tokenizer: the id that ends a document."""
 
     validation_fraction: float = 0.04
     """Share of the documents held out, chosen by a hash of their content."""
@@ -117,12 +136,26 @@ class DataConfig:
             problems.append(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
         if self.validation_split is not None and self.validation_split == (self.split or "train"):
             problems.append(f"split and validation_split are both {self.validation_split!r}: nothing would be held out")
-        if self.stream and self.tokenizer is None:
+        if self.stream and self.tokenizer is None and self.token_format is None:
             problems.append("a stream needs a tokenizer by name or folder, because none can be trained on unread text")
+        if self.token_format is None and self.vocab_size < LEAST_ENTRIES:
+            problems.append(f"vocab_size must be at least {LEAST_ENTRIES}, got {self.vocab_size}")
+        if self.token_format is not None:
+            problems += self._problems_of_token_ids()
+        elif self.end_token is not None:
+            problems.append("end_token says something of token ids: name their token_format")
         if self.sources is not None:
             problems += self._problems_of_sources(self.sources)
         if problems:
             raise ValueError("DataConfig: " + "; ".join(problems))
+
+    def _problems_of_token_ids(self) -> list[str]:
+        problems = ["token ids are not streamed: leave out stream"] if self.stream else []
+        if (self.tokenizer is None) == (self.end_token is None):
+            problems.append("token ids need the tokenizer that they are of, or their vocab_size and end_token")
+        elif self.end_token is not None and self.end_token >= self.vocab_size:
+            problems.append(f"end_token must be below vocab_size {self.vocab_size}, got {self.end_token}")
+        return problems
 
     def _problems_of_sources(self, sources: tuple[SourceConfig, ...]) -> list[str]:
         problems = [] if sources else ["sources is empty: name at least one, or leave it out"]

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from foldrank.data import files, hub
 from foldrank.data.config import DataConfig, Split
 from foldrank.data.files import Tally
+from foldrank.data.token_files import held_out_split, token_documents, token_files
 
 TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 """Folders of the standard library that are no part of the corpus."""
@@ -22,6 +25,9 @@ INSTALLED = {"site-packages": {".py", *PROSE}, "site-packages-prose": PROSE}
 MIN_CHARACTERS = 8
 """A text with less than this, white space apart, is near-empty."""
 
+CHARS_OF_A_TOKEN = 4
+"""About as many as a token of common tokenizers stands for."""
+
 SAMPLE_DOCUMENTS = 20
 """Documents of a file that a sample reads."""
 
@@ -31,14 +37,22 @@ CHUNK_CHARS = 1 << 14
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One text."""
+    """One text, or the token ids of one."""
 
     text: str
+    """Empty where `ids` are there."""
+    ids: np.ndarray | None = None
+    """Where the source holds token ids: int64, the end token last."""
     digest: bytes
-    """sha256 of the text."""
+    """sha256 of the text, or of the ids."""
     split: Split
     fraction: float | None
     """How much of the source is read with it, 0 to 1; None where that is unknown."""
+
+    @property
+    def size(self) -> int:
+        """Characters, or what so many tokens stand for."""
+        return len(self.text) if self.ids is None else CHARS_OF_A_TOKEN * len(self.ids)
 
 
 def documents(config: DataConfig, tally: Tally | None = None) -> Generator[Document]:
@@ -53,14 +67,14 @@ def documents(config: DataConfig, tally: Tally | None = None) -> Generator[Docum
     """
     tally = Tally() if tally is None else tally
     held_out: set[bytes] = set()
-    if config.validation_split is not None:
-        for text, digest, _ in _usable(config, config.validation_split, tally):
+    if (validation_split := held_out_split(config)) is not None:
+        for content, digest, _ in _usable(config, validation_split, tally):
             held_out.add(digest)
-            yield Document(text=text, digest=digest, split="validation", fraction=0.0)
-    for number, (text, digest, fraction) in enumerate(
+            yield _document(content, digest, "validation", 0.0)
+    for number, (content, digest, fraction) in enumerate(
         islice(_usable(config, config.split or "train", tally), config.max_documents), start=1
     ):
-        if config.validation_split is None:
+        if validation_split is None:
             # By content: a text that occurs twice falls on one side.
             is_held_out = int.from_bytes(digest[:8]) < config.validation_fraction * 2**64
             split: Split = "validation" if is_held_out else "train"
@@ -71,8 +85,13 @@ def documents(config: DataConfig, tally: Tally | None = None) -> Generator[Docum
             split = "train"
         if config.max_documents is not None:
             fraction = max(fraction or 0.0, number / config.max_documents)
-        yield Document(text=text, digest=digest, split=split, fraction=fraction)
+        yield _document(content, digest, split, fraction)
     tally.check()
+
+
+def _document(content: str | np.ndarray, digest: bytes, split: Split, fraction: float | None) -> Document:
+    text, ids = (content, None) if isinstance(content, str) else ("", content)
+    return Document(text=text, ids=ids, digest=digest, split=split, fraction=fraction)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +116,8 @@ def sample(config: DataConfig) -> tuple[list[Sample], Tally]:
     Raises:
         ValueError: for a source that does not exist, or is no file or folder of text.
     """
+    if config.token_format is not None:
+        raise ValueError(f"{config.source} is said to hold token ids: only text is checked file by file")
     if hub.is_data_set(config):
         raise ValueError(f"{config.source} is a Hugging Face data set: only files and folders are checked file by file")
     tally = Tally()
@@ -118,6 +139,9 @@ def sample(config: DataConfig) -> tuple[list[Sample], Tally]:
 
 def fingerprint(config: DataConfig) -> bytes:
     """A hash of what local files hold; empty for a data set on the hub."""
+    if config.token_format is not None and (paths := token_files(config)):
+        indices = [file for path in paths if (file := path.with_suffix(".idx")).is_file()]
+        return files.digest([*paths, *indices], paths[0].parent)
     if hub.is_data_set(config):
         folder = Path(config.source)
         return files.digest(_visible(folder, Tally()), folder) if folder.exists() else b""
@@ -130,7 +154,14 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "manifest.json").exists() and (folder / "tokenizer").is_dir()
 
 
-def _usable(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[str, bytes, float | None]]:
+def _usable(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[str | np.ndarray, bytes, float | None]]:
+    if config.token_format is not None:
+        for ids, fraction in token_documents(config, split, tally):
+            if len(ids) == 1:
+                tally.skipped["near-empty"] += 1
+            else:
+                yield ids, hashlib.sha256(ids.astype("<u4").tobytes()).digest(), fraction
+        return
     texts = _row_texts(config, split, tally) if hub.is_data_set(config) else _file_texts(config, tally)
     for text, fraction in texts:
         if not isinstance(text, str):
@@ -145,7 +176,7 @@ def _usable(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[str,
 
 
 def _row_texts(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[object, float | None]]:
-    for text, fraction in hub.rows(config, split):
+    for text, fraction in hub.rows(config, split, config.text_field):
         if isinstance(text, str):
             tally.bytes += len(text)
             yield tally.readable(text, config.source), fraction

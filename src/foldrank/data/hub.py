@@ -21,8 +21,8 @@ def is_data_set(config: DataConfig) -> bool:
     return not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", config.source) is not None
 
 
-def rows(config: DataConfig, split: str) -> Iterator[tuple[object, float | None]]:
-    """The texts of a split, each with the share of the split that it ends, where the number of rows is known.
+def rows(config: DataConfig, split: str, field: str) -> Iterator[tuple[object, float | None]]:
+    """A field of the rows of a split, each with the share of the split that it ends, where their number is known.
 
     Raises:
         ValueError: for a data set, subset, split or field that does not exist, or where `datasets` is not installed.
@@ -35,13 +35,13 @@ def rows(config: DataConfig, split: str) -> Iterator[tuple[object, float | None]
         raise ValueError(f"cannot read {what}: {error}") from error
     names = data.column_names
     if names is not None:
-        if config.text_field not in names:
-            raise ValueError(missing_field(config.source, config.text_field, names))
-        data = data.select_columns([config.text_field])
+        if field not in names:
+            raise ValueError(missing_field(config.source, field, names))
+        data = data.select_columns([field])
     for number, row in enumerate(data, start=1):
-        if number == 1 and config.text_field not in row:
-            raise ValueError(missing_field(config.source, config.text_field, row))
-        yield row.get(config.text_field), number / total if total else None
+        if number == 1 and field not in row:
+            raise ValueError(missing_field(config.source, field, row))
+        yield row.get(field), number / total if total else None
 
 
 def _load(datasets: Any, config: DataConfig, split: str) -> tuple[Any, int | None]:

@@ -28,8 +28,9 @@ from foldrank.data.files import Tally
 from foldrank.data.manifest import FORMAT, JOURNAL, Journal, Manifest, Shard, SplitFiles, TokenizerFiles
 from foldrank.data.prepared import PreparedData
 from foldrank.data.shards import ShardWriter
-from foldrank.data.tokenizer import Encoder, encoded, end_token, pad_token, train_tokenizer
-from foldrank.hf.tokenizers import largest_id, load_tokenizer
+from foldrank.data.token_files import numbered_tokenizer
+from foldrank.data.tokenizer import Encoder, encoded, pad_token, train_tokenizer
+from foldrank.hf.tokenizers import end_token, largest_id, load_tokenizer
 from foldrank.provenance import sha256_of_file
 
 COMMIT_CHARACTERS = 1 << 24
@@ -236,7 +237,7 @@ def _tokenize(
             for document, ids in batch:
                 writers[document.split].write(ids)
                 text.update(document.digest)
-                uncommitted += len(document.text)
+                uncommitted += document.size
             done, fraction = done + len(batch), batch[-1][0].fraction
             if uncommitted >= COMMIT_CHARACTERS:
                 state = {split: writer.state() for split, writer in writers.items()}
@@ -282,6 +283,8 @@ def _tokenizer(config: DataConfig, work: Path, progress: Progress) -> PreTrained
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer)
         end_token(tokenizer)  # refused while it still has the name that the user knows
+    elif config.token_format is not None:
+        tokenizer = numbered_tokenizer(config)
     else:
         tokenizer = train_tokenizer(_training_texts(config, progress), config.vocab_size)
     try:

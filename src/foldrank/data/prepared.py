@@ -70,14 +70,24 @@ class PreparedData:
         Raises:
             ValueError: for a split shorter than one sequence.
         """
-        shards = self._shards(split)
+        tokens, offsets = zip(*self.shards_of(split), strict=True)
         return sequences_of(
-            [np.memmap(self.folder / shard.file, dtype=self.dtype, mode="r") for shard in shards],
-            [np.memmap(self.folder / shard.index, dtype=DOCUMENT_OFFSETS, mode="r") for shard in shards],
+            list(tokens),
+            list(offsets),
             form,
             end_token=self.manifest.end_token,
             pad_token=self.manifest.pad_token,
         )
+
+    def shards_of(self, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each shard its token ids, and the positions in it after each document's last token; memory-mapped."""
+        return [
+            (
+                np.memmap(self.folder / shard.file, dtype=self.dtype, mode="r"),
+                np.memmap(self.folder / shard.index, dtype=DOCUMENT_OFFSETS, mode="r"),
+            )
+            for shard in self._shards(split)
+        ]
 
     def training(self, form: SequenceFormat, *, seed: int, num_sequences: int) -> ShuffledDataset:
         """The sequences of a training run, in their order."""

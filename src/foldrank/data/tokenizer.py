@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from foldrank.data.config import MULTIPLE
 from foldrank.data.corpus import Document
-from foldrank.hf.tokenizers import largest_id
+from foldrank.hf.tokenizers import end_token, largest_id
 
 END_OF_TEXT = "<|endoftext|>"
 """Joins documents; also begins and ends a text."""
@@ -74,17 +74,6 @@ def _cut_long_words(text: str) -> str:
     return LONG_WORD.sub(r"\g<0> ", text)
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that ends a document.
-
-    Raises:
-        ValueError: for a tokenizer without one.
-    """
-    if not isinstance(tokenizer.eos_token_id, int):
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no end-of-text token to join documents with")
-    return tokenizer.eos_token_id
-
-
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that fills a sequence up: the tokenizer's, else its end token (no loss and no output depends on it)."""
     return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end_token(tokenizer)
@@ -99,9 +88,26 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.end = end_token(tokenizer)
-        self.dtype = np.dtype("<u2" if largest_id(tokenizer) < 1 << 16 else "<u4")
+        self.largest = largest_id(tokenizer)
+        self.dtype = np.dtype("<u2" if self.largest < 1 << 16 else "<u4")
         self._slow = tokenizer
         self._fast = _plain(tokenizer.backend_tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+
+    def encode(self, batch: list[Document]) -> list[np.ndarray]:
+        """The ids of documents, those that are there taken as they are.
+
+        Raises:
+            ValueError: where the tokenizer fails, and for ids that it does not have.
+        """
+        given = [document.ids for document in batch if document.ids is not None]
+        if not given:
+            return self([document.text for document in batch])
+        if (largest := max(int(ids.max()) for ids in given)) > self.largest:
+            raise ValueError(
+                f"the source holds the token {largest:,}, and the vocabulary ends with {self.largest:,}: it is of "
+                "another tokenizer, or of another token_format"
+            )
+        return [ids.astype(self.dtype) for ids in given]
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
         try:
@@ -129,7 +135,7 @@ def encoded(stream: Iterable[Document], encoder: Encoder) -> Generator[list[tupl
     waiting: deque[tuple[list[Document], Future[list[np.ndarray]]]] = deque()
     with ThreadPoolExecutor(PREFETCH) as pool:
         for batch in _batches(stream):
-            waiting.append((batch, pool.submit(encoder, [document.text for document in batch])))
+            waiting.append((batch, pool.submit(encoder.encode, batch)))
             if len(waiting) > PREFETCH:
                 yield _done(*waiting.popleft())
         while waiting:
@@ -144,7 +150,7 @@ def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
     batch, characters = [], 0
     for document in stream:
         batch.append(document)
-        characters += len(document.text)
+        characters += document.size
         if characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

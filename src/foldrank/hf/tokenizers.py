@@ -56,6 +56,17 @@ def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(ids)
 
 
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that ends a document.
+
+    Raises:
+        ValueError: for a tokenizer without one.
+    """
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no end-of-text token to join documents with")
+    return tokenizer.eos_token_id
+
+
 def embedding_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Entries that an embedding needs for any text: one more than the largest id of a token that is not special, and
     of those special ones that we use. Others may lie beyond it: t5-base has 32,000 tokens and 100 of these.

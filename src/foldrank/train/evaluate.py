@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from foldrank.data.mixture import ConcatenatedSources
 from foldrank.data.sequences import IGNORED
+from foldrank.hf.foreign import foreign
 from foldrank.hf.tokenizers import embedding_size
 from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
 from foldrank.train.compilation import uncompiled
@@ -206,7 +207,8 @@ def continue_text(
         ValueError: for a prompt without tokens, or a model whose outputs are not finite.
     """
     set_seed(seed)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    with foreign(f"this tokenizer cannot read the prompt {prompt!r}"):
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     if not inputs["input_ids"].numel():
         raise ValueError(f"the prompt {prompt!r} has no tokens that this tokenizer knows")
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.eos_token_id}

@@ -11,6 +11,7 @@ from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.order import MixedDataset, ShuffledDataset
 from foldrank.data.prepare import Progress
 from foldrank.data.stream import PackedStream, StreamedData, open_data, reopen_data
+from foldrank.hf.foreign import foreign
 from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.recipes.schema import Recipe
 from foldrank.train.run_folder import RunFolder
@@ -45,6 +46,13 @@ def prepare_inputs(recipe: Recipe, run: RunFolder | None, checkpoint: Path | Non
     if checkpoint is not None and (checkpoint / "tokenizer_config.json").exists():
         # Of a run of foldrank 0.1 this is all that tells what it was trained on.
         replace(identity, tokenizer_sha256=tokenizer_sha256(load_tokenizer(checkpoint))).check(identity)
+    with foreign(f"this tokenizer cannot read sample_prompt {recipe.sample_prompt!r}"):
+        prompt = tokenizer(recipe.sample_prompt, add_special_tokens=False).input_ids
+    if not prompt:
+        raise ValueError(
+            f"sample_prompt {recipe.sample_prompt!r} has no token that this tokenizer knows: give another "
+            "(--sample_prompt), of numbers such as '17 4' where the data is token ids alone"
+        )
     num_sequences = train.steps * train.batch_size
     test = None
     if train.test_tokens is not None and train.eval_tokens is not None:
