@@ -173,6 +173,13 @@ def no_file(folder: Path) -> DataConfig:
     return ids_alone(folder / "nowhere", "megatron")
 
 
+def prepared_already(folder: Path) -> DataConfig:
+    (folder / "a.bin").write_bytes(raw(some_ids(30)))
+    data = prepare(ids_alone(folder / "a.bin", "uint16"), folder / "data")
+    assert data.manifest.bytes_read == (folder / "a.bin").stat().st_size
+    return ids_alone(folder / "data", "uint16")
+
+
 def no_parquet(folder: Path) -> DataConfig:
     (folder / "a.parquet").write_bytes(b"PAR1 and no more")
     return ids_alone(folder, "input_ids")
@@ -203,6 +210,7 @@ FIRST = HEADER.size
         (below_zero, "holds the token -2"),
         (no_file, "holds no token ids"),
         (no_parquet, "a.parquet"),
+        (prepared_already, "holds prepared data, which is read as it is: leave out token_format"),
     ],
 )
 def test_what_is_no_token_file_is_one_line(make: Callable[[Path], DataConfig], says: str, tmp_path: Path) -> None:

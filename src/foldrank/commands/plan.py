@@ -27,7 +27,8 @@ ASSUMPTIONS = (
     "Hours: FLOPs over GPUs x peak x MFU, activation checkpointing included; evaluation and saving not.",
     "Memory: an upper bound without the allocator's fragmentation and the CUDA context, so leave room. float32 "
     "weights, gradients and averages of the optimizer (arXiv 1910.02054); activations as autograd keeps them with a "
-    "flash attention kernel and no mask. FSDP shards everything, each block a unit (arXiv 2304.11277).",
+    "flash attention kernel and no mask, or with a mask in each block where documents are kept apart (on a GPU that is "
+    "more than FlexAttention keeps). FSDP shards everything, each block a unit (arXiv 2304.11277).",
     "All formulas, with sources and assumptions: foldrank/train/accounting.py.",
 )
 

@@ -91,7 +91,8 @@ def show(result: dict[str, Any]) -> None:
     table.add_column()
     table.add_column()
     table.add_row("source", result["source"])
-    table.add_row("tokenizer", f"{result['tokenizer'] or 'trained on this text'}, {result['vocab_size']:,} entries")
+    unnamed = "trained on this text" if result["token_format"] is None else "unknown: ids are spelled as numbers"
+    table.add_row("tokenizer", f"{result['tokenizer'] or unnamed}, {result['vocab_size']:,} entries")
     for split, counts in result["splits"].items():
         table.add_row(split, f"{counts['documents']:,} documents, {counts['tokens']:,} tokens")
     table.add_row("read", f"{result['bytes_read']:,} bytes, of which {result['bytes_lost']:,} were no text")
@@ -172,6 +173,7 @@ def _summary(data: Any) -> dict[str, Any]:
     splits = manifest.splits.items()
     return {
         "source": manifest.config.source,
+        "token_format": manifest.config.token_format,
         "tokenizer": manifest.tokenizer.name,
         "vocab_size": manifest.vocab_size,
         "splits": {split: {"documents": part.documents, "tokens": part.tokens} for split, part in splits},

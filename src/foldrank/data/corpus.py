@@ -156,6 +156,8 @@ def is_prepared(folder: Path) -> bool:
 
 def _usable(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[str | np.ndarray, bytes, float | None]]:
     if config.token_format is not None:
+        if is_prepared(Path(config.source)):
+            raise ValueError(f"{config.source} holds prepared data, which is read as it is: leave out token_format")
         for ids, fraction in token_documents(config, split, tally):
             if len(ids) == 1:
                 tally.skipped["near-empty"] += 1

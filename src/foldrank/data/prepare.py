@@ -70,6 +70,8 @@ def prepared(config: DataConfig, progress: Progress = lambda *_: None) -> Prepar
         ValueError: as `prepare`, and for a tokenizer named beside prepared data, which has its own.
     """
     if is_prepared(Path(config.source)):
+        if config.token_format is not None:
+            raise ValueError(f"{config.source} holds prepared data, which is read as it is: leave out token_format")
         if config.tokenizer is not None:
             raise ValueError(f"{config.source} was prepared with a tokenizer of its own: name none (data.tokenizer)")
         return PreparedData(Path(config.source))

@@ -82,8 +82,8 @@ def token_documents(config: DataConfig, split: str, tally: Tally) -> Iterator[tu
     for file in wanted:
         size = file.stat().st_size
         for ids, part in _documents_of(file, config, end):
-            tally.bytes += 4 * len(ids)
             yield _ended(ids, end), (before + part * size) / total
+        tally.bytes += size
         before += size
 
 
