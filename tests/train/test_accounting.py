@@ -257,6 +257,27 @@ def test_kept_activations_are_those_that_a_forward_pass_leaves(
     assert used.blocks + used.head_and_loss + copies == pytest.approx(kept_for_backward(model, recipe), rel=0.01)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mask_that_keeps_documents_apart_is_counted(dtype: str):
+    recipe = recipe_of("cola", dtype=dtype)
+    model, ids = real_model(recipe), batch_of(recipe)
+    positions = torch.arange(ids.shape[1]).remainder(7).expand_as(ids).contiguous()
+    kept = []
+    for others in ({}, {"position_ids": positions}):
+        with (
+            Alive([*model.parameters(), *model.buffers(), ids, positions]) as alive,
+            torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext(),
+        ):
+            loss = model(input_ids=ids, labels=ids, use_cache=False, **others).loss
+        assert loss.requires_grad
+        kept.append(alive.now)
+        del loss
+    masked = recipe.override({"train.document_mask": True})
+    # Rotary tables are made for each sequence then.
+    tables = 2 * 4 * ids.numel() * model.config.head_dim
+    assert memory(masked).blocks - memory(recipe).blocks == pytest.approx(kept[1] - kept[0], rel=0.05, abs=tables)
+
+
 @pytest.mark.parametrize("activation", [None, "silu", "gelu", "relu", "tanh"])
 def test_latents_kept_depend_on_the_activation(activation: Activation | None):
     recipe = replace(recipe_of("dense"), low_rank=LowRankConfig(rank=48, activation=activation))
