@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
@@ -168,6 +169,18 @@ def test_the_command_line_names_each_source(folders: dict[str, Path], foldrank: 
     assert "the text of the source books has changed" in refused.stderr
 
 
+def test_a_study_of_a_mixture_goes_on(folders: dict[str, Path], foldrank: Foldrank, tmp_path: Path) -> None:
+    settings = {name: value for name, value in SMALL.items() if name not in ("data.sources", "low_rank.rank")}
+    sources = [{"source": str(folder), "weight": 1} for folder in folders.values()]
+    study = {"title": "mixed", "settings": settings, "corpora": {"both": {"data.sources": sources}}}
+    study |= {"sizes": {"micro": {"rank": 3}}, "seeds": [0], "methods": ["cola"]}
+    study["sweep"] = {"learning_rates": [0.01], "extend": 0}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    for _ in range(2):
+        done = foldrank("compare", tmp_path / "study.yaml", "--out", tmp_path / "out", "--json")
+        assert (done.json["failed"], done.json["missing"]) == ({}, 0)
+
+
 def other_tokenizer(folders: dict[str, Path], folder: Path) -> list[dict[str, Any]]:
     texts = write_folder(folder / "text", some_texts(60, seed=9))
     prepare(DataConfig(source=str(texts), vocab_size=320, validation_fraction=0.3), folder / "other")
@@ -218,3 +231,9 @@ def test_what_cannot_be_mixed_is_one_line(
 def test_settings_of_a_mixture_are_checked(sources: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         load_recipe("demo", {"data.sources": sources})
+
+
+@pytest.mark.parametrize("settings", [{"data.stream": True}, {"data.token_format": "uint16", "data.end_token": 0}])
+def test_what_says_nothing_of_prepared_folders_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="sources are prepared data"):
+        load_recipe("demo", {"data.sources": [{"source": "a", "weight": 1}], "data.tokenizer": None, **settings})

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.compare.records import read_records
     from foldrank.compare.study_file import WRITTEN_BY_US, check_folder, find_study, load_study
     from foldrank.compare.worker import check_corpus, check_records, work
-    from foldrank.data.prepare import prepared
+    from foldrank.data.stream import open_data
     from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError
 
@@ -66,9 +66,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with _alone(rank):
         with PreparationProgressBar() as progress:
             for corpus in study.corpora:
-                config = study.recipe(corpus, next(iter(study.sizes)), study.methods[0]).data
-                if not config.stream:
-                    check_corpus(corpus, prepared(config, progress).text_sha256(), out)
+                data = open_data(study.recipe(corpus, next(iter(study.sizes)), study.methods[0]).data, progress)
+                if (text_sha256 := data.text_sha256()) is not None:
+                    check_corpus(corpus, text_sha256, out)
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "study.yaml", WRITTEN_BY_US + study.to_yaml())
         try:

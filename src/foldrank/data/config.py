@@ -159,6 +159,8 @@ class DataConfig:
 
     def _problems_of_sources(self, sources: tuple[SourceConfig, ...]) -> list[str]:
         problems = [] if sources else ["sources is empty: name at least one, or leave it out"]
+        if self.token_format is not None:
+            problems.append("sources are prepared data, of which token_format says nothing: leave it out")
         if self.stream:
             problems.append("sources are prepared data, of which nothing is left to stream: leave out stream")
         counts = Counter(source.label for source in sources)

@@ -55,16 +55,19 @@ class MixedData:
         """The one of all sources."""
         return self._tokenizer
 
+    def text_sha256(self) -> str:
+        """A hash of the hashes of all sources' text, in their order."""
+        return hashlib.sha256("".join(data.text_sha256() for data in self.data.values()).encode()).hexdigest()
+
     def identity(self) -> DataIdentity:
         """What a run that trains on this was trained on."""
-        texts = {name: data.text_sha256() for name, data in self.data.items()}
         train, validation = (
             sum(data.tokens(split) for data in self.data.values()) for split in ("train", "validation")
         )
         return DataIdentity(
             kind="mixture",
-            sources=texts,
-            text_sha256=hashlib.sha256("".join(texts.values()).encode()).hexdigest(),
+            sources={name: data.text_sha256() for name, data in self.data.items()},
+            text_sha256=self.text_sha256(),
             tokenizer_sha256=tokenizer_sha256(self._tokenizer),
             train_tokens=train,
             validation_tokens=validation,
