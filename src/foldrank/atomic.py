@@ -53,6 +53,16 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
+def refuse_existing(out: Path) -> None:
+    """Refuses a name that something has.
+
+    Raises:
+        FileExistsError: naming it.
+    """
+    if os.path.lexists(out):
+        raise FileExistsError(f"{out} exists: choose another folder or delete it")
+
+
 @contextmanager
 def parents_of(path: Path) -> Iterator[None]:
     """Makes the folders above `path`; where the block raises, those that it made go again, if nothing is in them."""

@@ -154,10 +154,15 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "manifest.json").exists() and (folder / "tokenizer").is_dir()
 
 
+def no_token_format(config: DataConfig) -> ValueError:
+    """What is said of prepared data that is called token ids of others."""
+    return ValueError(f"{config.source} holds prepared data, which is read as it is: leave out token_format")
+
+
 def _usable(config: DataConfig, split: str, tally: Tally) -> Iterator[tuple[str | np.ndarray, bytes, float | None]]:
     if config.token_format is not None:
         if is_prepared(Path(config.source)):
-            raise ValueError(f"{config.source} holds prepared data, which is read as it is: leave out token_format")
+            raise no_token_format(config)
         for ids, fraction in token_documents(config, split, tally):
             if len(ids) == 1:
                 tally.skipped["near-empty"] += 1

@@ -1,6 +1,7 @@
 """The order in which training meets sequences: a function of the seed, the sources and their weights alone."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,8 +38,12 @@ class ShuffledDataset(Dataset[dict[str, Tensor]]):
     def num_tokens(self, count: int | None = None) -> int:
         """Tokens in the first `count` of them, padding left out; None: in all."""
         passes, rest = divmod(self.num_sequences if count is None else count, len(self.blocks))
-        lengths = passes * self.blocks.num_tokens(np.arange(len(self.blocks))) if passes else 0
-        return lengths + self.blocks.num_tokens(self._of_pass(passes)[:rest].numpy())
+        of_passes = passes * self._tokens_of_a_pass if passes else 0
+        return of_passes + self.blocks.num_tokens(self._of_pass(passes)[:rest].numpy())
+
+    @cached_property
+    def _tokens_of_a_pass(self) -> int:
+        return self.blocks.num_tokens(np.arange(len(self.blocks)))
 
     def _of_pass(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

@@ -21,9 +21,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
-from foldrank.atomic import parents_of, sync
+from foldrank.atomic import parents_of, refuse_existing, sync
 from foldrank.data.config import DataConfig, Split
-from foldrank.data.corpus import Document, documents, fingerprint, is_prepared
+from foldrank.data.corpus import Document, documents, fingerprint, is_prepared, no_token_format
 from foldrank.data.files import Tally
 from foldrank.data.manifest import FORMAT, JOURNAL, Journal, Manifest, Shard, SplitFiles, TokenizerFiles
 from foldrank.data.prepared import PreparedData
@@ -71,7 +71,7 @@ def prepared(config: DataConfig, progress: Progress = lambda *_: None) -> Prepar
     """
     if is_prepared(Path(config.source)):
         if config.token_format is not None:
-            raise ValueError(f"{config.source} holds prepared data, which is read as it is: leave out token_format")
+            raise no_token_format(config)
         if config.tokenizer is not None:
             raise ValueError(f"{config.source} was prepared with a tokenizer of its own: name none (data.tokenizer)")
         return PreparedData(Path(config.source))
@@ -98,9 +98,9 @@ def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None)
         ValueError: for a corpus without text, one too small to be split, or a preparation begun with other settings.
         FileExistsError: where `out` exists.
     """
-    _refuse_existing(out)
+    refuse_existing(out)
     with parents_of(out), _alone(out, progress):
-        _refuse_existing(out)
+        refuse_existing(out)
         work = out.with_name(f"{out.name}.partial")
         if not _is_ours(work):
             raise FileExistsError(f"{work} exists and is no preparation of foldrank: move it, or choose another --out")
@@ -321,11 +321,6 @@ def _no_text(config: DataConfig, split: str, done: int, tally: Tally) -> ValueEr
         f"no text for the {split} split ({done} documents; left out: {left_out or 'none'}) in {config.source}: give "
         "more text, or another validation_fraction"
     )
-
-
-def _refuse_existing(out: Path) -> None:
-    if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists: choose another folder or delete it")
 
 
 def _key(config: DataConfig) -> str:

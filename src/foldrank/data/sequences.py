@@ -1,6 +1,7 @@
 """Prepared tokens as sequences: the layouts of a split."""
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
 
     def __init__(self, shards: list[np.ndarray], sequence_length: int, mask_end: int | None = None) -> None:
         self.shards = shards
+        self.shard_offsets = np.cumsum([0, *(len(shard) for shard in shards)])
         self.sequence_length = sequence_length
         self.mask_end = mask_end
 
@@ -70,6 +72,23 @@ class SequenceDataset(Dataset[dict[str, Tensor]]):
             )
         return Subset(self, range(start, stop))
 
+    def read(self, start: int, count: int) -> Tensor:
+        """Tokens of the shards as if they were one array.
+
+        Shape:
+            int64, (count,).
+        """
+        out = np.empty(count, dtype=np.int64)
+        shard = int(np.searchsorted(self.shard_offsets, start, side="right")) - 1
+        filled = 0
+        while filled < count:
+            offset = start + filled - int(self.shard_offsets[shard])
+            part = self.shards[shard][offset : offset + count - filled]
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+            shard += 1
+        return torch.from_numpy(out)
+
     def __getstate__(self) -> dict[str, Any]:
         # A memory map would be pickled as the array: give worker processes the name of the file instead.
         return {name: _by_name(value) for name, value in self.__dict__.items()}
@@ -87,7 +106,6 @@ class PackedBlocks(SequenceDataset):
 
     def __init__(self, shards: list[np.ndarray], sequence_length: int, mask_end: int | None = None) -> None:
         super().__init__(shards, sequence_length, mask_end)
-        self.shard_offsets = np.cumsum([0, *(len(shard) for shard in shards)])
         if len(self) == 0:
             raise ValueError(f"a split of {self.shard_offsets[-1]} tokens holds no sequence of {sequence_length}")
 
@@ -95,8 +113,7 @@ class PackedBlocks(SequenceDataset):
         return int(self.shard_offsets[-1]) // self.sequence_length
 
     def item(self, index: int) -> dict[str, Tensor]:
-        length = self.sequence_length
-        ids = torch.from_numpy(_read(self.shards, self.shard_offsets, index * length, length))
+        ids = self.read(index * self.sequence_length, self.sequence_length)
         return {"input_ids": ids, "labels": ids}
 
     def num_tokens(self, indices: np.ndarray) -> int:
@@ -133,7 +150,34 @@ class PackedText(Dataset[dict[str, Tensor]]):
         }
 
 
-class PaddedDocuments(SequenceDataset):
+class FilledSequences(SequenceDataset):
+    """Sequences that text need not fill: what comes behind it is out of the loss and out of all counts."""
+
+    @cached_property
+    def filled(self) -> np.ndarray:
+        """Tokens of each sequence, int64."""
+        return self.count_filled()
+
+    @abstractmethod
+    def count_filled(self) -> np.ndarray:
+        """Works out `filled`."""
+
+    def ended(self, ids: Tensor, length: int) -> dict[str, Tensor]:
+        """The item of a sequence whose first `length` tokens are text."""
+        labels = ids.clone()
+        labels[length:] = IGNORED
+        return {"input_ids": ids, "labels": labels}
+
+    def num_tokens(self, indices: np.ndarray) -> int:
+        return int(self.filled[indices].sum())
+
+    def take(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
+        if tokens is None:
+            return self
+        return _subset(self, int(np.searchsorted(np.cumsum(self.filled), tokens)) + 1)
+
+
+class PaddedDocuments(FilledSequences):
     """One document a sequence, as in the published protocol.
 
     A longer document is cut so that its last token is the end token, as a tokenizer that adds one before it truncates
@@ -173,29 +217,15 @@ class PaddedDocuments(SequenceDataset):
         ids = torch.full((self.sequence_length,), self.pad_token)
         ids[:length] = torch.from_numpy(self.shards[shard][start : start + length].astype(np.int64))
         ids[length - 1] = self.end_token
-        labels = ids.clone()
-        labels[length:] = IGNORED
-        return {"input_ids": ids, "labels": labels}
+        return self.ended(ids, length)
 
-    def num_tokens(self, indices: np.ndarray) -> int:
-        return int(self._lengths()[indices].sum())
-
-    def take(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
-        if tokens is None:
-            return self
-        return _subset(self, int(np.searchsorted(np.cumsum(self._lengths()), tokens)) + 1)
-
-    def _lengths(self) -> np.ndarray:
-        lengths = np.concatenate(
-            [
-                np.diff(document_offsets, prepend=document_offsets.dtype.type(0))
-                for document_offsets in self.document_offsets
-            ]
-        )
+    def count_filled(self) -> np.ndarray:
+        parts = [np.diff(offsets, prepend=offsets.dtype.type(0)) for offsets in self.document_offsets]
+        lengths = np.concatenate(parts)
         return np.minimum(lengths, self.sequence_length).astype(np.int64)
 
 
-class BestFit(SequenceDataset):
+class BestFit(FilledSequences):
     """Whole documents, as many to a sequence as fit (best-fit packing, arXiv 2404.10830); the rest is filled up.
 
     A document longer than a sequence is cut into pieces, of which the last is packed like a document. The filling is
@@ -217,12 +247,10 @@ class BestFit(SequenceDataset):
     ) -> None:
         super().__init__(shards, sequence_length, mask_end)
         self.pad_token = pad_token
-        self.shard_offsets = np.cumsum([0, *(len(shard) for shard in shards)])
         ends = [offset + start for offset, start in zip(document_offsets, self.shard_offsets[:-1], strict=True)]
         starts, lengths = _pieces(np.concatenate(ends).astype(np.int64), sequence_length)
         order, self.bin_offsets = best_fit(lengths, sequence_length)
         self.starts, self.lengths = starts[order], lengths[order]
-        self.filled = np.add.reduceat(self.lengths, self.bin_offsets[:-1])
 
     def __len__(self) -> int:
         return len(self.bin_offsets) - 1
@@ -232,20 +260,12 @@ class BestFit(SequenceDataset):
         at = 0
         for piece in range(self.bin_offsets[index], self.bin_offsets[index + 1]):
             length = int(self.lengths[piece])
-            part = _read(self.shards, self.shard_offsets, int(self.starts[piece]), length)
-            ids[at : at + length] = torch.from_numpy(part)
+            ids[at : at + length] = self.read(int(self.starts[piece]), length)
             at += length
-        labels = ids.clone()
-        labels[at:] = IGNORED
-        return {"input_ids": ids, "labels": labels}
+        return self.ended(ids, at)
 
-    def num_tokens(self, indices: np.ndarray) -> int:
-        return int(self.filled[indices].sum())
-
-    def take(self, tokens: int | None) -> Dataset[dict[str, Tensor]]:
-        if tokens is None:
-            return self
-        return _subset(self, int(np.searchsorted(np.cumsum(self.filled), tokens)) + 1)
+    def count_filled(self) -> np.ndarray:
+        return np.add.reduceat(self.lengths, self.bin_offsets[:-1])
 
 
 def sequences_of(
@@ -302,20 +322,6 @@ def _pieces(ends: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
     starts = (ends - lengths)[document] + number * longest
     return starts, np.minimum(ends[document] - starts, longest)
-
-
-def _read(shards: list[np.ndarray], shard_offsets: np.ndarray, start: int, count: int) -> np.ndarray:
-    """Tokens of the shards as if they were one array, int64."""
-    out = np.empty(count, dtype=np.int64)
-    shard = int(np.searchsorted(shard_offsets, start, side="right")) - 1
-    filled = 0
-    while filled < count:
-        offset = start + filled - int(shard_offsets[shard])
-        part = shards[shard][offset : offset + count - filled]
-        out[filled : filled + len(part)] = part
-        filled += len(part)
-        shard += 1
-    return out
 
 
 def _subset(sequences: SequenceDataset, count: int) -> Dataset[dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from foldrank.atomic import new_folder
+from foldrank.atomic import new_folder, refuse_existing
 from foldrank.data.config import ExportFormat, Split
 from foldrank.data.files import needed
 from foldrank.data.megatron import MegatronIndex
@@ -34,13 +34,10 @@ def export_tokens(data: PreparedData, form: ExportFormat, out: Path) -> list[Pat
 
     Raises:
         FileExistsError: where `out` exists.
-        ValueError: for ids that a format cannot hold, or a package that is missing.
+        ValueError: for a package that is missing.
         OSError: where something cannot be written.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} exists: choose another folder or delete it")
-    if form == "megatron" and data.dtype.itemsize == 4 and data.manifest.vocab_size > 1 << 31:
-        raise ValueError("Megatron's ids are of 31 bits, and these are larger")
+    refuse_existing(out)
     with new_folder(out) as work:
         for split, name in NAMES.items():
             if form == "input_ids":
@@ -52,7 +49,7 @@ def export_tokens(data: PreparedData, form: ExportFormat, out: Path) -> list[Pat
 
 
 def _write_numbers(data: PreparedData, split: Split, file: Path, *, with_index: bool) -> None:
-    # Megatron knows no unsigned numbers of four bytes; those of ids are equal as signed ones.
+    # Megatron knows no unsigned numbers of four bytes; ids are far below 2^31, so that signed ones are equal.
     dtype = np.dtype("<i4") if with_index and data.dtype.itemsize == 4 else data.dtype
     offsets, before = [], 0
     with file.open("wb") as out:
