@@ -101,10 +101,10 @@ def test_line_without_end_is_cut_all_the_same(tmp_path: Path, monkeypatch: pytes
 
 
 def test_site_packages_are_sources_and_prose() -> None:
-    root = Path(sysconfig.get_path("purelib"))
+    everything = sorted(Path(sysconfig.get_path("purelib")).rglob("*"))
     prose = {".md", ".rst", ".txt", "METADATA"}
     for source, endings in (("site-packages", {".py", *prose}), ("site-packages-prose", prose)):
-        found = (path for path in sorted(root.rglob("*")) if (path.suffix or path.name) in endings)
+        found = (path for path in everything if (path.suffix or path.name) in endings)
         usable = (path.read_text(encoding="utf-8") for path in found if path.stat().st_size > 100)
         assert read(source, max_documents=1)[0] == next(usable)
 

@@ -13,6 +13,19 @@ from foldrank.recipes import load_recipe
 from foldrank.train.pretrain import pretrain
 
 
+SEVERAL = """
+import json, os, pathlib, sys
+
+from foldrank.cli import main
+
+for arguments in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+    assert main(arguments) == 0
+    if os.environ["RANK"] == "0":
+        print("\f", flush=True)
+"""
+"""Runs commands one after the other, each as the command line would."""
+
+
 def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
@@ -38,19 +51,35 @@ def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Pat
     }
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(settings))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "foldrank.cli", "pretrain"]
     otherwise = ["--train.fold_at_start", "true", "--train.activation_checkpointing", "latents"]
-    for optimizer in ("adamw", "muon", "spectron"):
-        one = pretrain(load_recipe(str(recipe), {"train.optimizer": optimizer}), tmp_path / optimizer, quiet=True)
-        for options in ([], otherwise) if optimizer == "muon" else ([],):
-            out = tmp_path / f"{optimizer}-two-{len(options)}"
-            command = [*launch, str(recipe), "--train.optimizer", optimizer, *options, "--json", "--out", str(out)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            two = json.loads(done.stdout)  # one object, although two processes ran
-            assert two["val_tokens"] == one.val_tokens
-            assert two["val_loss"] == pytest.approx(one.val_loss, rel=1e-5)
-            assert two["val_loss_folded"] == pytest.approx(one.val_loss_folded, rel=1e-5)
-            losses = [point.train_loss for point in one.history]
-            assert [row["train_loss"] for row in two["history"]] == pytest.approx(losses, rel=1e-4)
-            assert two["folded_layers"] == (0 if options else 14)
+    arms = [("adamw", []), ("muon", []), ("muon", otherwise), ("spectron", [])]
+    # One launch for all: most of the time of a launch is imports.
+    commands = tmp_path / "commands.json"
+    commands.write_text(
+        json.dumps(
+            [
+                ["pretrain", str(recipe), "--train.optimizer", optimizer, *options]
+                + ["--json", "--out", str(tmp_path / f"{optimizer}-two-{len(options)}")]
+                for optimizer, options in arms
+            ]
+        )
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    program = tmp_path / "several.py"
+    program.write_text(SEVERAL)
+    done = subprocess.run([*launch, str(program), str(commands)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = [json.loads(text) for text in done.stdout.split("\f") if text.strip()]
+    assert len(printed) == len(arms)  # one object each, although two processes ran
+    for (optimizer, options), two in zip(arms, printed, strict=True):
+        one = pretrain(
+            load_recipe(str(recipe), {"train.optimizer": optimizer}),
+            tmp_path / f"{optimizer}-one-{len(options)}",
+            quiet=True,
+        )
+        assert two["val_tokens"] == one.val_tokens
+        assert two["val_loss"] == pytest.approx(one.val_loss, rel=1e-5)
+        assert two["val_loss_folded"] == pytest.approx(one.val_loss_folded, rel=1e-5)
+        losses = [point.train_loss for point in one.history]
+        assert [row["train_loss"] for row in two["history"]] == pytest.approx(losses, rel=1e-4)
+        assert two["folded_layers"] == (0 if options else 14)

@@ -162,8 +162,7 @@ class Settings:
         return replace(
             recipe,
             model=replace(
-                recipe.model,
-                num_layers=self.layers or recipe.model.num_layers,
+                recipe.model.with_layers(self.layers or recipe.model.num_layers),
                 vocab_size=self.vocabulary or recipe.model.vocab_size,
             ),
             train=replace(

@@ -10,7 +10,6 @@ from foldrank.commands.arguments import number, whole_number
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 from foldrank.console import console
 from foldrank.data.config import MULTIPLE
-from foldrank.recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,17 +132,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "flops": flops,
         "memory": uses,
         "assumptions": [*ASSUMPTIONS],
-        "notes": _vocabulary_note(recipe, model),
+        "notes": _vocabulary_note(model),
     }
 
 
-def _vocabulary_note(recipe: Recipe, model: "PreTrainedModel") -> list[str]:
+def _vocabulary_note(model: "PreTrainedModel") -> list[str]:
     """What filling the vocabulary up to a multiple of 64 would cost, where it is none."""
     entries, width = model.config.vocab_size, model.config.hidden_size
     missing = -entries % MULTIPLE
     if not missing:
         return []
-    matrices = 1 if recipe.model.tie_embeddings else 2
+    matrices = 1 if model.config.tie_word_embeddings else 2
     return [
         f"The vocabulary has {entries:,} entries, no multiple of {MULTIPLE}: with --model.vocab_size "
         f"{entries + missing} products with embedding and head would fill a GPU's tiles, for "

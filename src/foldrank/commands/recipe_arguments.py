@@ -42,6 +42,8 @@ def setting_type(name: str) -> Callable[[str], Any]:
     def value(text: str) -> Any:
         if name in text_settings():
             return None if text == "null" and text_settings()[name] else text
+        if not text.strip():
+            raise argparse.ArgumentTypeError("it is empty; null is off")
         try:
             return parse_yaml(text)
         except ValueError as error:

@@ -12,7 +12,14 @@ from functools import lru_cache
 
 from foldrank.core.config import LowRankConfig, is_name
 
-LAYERS = (*(f"self_attn.{name}_proj" for name in "qkvo"), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LLAMA = (*(f"self_attn.{name}_proj" for name in "qkvo"), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+GPT2 = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+LAYERS = (
+    *(f"model.layers.{{}}.{layer}" for layer in LLAMA),
+    *(f"transformer.h.{{}}.{layer}" for layer in GPT2),
+)
+"""Names of the layers of the families that have low-rank classes."""
 
 SECONDS = 2.0
 """For all patterns together, which take microseconds where they are as they should be."""
@@ -31,7 +38,7 @@ for pattern in json.loads(sys.argv[1]):
 
 
 def check_patterns(config: LowRankConfig, num_layers: int) -> None:
-    """Refuses patterns that take long on the names of a Llama's layers.
+    """Refuses patterns that take long on names such as layers have.
 
     Raises:
         ValueError: naming the pattern.
@@ -46,7 +53,7 @@ def check_patterns(config: LowRankConfig, num_layers: int) -> None:
 
 @lru_cache
 def _try(patterns: tuple[str, ...], num_layers: int) -> None:
-    names = ["lm_head", *(f"model.layers.{block}.{layer}" for block in {0, num_layers - 1} for layer in LAYERS)]
+    names = ["lm_head", *(layer.format(block) for block in {0, num_layers - 1} for layer in LAYERS)]
     command = [sys.executable, "-I", "-c", PROGRAM, json.dumps(patterns), json.dumps(names)]
     try:
         subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)

@@ -17,6 +17,9 @@ from foldrank.recipes.settings import ModelConfig, TrainConfig
 MAX_PROMPT = 1 << 16
 """Characters of a prompt."""
 
+BESIDE_CONFIG = ("config", "fields", "vocab_size")
+"""Settings of `model` that go together; all others are the short form."""
+
 FORMER_NAMES = {"train.control": "ablation", "low_rank.options": "extra_config"}
 """From a setting's dotted name in foldrank 0.1 to its last part now."""
 
@@ -61,7 +64,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; `Recipe.from_dict` is the way back."""
-        return _ADAPTER.dump_python(self, mode="json")
+        tree = _ADAPTER.dump_python(self, mode="json")
+        if self.model.config is not None:
+            tree["model"] = {name: tree["model"][name] for name in BESIDE_CONFIG}
+        return tree
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Recipe":
@@ -70,7 +76,7 @@ class Recipe:
         Raises:
             ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
         """
-        if problems := _others_in_place_of_numbers(settings):
+        if problems := [*_others_in_place_of_numbers(settings), *_short_form_beside_config(settings)]:
             raise ValueError("; ".join(problems))
         try:
             recipe = _ADAPTER.validate_python(_with_tuples(_with_new_names(settings)))
@@ -83,10 +89,14 @@ class Recipe:
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """This recipe with settings replaced by dotted name, such as `{"train.steps": 100}`.
 
+        A `model.config` takes the place of all of `model`.
+
         Raises:
             ValueError: for a name that does not exist, and as `from_dict`.
         """
         tree = self.to_dict()
+        if "model.config" in settings:
+            tree["model"] = {}
         for dotted, value in settings.items():
             *path, last = dotted.split(".")
             subtree = tree
@@ -166,6 +176,17 @@ def _others_in_place_of_numbers(settings: Mapping[str, Any]) -> list[str]:
         if boolean or (isinstance(value, str) and _kinds(setting) <= {"integer", "number", "null"}):
             problems.append(f"{dotted}: should be a number, got {value!r}")
     return problems
+
+
+def _short_form_beside_config(settings: Mapping[str, Any]) -> list[str]:
+    model = settings.get("model")
+    if not isinstance(model, Mapping) or model.get("config") is None:
+        return []
+    return [
+        f"model.{name} is of the short form, in whose place model.config is: replace the config's field (model.fields)"
+        for name in model
+        if name not in BESIDE_CONFIG and f"model.{name}" in _fields()
+    ]
 
 
 def _holds_boolean(value: Any) -> bool:

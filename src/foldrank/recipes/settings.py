@@ -1,12 +1,14 @@
 """The settings of a recipe's model and training, each with its bounds and its meaning."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT
 from foldrank.data.config import Layout, SequenceFormat
+from foldrank.recipes import architecture
 
 Checkpointing = Literal["block", "latents"]
 """What activation checkpointing keeps of a block: its input, or its input and latents (activation_checkpointing.py)."""
@@ -26,13 +28,22 @@ Ablation = Literal["folded", "scaled", "random", "orthogonal"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Shape of a Llama.
+    """Shape of a Llama, or the config of any family of transformers that has low-rank classes.
+
+    Beside a `config` the sizes are its own, to be read.
 
     Raises:
-        ValueError: naming every field that is out of range.
+        ValueError: naming every field that is out of range, and for a config that cannot be read.
     """
 
     __pydantic_config__ = STRICT
+
+    config: str | Mapping[str, Any] | None = None
+    """Architecture in place of the settings below: a `config.json` of transformers, its folder or a name on the hub,
+    the fields of which the recipe then holds; None: a Llama of these settings."""
+
+    fields: Mapping[str, Any] | None = None
+    """Fields of the config to replace, by the names that it has."""
 
     hidden_size: Annotated[int, Bounds(1, 1 << 17)] = 256
     """Width d of the residual stream."""
@@ -65,26 +76,60 @@ class ModelConfig:
     """Added to the mean square in RMSNorm."""
 
     vocab_size: Annotated[int | None, Bounds(1, 1 << 22)] = None
-    """Entries of the embedding and of the head; None: as many as the tokenizer has."""
+    """Entries of the embedding and of the head; None: the config's, or as many as the tokenizer has."""
 
     tie_embeddings: bool = False
     """Share the embedding with the output head."""
 
     def __post_init__(self) -> None:
+        if self.config is not None:
+            self._take_config(self.config)
+        elif self.fields is not None:
+            raise ValueError("fields are of a config, and none is named")
         problems = out_of_bounds(self)
+        if self.config is None and not problems:
+            problems = self._problems_of_heads()
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _take_config(self, config: str | Mapping[str, Any]) -> None:
+        given = architecture.read_architecture(config) if isinstance(config, str) else config
+        fields = architecture.replaced(given, self.fields or {})
+        form = architecture.short_form(fields)
+        vocab_size = fields.pop("vocab_size", None)
+        if self.vocab_size is not None:
+            vocab_size = self.vocab_size
+        elif vocab_size is not None and type(vocab_size) is not int:
+            raise ValueError(f"config: vocab_size must be a whole number, got {vocab_size!r}")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, value in form.items():
+            # `replace` gives what was read before, a constructor the defaults.
+            if getattr(self, name) not in (value, defaults[name]):
+                raise ValueError(f"{name} {getattr(self, name)} is not the config's, {value}: replace it in fields")
+        for name, value in {**form, "config": fields, "fields": None, "vocab_size": vocab_size}.items():
+            object.__setattr__(self, name, value)
+
+    def _problems_of_heads(self) -> list[str]:
+        problems = []
         if self.head_dim is not None and self.head_dim % 2:
             problems.append(f"head_dim must be even (rotary embedding), got {self.head_dim}")
-        if not problems and self.num_heads % (self.num_key_value_heads or self.num_heads):
+        if self.num_heads % (self.num_key_value_heads or self.num_heads):
             problems.append(
                 f"num_heads {self.num_heads} must be a multiple of num_key_value_heads {self.num_key_value_heads}"
             )
-        if not problems and self.head_dim is None and self.hidden_size % (2 * self.num_heads):
+        elif self.head_dim is None and self.hidden_size % (2 * self.num_heads):
             problems.append(
                 f"hidden_size {self.hidden_size} must be a multiple of twice num_heads {self.num_heads}: a head has an "
                 "even width (rotary embedding)"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
+        return problems
+
+    def with_layers(self, count: int) -> "ModelConfig":
+        """The same with so many blocks."""
+        if self.config is None:
+            return replace(self, num_layers=count)
+        assert not isinstance(self.config, str)
+        return ModelConfig(config=architecture.with_layers(self.config, count), vocab_size=self.vocab_size)
 
     @property
     def query_width(self) -> int:

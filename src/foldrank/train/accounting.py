@@ -1,4 +1,4 @@
-"""What training a recipe's Llama costs: parameters, FLOPs and bytes, from shapes alone; nothing is allocated.
+"""What training a recipe's model costs: parameters, FLOPs and bytes, from shapes alone; nothing is allocated.
 
 Letters: N weights of the matrices that multiply (the head is one, the embedding a look-up; of a low-rank layer its two
 factors), L blocks, d width, f width of the MLP, H heads, r rank, V vocabulary, T tokens per sequence, n tokens per
@@ -27,12 +27,17 @@ listing the saved tensors (the method of arXiv 2205.05198, section 4). Of each t
     r w                the latent of each low-rank layer; twice where the activation needs its input again (SiLU, GELU)
     4 d w              on CR-Net's backbone, from the second block on: q, k, output and MLP of the block before
     T w                where documents are kept apart, the mask: on a GPU FlexAttention keeps less
+of Qwen3 also (4 + w) for each number of q and k and 4 for each of their heads, which its two further norms keep; and of
+GPT-2 in place of the first, second and fourth row
+    2 (4 d + 8)        of its norms: input, mean, reciprocal deviation
+    2 d w              inputs of attention and MLP
+    5 f w              around GELU, which transformers computes in steps; and 2 d, where it trains with dropout
 with activation checkpointing
     4 d                its input, in float32
     r w                where the latents are kept, A x of each low-rank layer
     (5 d + 2 f) w      on CR-Net's backbone, from the second block on: what all projections of the block before gave
-and the model (2 d + 1) 4 + d w for the last norm and the head, and 4 V for the log-probabilities. In bfloat16
-it also keeps copies of the weights. Where a layer has a residual or a scale, its effective weight is a copy of the
+and the model (2 d + 1) 4 + d w for the last norm (of GPT-2 4 d + 8 + d w) and the head, and 4 V for the
+log-probabilities. In bfloat16 it also keeps copies of the weights. Where a layer has a residual or a scale, its effective weight is a copy of the
 up-projection that is kept until the backward pass, in bfloat16 in place of the cast one.
 With `train.chunked_loss` the gradient of the head's weight, 4 V d in all, takes the place of the log-probabilities, and
 the head's weight is not kept as a copy; the FLOPs are the same (train/chunked_loss.py).
@@ -61,14 +66,25 @@ from foldrank.train.block_costs import (
     numbers_of_effective_ups,
     products,
     products_that_make_whole,
+    saved_by_norm,
     saved_per_token,
     sparse_in,
+    widths,
     with_latents_in,
 )
 from foldrank.train.evaluate import MOST_LOGITS
 from foldrank.train.model import shape_of
 from foldrank.train.optimizer_cost import optimizer_bytes
 from foldrank.train.stand_ins import blocks_of, stands_for, times_of, total
+
+PARTS = {
+    "norms": ("norm.", "q_norm.", "k_norm.", "input_layernorm.", "post_attention_layernorm.", "ln_"),
+    "embedding": ("embed_tokens.", "wte.", "wpe."),
+    "attention": ("self_attn.", "attn."),
+    "mlp": ("mlp.",),
+    "head": ("lm_head.",),
+}
+"""From the parts of a model to how the names of modules in them begin; the first that fits."""
 
 FOLD_CHECK_SEQUENCES = 32
 """Validation sequences on which the fold is verified."""
@@ -162,7 +178,7 @@ def flops_per_token(model: PreTrainedModel, train: TrainConfig, *, tokens_per_pa
         tokens_per_pass: n, among which what is done once per pass is shared out; None: so many that it does not count.
     """
     blocks, checkpointing = blocks_of(model), train.activation_checkpointing
-    scores = sum(map(stands_for, blocks)) * _attention_width(model) * train.sequence_length
+    scores = sum(map(stands_for, blocks)) * widths(model.config).q * train.sequence_length
     recomputed = sum(stands_for(block) * (products(block) - last_product(block)) for block in blocks)
     if checkpointing == "latents":
         recomputed -= sum(stands_for(block) * numbers_of_downs(block) for block in blocks)
@@ -213,7 +229,7 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, v
     model, train = shape_of(recipe, vocab_size), recipe.train
     shards = gpus if sharded else 1
     tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
-    d, f, vocabulary = model.config.hidden_size, model.config.intermediate_size, model.config.vocab_size
+    (d, f, *_), vocabulary = widths(model.config), model.config.vocab_size
     rows = min(chunked_loss.CHUNK, tokens) if train.chunked_loss else tokens
     logits = 4 * (3 * vocabulary * rows + 2 * d * tokens)
     saved = 4 * min(MOST_LOGITS, FOLD_CHECK_SEQUENCES * train.sequence_length * vocabulary)
@@ -242,7 +258,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     """
     width, checkpointing = 2 if train.dtype == "bfloat16" else 4, train.activation_checkpointing
     tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
-    d, vocabulary = model.config.hidden_size, model.config.vocab_size
+    (d, f, *_), vocabulary = widths(model.config), model.config.vocab_size
     count = total(model, count_parameters)
     blocks = blocks_of(model)
     times = [stands_for(block) for block in blocks]
@@ -263,7 +279,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     copied = 0
     if width == 2 and not sharded:
         copied = total(model, products) - total(model, numbers_in_sparse) - total(model, numbers_of_effective_ups)
-    head_and_loss = tokens * (4 * (2 * d + 1) + width * d)
+    head_and_loss = tokens * (saved_by_norm(model.config) + width * d)
     if train.chunked_loss:
         head_and_loss += 4 * vocabulary * d
         copied -= vocabulary * d if copied else 0
@@ -272,7 +288,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
         head_and_loss += tokens * 4 * vocabulary
         transient = 2 * 4 * vocabulary * tokens
     # Two gradients of the width of an MLP; with checkpointing the block is computed again. What the head kept is gone.
-    in_a_block = 2 * width * model.config.intermediate_size * tokens - head_and_loss
+    in_a_block = 2 * width * f * tokens - head_and_loss
     if checkpointing:
         latents = [0] * len(blocks)
         if checkpointing == "latents":
@@ -298,17 +314,10 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
 
 
 def _part(name: str) -> str:
-    if "norm" in name:
-        return "norms"
-    for piece, part in (("embed_tokens", "embedding"), ("self_attn", "attention"), ("mlp", "mlp"), ("lm_head", "head")):
-        if f".{piece}." in f".{name}":
+    for part, pieces in PARTS.items():
+        if any(f".{piece}" in f".{name}" for piece in pieces):
             return part
-    raise AssertionError(f"{name} is in no part of a Llama")
-
-
-def _attention_width(model: PreTrainedModel) -> int:
-    """Numbers of all query heads together, H Q in the formulas; d where no head width is given."""
-    return model.config.num_attention_heads * model.config.head_dim
+    raise AssertionError(f"{name} is in no part that is known")
 
 
 def _weighted(counts: list[int], times: list[int]) -> int:

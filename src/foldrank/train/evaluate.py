@@ -89,9 +89,13 @@ def check_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, posit
     most = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(most, int) or positions <= most:
         return None
-    if not any("rotary" in name for name, _ in model.named_modules()):
+    if _learns_positions(model):
         raise ValueError(f"{positions:,} positions are more than the {most:,} that this model has learned: take fewer")
     return f"{positions:,} positions are more than the {most:,} that this model was made for"
+
+
+def _learns_positions(model: PreTrainedModel) -> bool:
+    return not any("rotary" in name for name, _ in model.named_modules())
 
 
 @torch.no_grad()
@@ -198,7 +202,7 @@ def continue_text(
         tokenizer: its tokenizer.
         prompt: the text to continue.
         seed: of the draw.
-        max_new_tokens: tokens at most.
+        max_new_tokens: tokens at most; fewer where the model has learned no more positions.
         temperature: by which logits are divided.
         static_cache: keep the attention's keys and values in memory of a fixed size; on a GPU transformers then
             compiles the model and records CUDA graphs, where the tokens are so many that it pays.
@@ -211,6 +215,9 @@ def continue_text(
         inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     if not inputs["input_ids"].numel():
         raise ValueError(f"the prompt {prompt!r} has no tokens that this tokenizer knows")
+    if _learns_positions(model):
+        left = model.config.max_position_embeddings - inputs["input_ids"].shape[1]
+        max_new_tokens = max(1, min(max_new_tokens, left))
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.eos_token_id}
     how |= {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature else {"do_sample": False}
     how |= {"cache_implementation": "static", "disable_compile": max_new_tokens < COMPILED_FROM} if static_cache else {}

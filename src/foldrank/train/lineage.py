@@ -19,14 +19,15 @@ from foldrank.data.identity import tokenizer_sha256
 from foldrank.hf.checkpoint import inspect, load, read_config
 from foldrank.hf.checksums import read_checksums
 from foldrank.recipes.schema import Recipe
+from foldrank.train.architecture import dense_config
 from foldrank.train.checkpoints import step_of
-from foldrank.train.model import architecture
 from foldrank.train.run_folder import RunFolder, find_run
 from foldrank.train.schedule import longer
 
 SAME = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "attention_bias", "mlp_bias"),
+    *("num_key_value_heads", "head_dim", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_epsilon"),
+    *("rope_parameters", "attention_bias", "mlp_bias"),
 )
 """Fields of an architecture with another value of which the same weights compute something else."""
 
@@ -94,9 +95,9 @@ def check_initial(source: Path, recipe: Recipe, *, alone: bool) -> None:
     if recipe.train.ablation is not None:
         raise ValueError("--init-from begins with weights that are there, and train.ablation draws them: give one")
     folder = _folder_of(source)
-    info, ours, theirs = inspect(folder), architecture(recipe), read_config(folder)
+    info, ours, theirs = inspect(folder), dense_config(recipe), read_config(folder)
     for field in SAME:
-        one, other = getattr(ours, field), getattr(theirs, field, None)
+        one, other = getattr(ours, field, None), getattr(theirs, field, None)
         if field == "model_type":
             other = str(other).removeprefix("lowrank_")
         if one != other:

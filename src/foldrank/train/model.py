@@ -5,14 +5,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.core.anchored_decay import check_foldable_at_start
 from foldrank.core.inventory import count_parameters
 from foldrank.data.config import DataConfig
-from foldrank.hf import LowRankLlamaConfig, LowRankLlamaForCausalLM
-from foldrank.hf.foreign import foreign
 from foldrank.hf.tokenizers import embedding_size, largest_id
 from foldrank.optim.factor_optimizer import parameters_by_rule
 from foldrank.recipes.schema import Recipe
@@ -20,6 +17,7 @@ from foldrank.recipes.settings import TrainConfig
 from foldrank.structured import parse_json, to_json
 from foldrank.train.ablations import check_ablation
 from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents
+from foldrank.train.architecture import causal_class, check_architecture, config_of
 from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.stand_ins import blocks_of, stand_in_, total, with_fewer_blocks
 from foldrank.train.start import start_
@@ -58,8 +56,7 @@ def check_recipe(recipe: Recipe) -> None:
         ValueError: saying what does not fit.
     """
     # The vocabulary matters to none of this.
-    with foreign("model.rope_scaling is not what transformers takes"):
-        LlamaRotaryEmbedding(architecture(recipe))
+    check_architecture(recipe)
     model = shape_of(recipe, recipe.nominal_vocab_size)
     if recipe.train.activation_checkpointing == "latents" and (why := without_latents(model)):
         raise ValueError(why)
@@ -129,32 +126,4 @@ def dense_parameters(recipe: Recipe, vocab_size: int | None = None) -> int:
 
 
 def _build(recipe: Recipe, vocab_size: int, **special_tokens: Any) -> PreTrainedModel:
-    architecture: dict[str, Any] = {**_architecture(recipe, vocab_size), **special_tokens}
-    if recipe.low_rank is None:
-        return LlamaForCausalLM(LlamaConfig(**architecture))
-    return LowRankLlamaForCausalLM(LowRankLlamaConfig(**architecture, low_rank=recipe.low_rank.to_dict()))
-
-
-def architecture(recipe: Recipe) -> LlamaConfig:
-    """The recipe's dense architecture in the terms of transformers, but for its vocabulary."""
-    return LlamaConfig(**_architecture(recipe, recipe.nominal_vocab_size))
-
-
-def _architecture(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": recipe.model.hidden_size,
-        "intermediate_size": recipe.model.intermediate_size,
-        "num_hidden_layers": recipe.model.num_layers,
-        "num_attention_heads": recipe.model.num_heads,
-        "num_key_value_heads": recipe.model.num_key_value_heads or recipe.model.num_heads,
-        "head_dim": recipe.model.query_width // recipe.model.num_heads,
-        "rope_parameters": {
-            "rope_theta": recipe.model.rope_theta,
-            **(recipe.model.rope_scaling or {"rope_type": "default"}),
-        },
-        "max_position_embeddings": recipe.model.max_position_embeddings or max(2048, recipe.train.sequence_length),
-        "rms_norm_eps": recipe.model.rms_norm_eps,
-        "tie_word_embeddings": recipe.model.tie_embeddings,
-        "pad_token_id": None,
-    }
+    return causal_class(recipe)(config_of(recipe, vocab_size, **special_tokens))

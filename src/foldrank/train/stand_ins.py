@@ -23,7 +23,7 @@ def with_fewer_blocks(recipe: Recipe) -> tuple[Recipe, int]:
             return recipe, 0
     if first + last >= count:
         return recipe, 0
-    return replace(recipe, model=replace(recipe.model, num_layers=first + 1 + last)), first
+    return replace(recipe, model=recipe.model.with_layers(first + 1 + last)), first
 
 
 def stand_in_(block: nn.Module, times: int) -> None:
@@ -37,9 +37,9 @@ def stands_for(block: nn.Module) -> int:
 
 
 def blocks_of(model: nn.Module) -> list[Any]:
-    """The blocks of a Llama."""
+    """The blocks of a model of transformers, which families call `layers` or `h`."""
     base: Any = model.base_model
-    return list(base.layers)
+    return list(base.layers if hasattr(base, "layers") else base.h)
 
 
 def total(model: nn.Module, count: Callable[[Any], int]) -> int:

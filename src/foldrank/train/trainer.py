@@ -27,6 +27,7 @@ from foldrank.hf.checksums import write_checksums
 from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import OptimizerName
+from foldrank.train.block_costs import widths
 from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
 from foldrank.train.evaluate import by_source, evaluate_loss
 from foldrank.train.schedule import scheduler_arguments
@@ -71,8 +72,7 @@ class PretrainTrainer(Trainer):
         """Bytes that were allocated on a GPU at most, while training; None on a CPU."""
         self.resumed = False
         self.seconds_at: dict[int, float] = {}
-        config: Any = self.accelerator.unwrap_model(self.model).config
-        self.head_size = config.head_dim
+        self.architecture: Any = self.accelerator.unwrap_model(self.model).config
         self._unchecked: list[tuple[int, Tensor]] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +120,7 @@ class PretrainTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in `Trainer`; the loss is kept, to be checked when reading it stalls no accelerator."""
-        with flash_attention(self.head_size, self.args):
+        with flash_attention(self.architecture, self.args):
             loss = super().training_step(*args, **kwargs)
         # A copy, since the next replay of a CUDA graph writes where this one wrote.
         self._unchecked.append((self.state.global_step + 1, loss.detach().clone()))
@@ -228,14 +228,18 @@ class PretrainTrainer(Trainer):
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def flash_attention(head_size: int, arguments: TrainingArguments) -> AbstractContextManager[Any]:
+def flash_attention(config: Any, arguments: TrainingArguments) -> AbstractContextManager[Any]:
     """Lets SDPA take its flash kernel alone where it can, so that a slower one is an error and no surprise.
 
-    Ours need no mask: attention is causal, and padding stands at the end. On a GPU the kernel wants bfloat16, an even
-    eighth of at most 256 numbers a head, and compute capability 8.0 (PyTorch, `sdp_utils`).
+    Ours need no mask: attention is causal, and padding stands at the end. Models with a sliding window have one, which
+    the kernel of a CPU takes, but no dropout. On a GPU it wants bfloat16, an even eighth of at most 256 numbers a head,
+    and compute capability 8.0 (PyTorch, `sdp_utils`).
     """
-    able = arguments.device.type == "cpu"
-    if arguments.device.type == "cuda":
+    dropout = getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0)
+    able = arguments.device.type == "cpu" and not dropout
+    if arguments.device.type == "cuda" and getattr(config, "sliding_window", None) is None:
+        n = widths(config)
+        head_size = n.q // n.heads
         able = arguments.bf16 and head_size % 8 == 0 and head_size <= 256
         able = able and torch.cuda.get_device_capability(arguments.device) >= (8, 0)
     return sdpa_kernel(SDPBackend.FLASH_ATTENTION) if able else nullcontext()
