@@ -10,6 +10,7 @@ import yaml
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.data.tokenizer import train_tokenizer
 from foldrank.recipes import RECIPES
+from foldrank.recipes.families import BY_CONFIG
 from foldrank.recipes.methods import Method
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
@@ -38,7 +39,8 @@ meta_model_of = cache(lambda name: meta_model(RECIPES[name]))
 
 
 def test_names():
-    assert set(RECIPES) == {"demo", *BY_SIZE, *(f"{name}-muon" for name in BY_SIZE), *FOSL}
+    pairs = {*BY_SIZE, *BY_CONFIG}
+    assert set(RECIPES) == {"demo", *pairs, *(f"{name}-muon" for name in pairs), *FOSL}
 
 
 def test_muon_changes_the_optimizer_alone():

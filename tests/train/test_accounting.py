@@ -113,6 +113,7 @@ def real_model(recipe: Recipe, *, checkpointing: Way = None, attention: str = "s
     """The model of `recipe` with memory and numbers."""
     torch.manual_seed(0)
     model: Any = meta_model(recipe).to_empty(device="cpu")
+    model.tie_weights()
     for layer in low_rank_layers(model).values():
         layer.reset_parameters()  # the indices of a sparse part
     for parameter in model.parameters():

@@ -12,7 +12,6 @@ import yaml
 from foldrank.recipes import load_recipe
 from foldrank.train.pretrain import pretrain
 
-
 SEVERAL = """
 import json, os, pathlib, sys
 
@@ -55,15 +54,12 @@ def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Pat
     arms = [("adamw", []), ("muon", []), ("muon", otherwise), ("spectron", [])]
     # One launch for all: most of the time of a launch is imports.
     commands = tmp_path / "commands.json"
-    commands.write_text(
-        json.dumps(
-            [
-                ["pretrain", str(recipe), "--train.optimizer", optimizer, *options]
-                + ["--json", "--out", str(tmp_path / f"{optimizer}-two-{len(options)}")]
-                for optimizer, options in arms
-            ]
-        )
-    )
+    outs = [f"--out={tmp_path / f'{optimizer}-two-{len(options)}'}" for optimizer, options in arms]
+    calls = [
+        ["pretrain", str(recipe), f"--train.optimizer={optimizer}", *options, out, "--json"]
+        for (optimizer, options), out in zip(arms, outs, strict=True)
+    ]
+    commands.write_text(json.dumps(calls))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     program = tmp_path / "several.py"
     program.write_text(SEVERAL)

@@ -71,7 +71,7 @@ def replaced(fields: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]
     before, after = (_read(each, "num_layers") for each in (fields, {**fields, **by}))
     lists = {name: value for name, value in fields.items() if isinstance(value, list | tuple) and len(value) == before}
     cut = {name: value[:after] for name, value in lists.items()} if isinstance(after, int) else {}
-    return {**fields, **cut, **by}
+    return {name: _with_lists(value) for name, value in {**fields, **cut, **by}.items()}
 
 
 def with_layers(fields: Mapping[str, Any], count: int) -> dict[str, Any]:
@@ -97,6 +97,13 @@ def short_form(fields: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise ValueError(f"model.config: {'; '.join(problems)}")
     return form
+
+
+def _with_lists(value: Any) -> Any:
+    """As JSON has it: settings come with tuples in place of lists."""
+    if isinstance(value, Mapping):
+        return {name: _with_lists(entry) for name, entry in value.items()}
+    return [_with_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _read(fields: Mapping[str, Any], setting: str) -> Any:

@@ -53,9 +53,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _with_each_field(tree: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the fields of a config one by one, beside those of the recipe."""
+    config = tree["model"].pop("config", None)
+    return tree if config is None else {**tree, "model.config": config}
+
+
 def diff(then: Recipe, now: Recipe) -> list[str]:
     """In words, the settings in which two recipes differ."""
-    before, after = flatten(then.to_dict()), flatten(now.to_dict())
+    before, after = (flatten(_with_each_field(recipe.to_dict())) for recipe in (then, now))
     return [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in sorted(before | after)

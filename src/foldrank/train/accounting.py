@@ -37,8 +37,8 @@ with activation checkpointing
     r w                where the latents are kept, A x of each low-rank layer
     (5 d + 2 f) w      on CR-Net's backbone, from the second block on: what all projections of the block before gave
 and the model (2 d + 1) 4 + d w for the last norm (of GPT-2 4 d + 8 + d w) and the head, and 4 V for the
-log-probabilities. In bfloat16 it also keeps copies of the weights. Where a layer has a residual or a scale, its effective weight is a copy of the
-up-projection that is kept until the backward pass, in bfloat16 in place of the cast one.
+log-probabilities. In bfloat16 it also keeps copies of the weights. Where a layer has a residual or a scale, its
+effective weight is a copy of the up-projection, kept until the backward pass, in bfloat16 in place of the cast one.
 With `train.chunked_loss` the gradient of the head's weight, 4 V d in all, takes the place of the log-probabilities, and
 the head's weight is not kept as a copy; the FLOPs are the same (train/chunked_loss.py).
 
@@ -57,6 +57,7 @@ from foldrank.recipes.settings import TrainConfig
 from foldrank.train import chunked_loss
 from foldrank.train.block_costs import (
     effective_weights,
+    family,
     handed_on,
     kept_of_before,
     last_product,
@@ -287,8 +288,9 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     else:
         head_and_loss += tokens * 4 * vocabulary
         transient = 2 * 4 * vocabulary * tokens
-    # Two gradients of the width of an MLP; with checkpointing the block is computed again. What the head kept is gone.
-    in_a_block = 2 * width * f * tokens - head_and_loss
+    # Gradients of the width of an MLP, two, or three where GELU goes in steps; with checkpointing the block is computed
+    # again. What the head kept is gone.
+    in_a_block = (3 if family(model.config) == "gpt2" else 2) * width * f * tokens - head_and_loss
     if checkpointing:
         latents = [0] * len(blocks)
         if checkpointing == "latents":

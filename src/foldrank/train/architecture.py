@@ -1,6 +1,5 @@
 """A recipe's architecture in the terms of transformers: the class of its family, and that class's config."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +41,8 @@ def config_of(recipe: Recipe, vocab_size: int, *, low_rank: bool = True, **speci
         ValueError: saying what transformers does not take.
     """
     causal: Any = causal_class(recipe if low_rank else _dense(recipe))
-    given = {**_fields(recipe), **special_tokens, "vocab_size": vocab_size, "pad_token_id": None}
+    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **special_tokens}
+    given = {**_fields(recipe), **tokens, "vocab_size": vocab_size}
     given.pop("model_type", None)
     if low_rank and recipe.low_rank is not None:
         given["low_rank"] = recipe.low_rank.to_dict()
@@ -95,7 +95,7 @@ def _fields(recipe: Recipe) -> dict[str, Any]:
     model = recipe.model
     if model.config is not None:
         assert not isinstance(model.config, str)
-        return {name: _with_lists(value) for name, value in model.config.items()}
+        return dict(model.config)
     return {
         "hidden_size": model.hidden_size,
         "intermediate_size": model.intermediate_size,
@@ -108,10 +108,3 @@ def _fields(recipe: Recipe) -> dict[str, Any]:
         "rms_norm_eps": model.rms_norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
     }
-
-
-def _with_lists(value: Any) -> Any:
-    """What a recipe holds in tuples, as configs want it."""
-    if isinstance(value, Mapping):
-        return {name: _with_lists(entry) for name, entry in value.items()}
-    return [_with_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
