@@ -24,6 +24,7 @@ class Command:
 
 COMMANDS = (
     Command(name="plan", summary="what a recipe will cost: parameters, FLOPs, memory, hours; nothing is allocated"),
+    Command(name="suggest", summary="which shipped recipes a budget pays for, and what each would cost"),
     Command(name="prepare", summary="tokenize text once into a folder that pretrain reads"),
     Command(name="pretrain", summary="train a model from a recipe, fold it, verify the fold, save it"),
     Command(name="compare", summary="run a study: methods x learning rates x seeds on the same data"),

@@ -1,6 +1,7 @@
 """How busy the devices are: the model's FLOPs over those that they can reach at most (MFU, arXiv 2204.02311)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import TrainingArguments
@@ -8,16 +9,26 @@ from transformers import TrainingArguments
 from foldrank.recipes.schema import Recipe
 from foldrank.train.accounting import training_flops
 
-PEAK_FLOPS = (
-    ("H200", 989e12),  # H200 datasheet; SXM
-    ("H100 PCIe", 756e12),  # H100 datasheet
-    ("H100", 989e12),  # H100 datasheet; SXM
-    ("A100", 312e12),  # A100 datasheet
-    ("L40S", 362e12),  # L40S datasheet
-    ("L4", 121e12),  # L4 datasheet
-    ("RTX 4090", 165e12),  # Ada architecture whitepaper, accumulated in float32
+
+class Gpu(NamedTuple):
+    """A GPU as NVIDIA's datasheets have it."""
+
+    name: str
+    """A part of the device's name."""
+    peak_flops: float
+    """FLOP/s of dense products in bfloat16, without sparsity."""
+    memory_gib: int
+
+
+GPUS = (
+    Gpu("H200", 989e12, 141),  # H200 datasheet; SXM
+    Gpu("H100 PCIe", 756e12, 80),  # H100 datasheet
+    Gpu("H100", 989e12, 80),  # H100 datasheet; SXM
+    Gpu("A100", 312e12, 80),  # A100 datasheet; there are some with 40
+    Gpu("L40S", 362e12, 48),  # L40S datasheet
+    Gpu("L4", 121e12, 24),  # L4 datasheet
+    Gpu("RTX 4090", 165e12, 24),  # Ada architecture whitepaper, accumulated in float32
 )
-"""Of dense products in bfloat16, without sparsity (NVIDIA's datasheets), by a part of the device's name."""
 
 
 def peak_flops_of(device_name: str, dtype: str) -> float | None:
@@ -27,9 +38,9 @@ def peak_flops_of(device_name: str, dtype: str) -> float | None:
         device_name: as `torch.cuda.get_device_name` has it.
         dtype: bfloat16, or float32, whose products are in TF32 and half as fast on all of these.
     """
-    for name, peak in PEAK_FLOPS:
-        if name in device_name:
-            return peak if dtype == "bfloat16" else peak / 2
+    for gpu in GPUS:
+        if gpu.name in device_name:
+            return gpu.peak_flops if dtype == "bfloat16" else gpu.peak_flops / 2
     return None
 
 
