@@ -99,7 +99,7 @@ def test_run_again_it_does_nothing(undisturbed: tuple[Path, Path], foldrank: Fol
     study, out = undisturbed
     before = {file: file.stat().st_mtime_ns for file in out.glob("records/*")}
     done = foldrank("compare", study, "--out", out, "--json")
-    assert done.json == {"study": str(out), "finished": 8, "failed": {}, "missing": 0}
+    assert done.json == {"study": str(out), "finished": 8, "failed": {}, "stopped": 0, "missing": 0}
     assert {file: file.stat().st_mtime_ns for file in out.glob("records/*")} == before
 
 

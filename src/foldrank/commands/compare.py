@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the study; returns where it lies and how its runs ended."""
     from foldrank.atomic import write_text
-    from foldrank.compare.plan import planned
+    from foldrank.compare.plan import planned, stopped_folders
     from foldrank.compare.records import read_records
     from foldrank.compare.study_file import WRITTEN_BY_US, check_folder, find_study, load_study
     from foldrank.compare.worker import check_corpus, check_records, work
@@ -80,9 +80,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             print("foldrank compare: stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(128 + stopped.signal_number) from stopped
     records = read_records(out)
-    failed = {name: record.error for name, record in records.items() if not record.finished}
-    missing = len(planned(study, records))
-    return {"study": str(out), "finished": len(records) - len(failed), "failed": failed, "missing": missing}
+    return {
+        "study": str(out),
+        "finished": sum(record.finished for record in records.values()),
+        "failed": {name: record.error for name, record in records.items() if record.error is not None},
+        "stopped": len(stopped_folders(study, records)),
+        "missing": len(planned(study, records)),
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -91,7 +95,9 @@ def show(result: dict[str, Any]) -> None:
     if "plan" in result:
         _show_plan(result["plan"], out)
         return
-    out.print(f"{result['finished']} runs finished, {len(result['failed'])} failed, {result['missing']} missing")
+    stopped = f"{result['stopped']} stopped early, " if result["stopped"] else ""
+    failed, missing = len(result["failed"]), result["missing"]
+    out.print(f"{result['finished']} runs finished, {stopped}{failed} failed, {missing} missing")
     for name, error in result["failed"].items():
         out.print(f"failed: {name}: {error}")
     out.print(f"tables and pictures: foldrank report {result['study']}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from foldrank.compare.curves import AXES, Against, Budget, Point, curve_of, equal_budget
 from foldrank.compare.effective_rank import Spectrum, spectrum
-from foldrank.compare.learning_rate_sweep import Rate, best_at_boundary, rates_tried, usable
+from foldrank.compare.learning_rate_sweep import Rate, best_at_boundary, failed, rates_tried, usable
 from foldrank.compare.method_cost import Costs, costs_of, dense_parameters
 from foldrank.compare.plan import choice, settings
 from foldrank.compare.progress import Unfinished
@@ -140,7 +140,7 @@ def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Un
         seeds=tuple(study.seeds),
         sweep_seeds=tuple(study.sweep.seeds),
         tables=tables,
-        failures=tuple(_failure(run) for run in known.values() if not usable(run)),
+        failures=tuple(_failure(run) for run in known.values() if failed(run)),
         orphaned_records=tuple(name for name in records if name not in known),
         unfinished=tuple(unfinished),
         made_with=_made_with(known.values()),

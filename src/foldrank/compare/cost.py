@@ -1,6 +1,7 @@
 """What a study will cost: runs, tokens, FLOPs, and minutes by the time that a few steps take here and now."""
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,9 +28,14 @@ def cost(study: Study, workers: int = 1) -> dict[str, Any]:
         recipe = study.recipe(corpus, size, method)
         train = recipe.train
         per_step = train.batch_size * train.sequence_length
-        sweeps = len(sweep.learning_rates) * len(sweep.seeds) if study.has_sweep(size, method) else 0
+        left, ends = sweep.rates_left(), (0.0, *sweep.halve_at, 1.0)
+        whole = sum(rates * (end - begin) for rates, (begin, end) in zip(left, pairwise(ends), strict=True))
+        swept = study.has_sweep(size, method)
+        sweeps = left[-1] * len(sweep.seeds) if swept else 0
         final_runs = len(study.seeds_of(method))
-        steps = sweeps * (sweep.steps or train.steps) + final_runs * train.steps
+        steps = final_runs * train.steps
+        if swept:
+            steps += round(whole * len(sweep.seeds) * (sweep.steps or train.steps))
         row = rows.get((size, method.name))
         if row is None:
             device = "cpu" if train.device == "cpu" else torch.accelerator.current_accelerator() or "cpu"

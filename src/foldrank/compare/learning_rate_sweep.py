@@ -18,6 +18,8 @@ class Rate:
     loss: Estimate | None
     """Validation loss over the seeds that finished."""
     failed: int
+    stopped_at: int | None
+    """Step at which it was stopped, as one of the worse half, and of which the loss is; None of whole runs."""
     records: tuple[str, ...]
 
 
@@ -26,18 +28,22 @@ def rates_tried(
 ) -> tuple[Rate, ...]:
     """The rates of a method's own sweep so far, from small to large."""
     by_rate: dict[float, list[Record]] = {}
+    stopped = choice(study, records, corpus, size, method).stopped
     for record in records.values():
-        asked = (record.corpus, record.size, record.method, record.stage) == (corpus, size, method.name, "sweep")
-        if asked and record.seed in study.sweep.seeds:
+        of_this = (record.corpus, record.size, record.method) == (corpus, size, method.name)
+        stage = "rung" if record.learning_rate in stopped else "sweep"
+        asked = (record.stage, record.until) == (stage, stopped.get(record.learning_rate))
+        if of_this and asked and record.seed in study.sweep.seeds:
             by_rate.setdefault(record.learning_rate, []).append(record)
     rates = []
     for rate, runs in sorted(by_rate.items()):
-        losses = [run.measured.val_loss_folded for run in runs if usable(run)]
+        losses = [run.val_loss or run.measured.val_loss_folded for run in runs if not failed(run)]
         rates.append(
             Rate(
                 learning_rate=rate,
                 loss=estimate(losses) if losses else None,
                 failed=len(runs) - len(losses),
+                stopped_at=stopped.get(rate),
                 records=tuple(run.id for run in runs),
             )
         )
@@ -54,6 +60,13 @@ def best_at_boundary(
     if len(by_rate.rates) == 1:
         return "the only one tried"
     return "the smallest tried" if by_rate.best == by_rate.rates[0] else "the largest tried"
+
+
+def failed(record: Record) -> bool:
+    """Whether a run did not come to its end, or to the step up to which it was to go, with losses that are numbers."""
+    if record.stage == "rung":
+        return record.val_loss is None or not math.isfinite(record.val_loss)
+    return not usable(record)
 
 
 def usable(record: Record) -> bool:

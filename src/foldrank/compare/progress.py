@@ -35,6 +35,12 @@ def unfinished_runs(study: Path, done: Collection[str]) -> tuple[Unfinished, ...
     return tuple(lines)
 
 
+def loss_at(log: Path, step: int) -> float | None:
+    """The validation loss that a run's log has at a step."""
+    entries = _entries(log) if log.exists() else []
+    return next((entry["eval_loss"] for entry in entries if entry.get("step") == step and "eval_loss" in entry), None)
+
+
 def _entries(file: Path) -> list[dict[str, float]]:
     entries = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

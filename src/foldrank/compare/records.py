@@ -12,8 +12,9 @@ from foldrank.train.metrics import RunMetrics
 SCHEMA = 1
 """Version of a record."""
 
-Stage = Literal["sweep", "final"]
-"""A run that helps to choose a learning rate, or one that is compared."""
+Stage = Literal["rung", "sweep", "final"]
+"""A run that helps to choose a learning rate, up to a step at which the worse half stops or as a whole; or one that is
+compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,12 @@ class Record:
     stage: Stage
     learning_rate: float
     seed: int
+
+    until: int | None = None
+    """Step up to which a rung goes."""
+
+    val_loss: float | None = None
+    """Validation loss of a rung, before the fold."""
 
     error: str | None = None
     """Why the run failed, one line; None for one that finished."""

@@ -19,6 +19,10 @@ PRINTABLE = re.compile(r"[\w.+-]+")
 """Names that can be part of a file's name."""
 
 
+DECIDED = {"train.learning_rate": "sweep.learning_rates and learning_rate_of", "seed": "seeds and sweep.seeds"}
+"""Settings of each run that a study decides itself, with what says them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
     """One size of the model.
@@ -123,6 +127,10 @@ class Sweep:
     steps: int | None = None
     """Steps of a run of the sweep; None: as many as of a final run."""
 
+    halve_at: Sequence[float] = field(default_factory=list)
+    """Shares of those steps, such as [0.25, 0.5], at each of which the rates with the worse validation loss stop, the
+    better half, rounded up, goes on (successive halving); rates tried beyond the series run whole."""
+
     def __post_init__(self) -> None:
         rates = self.learning_rates
         if not rates or not all(0 < rate < math.inf for rate in rates) or not self.seeds:
@@ -130,8 +138,18 @@ class Sweep:
         factors = [b / a for a, b in pairwise(rates)]
         if any(not math.isclose(factor, factors[0], rel_tol=0.2) or factor <= 1 for factor in factors):
             raise ValueError(f"learning_rates must grow by one factor, got {list(rates)}")
+        ends = (0, *self.halve_at, 1)
+        if any(one >= other for one, other in pairwise(ends)):
+            raise ValueError(f"halve_at must be growing shares between 0 and 1, got {list(self.halve_at)}")
         if self.extend < 0:
             raise ValueError(f"extend must be at least 0, got {self.extend}")
+
+    def rates_left(self) -> list[int]:
+        """How many rates of the series train up to each step at which some stop, and to the end."""
+        left = [len(self.learning_rates)]
+        for _ in self.halve_at:
+            left.append(math.ceil(left[-1] / 2))
+        return left
 
     @property
     def factor(self) -> float:
@@ -208,6 +226,13 @@ class Study:
         problems += [
             f"two pairs of corpus and size are both called {name!r} in the names of runs: rename one"
             for name in sorted({name for name in folders if folders.count(name) > 1})
+        ]
+        given = [self.settings, *self.corpora.values(), *(size.settings for size in self.sizes.values())]
+        given += [method.settings for method in self.methods]
+        problems += [
+            f"{name} is no setting of a study: {how} say it"
+            for name, how in DECIDED.items()
+            if any(name in settings for settings in given)
         ]
         if not self.methods or not self.seeds or not self.corpora or not self.sizes:
             problems.append("a study needs methods, seeds, corpora and sizes")

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from foldrank.compare.plan import Run, expected, planned, recipe_of, total
+from foldrank.compare.plan import Run, expected, planned, recipe_of, stopped_folders, total
+from foldrank.compare.progress import loss_at
 from foldrank.compare.records import Record, read_records, write_record
 from foldrank.compare.spectra import spectra
 from foldrank.compare.study import Study
@@ -22,7 +23,7 @@ from foldrank.hf.checkpoint import load
 from foldrank.recipes.reading import diff
 from foldrank.recipes.schema import Recipe
 from foldrank.train.metrics import RunMetrics
-from foldrank.train.pretrain import pretrain
+from foldrank.train.pretrain import PausedRunError, pretrain
 from foldrank.train.run_folder import RunFolder
 
 PASSING = (RuntimeError, MemoryError)
@@ -73,12 +74,12 @@ def _tried(study: Study, run: Run, folder: Path, report: Callable[[str], None], 
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(runs / f"{run.id}.lock").acquire(blocking=False):
+        with FileLock(runs / f"{run.folder}.lock").acquire(blocking=False):
             records = read_records(folder)
             if run.id not in records:
                 began = time.perf_counter()
                 try:
-                    record = _run(study, run, runs / run.id, records, began)
+                    record = _run(study, run, runs / run.folder, records, began)
                 except PASSING as error:
                     # Perhaps another process had the memory: no result of the method, and tried again.
                     given_up.add(run.id)
@@ -86,9 +87,12 @@ def _tried(study: Study, run: Run, folder: Path, report: Callable[[str], None], 
                     report(f"{run.id}  not finished, the same command tries it again: {_line(error)}")
                     return True
                 write_record(folder, record)
-                _clean(runs / run.id, record)
-                done = len(read_records(folder))
-                outcome = record.error if record.metrics is None else f"validation loss {_loss(record):.4f}"
+                _clean(runs / run.folder, record)
+                records = read_records(folder)
+                for stopped in stopped_folders(study, records):
+                    shutil.rmtree(runs / stopped, ignore_errors=True)
+                done = sum(other.stage != "rung" for other in records.values())
+                outcome = record.error or f"validation loss {_loss(record):.4f}"
                 seconds = time.perf_counter() - began
                 report(f"{done} of {max(done, total(study))}  {run.id}  {outcome}  ({seconds:.0f} s)")
             return True
@@ -99,6 +103,8 @@ def _tried(study: Study, run: Run, folder: Path, report: Callable[[str], None], 
 def _run(study: Study, run: Run, out: Path, others: Mapping[str, Record], began: float) -> Record:
     recipe, folder = recipe_of(study, run), RunFolder(out)
     record = Record(id=run.id, recipe=recipe.to_dict(), **asdict(run))
+    if run.until is not None and (known := loss_at(folder.log, run.until)) is not None:
+        return replace(record, val_loss=known)  # the process was killed before it wrote the record
     begun = folder.is_run() and not folder.metrics.exists()
     if begun:
         folder.find_checkpoint(recipe, resume=True)  # what is wrong with the folder is no result of the method
@@ -106,7 +112,9 @@ def _run(study: Study, run: Run, out: Path, others: Mapping[str, Record], began:
         if folder.metrics.exists():
             metrics = RunMetrics.read(folder.metrics)
         else:
-            metrics = pretrain(recipe, out, name=run.id, quiet=True, resume=begun)
+            metrics = pretrain(recipe, out, name=run.folder, quiet=True, resume=begun, pause_after=run.until)
+    except PausedRunError as paused:
+        return replace(record, val_loss=paused.val_loss)
     except ValueError as error:
         # What a method does is a result: a loss that is not finite.
         _free_memory()
@@ -118,7 +126,7 @@ def _run(study: Study, run: Run, out: Path, others: Mapping[str, Record], began:
 
 
 def _loss(record: Record) -> float:
-    return record.measured.val_loss_folded
+    return record.measured.val_loss_folded if record.val_loss is None else record.val_loss
 
 
 def _line(error: BaseException) -> str:

@@ -146,6 +146,17 @@ class SaveAfter(TrainerCallback):
             control.should_save = True
 
 
+class PauseAfter(TrainerCallback):
+    """Ends the training after a step, evaluated and saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self.step < state.max_steps:
+            control.should_evaluate = control.should_save = control.should_training_stop = True
+
+
 class GradientSpikes(TrainerCallback):
     """Logs when a gradient norm is far above the recent ones; on standard error too, unless it is to be quiet."""
 

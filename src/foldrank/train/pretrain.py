@@ -2,9 +2,9 @@
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,22 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback
 
 from foldrank.core.anchored_decay import AnchoredDecay, fold_at_start_
-from foldrank.core.fold import FoldReport, fold_
-from foldrank.core.inventory import count_parameters
-from foldrank.data.order import MixedDataset
+from foldrank.core.fold import fold_
 from foldrank.data.prepare import Progress
 from foldrank.data.stream import PackedStream, resolve_source
-from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_
-from foldrank.train.accounting import FOLD_CHECK_SEQUENCES, memory, parameters
-from foldrank.train.callbacks import GradientSpikes, JsonLines, SaveAfter, StopOnSignal, TrainingProgressBar
-from foldrank.train.checkpoints import copy_checkpoint, step_of
+from foldrank.train.accounting import FOLD_CHECK_SEQUENCES
+from foldrank.train.callbacks import GradientSpikes, JsonLines, PauseAfter, SaveAfter, StopOnSignal, TrainingProgressBar
+from foldrank.train.checkpoints import copy_checkpoint
 from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.device_memory import check_memory, device_memory, fit, memory_explained, room
-from foldrank.train.evaluate import (
-    Evaluation,
-    FoldError,
-    by_source,
-    continue_text,
-    evaluate_loss,
-    first,
-    fold_error,
-    logits_of,
-)
+from foldrank.train.evaluate import evaluate_loss, first, fold_error, logits_of
 from foldrank.train.inputs import RunInputs, prepare_inputs
 from foldrank.train.lineage import Branch, branch, check_initial, initialize_
-from foldrank.train.metrics import EvaluationPoint, RunMetrics
-from foldrank.train.model import build_model, check_recipe, dense_parameters, resolve_vocab_size
+from foldrank.train.measurement import Folded, measured
+from foldrank.train.metrics import RunMetrics
+from foldrank.train.model import build_model, check_recipe, resolve_vocab_size
 from foldrank.train.perturbation import start_losses
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.schedule import stable_until
@@ -55,6 +44,14 @@ class InterruptedRunError(Exception):
         self.signal_number = signal_number
 
 
+class PausedRunError(Exception):
+    """A run that ended after the step that it was asked to, with a checkpoint saved and its validation loss there."""
+
+    def __init__(self, step: int, val_loss: float) -> None:
+        super().__init__(f"paused after step {step}, validation loss {val_loss:.4f}")
+        self.val_loss = val_loss
+
+
 def pretrain(
     recipe: Recipe,
     out: Path,
@@ -64,6 +61,7 @@ def pretrain(
     resume: bool | Path = False,
     branch_from: Path | None = None,
     init_from: Path | None = None,
+    pause_after: int | None = None,
     progress: Progress = lambda *_: None,
     quiet: bool = False,
 ) -> RunMetrics:
@@ -82,6 +80,7 @@ def pretrain(
             its schedule allows one (train/schedule.py).
         branch_from: a run, or a checkpoint of one, from which this new run goes on to an end of its own.
         init_from: a run, or any checkpoint of this family and shape, with whose weights this new run begins.
+        pause_after: a step after which the run is evaluated and saved and ends, to go on by `resume`.
         progress: told how far the preparation of the data is.
         quiet: show nothing while training.
 
@@ -94,6 +93,7 @@ def pretrain(
         FileExistsError: where `out` holds something and neither `overwrite` nor `resume` is given, or another run.
         OSError: where something cannot be written.
         InterruptedRunError: after SIGTERM, SIGINT or SIGHUP, with a checkpoint saved.
+        PausedRunError: after `pause_after`.
     """
     processes = PartialState(cpu=recipe.train.device == "cpu")
     recipe = replace(recipe, data=resolve_source(recipe.data))
@@ -134,28 +134,17 @@ def pretrain(
                 run.go_on(recipe, checkpoint)
             processes.wait_for_everyone()
             checkpoint = run.checkpoints / origin.checkpoint.name if origin else checkpoint
-            trainer = _train(fitted, run, model, decay, inputs, checkpoint, quiet=quiet)
+            trainer = _train(fitted, run, model, decay, inputs, checkpoint, pause_after, quiet=quiet)
 
             # Fold, verify that nothing changed but roundings, and save both forms.
             folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
 
         # Record.
         lineage = run.read_config().lineage
-        metrics = _measured(fitted, name, model, inputs, trainer, start, folded, checkpoint, lineage)
+        metrics = measured(fitted, name, model, inputs, trainer, start, folded, checkpoint, lineage)
         if processes.is_main_process:
             metrics.write(run.metrics)
         return metrics
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Folded:
-    """What came of the fold."""
-
-    report: FoldReport
-    error: FoldError
-    before: Evaluation
-    after: Evaluation
-    test: Evaluation | None
 
 
 def _begin(
@@ -192,10 +181,12 @@ def _train(
     decay: AnchoredDecay | None,
     inputs: RunInputs,
     checkpoint: Path | None,
+    pause_after: int | None,
     *,
     quiet: bool,
 ) -> PretrainTrainer:
     stop, train = StopOnSignal(), recipe.train
+    pause = () if pause_after is None else (PauseAfter(pause_after),)
     arguments = training_arguments(recipe, run.path)
     utilization = Utilization.of(recipe, arguments, model.config.vocab_size)
     if train.document_mask and arguments.device.type == "cuda":
@@ -217,7 +208,7 @@ def _train(
         tokenizer=inputs.tokenizer,
         run_id=run.read_config().id,
         # Spikes before the log, which has them whether somebody watches or not.
-        callbacks=[stop, SaveAfter(before_decay), GradientSpikes(quiet=quiet), *shown, JsonLines(run.log)],
+        callbacks=[stop, *pause, SaveAfter(before_decay), GradientSpikes(quiet=quiet), *shown, JsonLines(run.log)],
     )
     trainer.remove_callback(PrinterCallback)
     with stop:
@@ -228,12 +219,15 @@ def _train(
             f"stopped by {stop.received.name} after step {trainer.state.global_step} of {train.steps}; a checkpoint is "
             f"saved: go on with --out {run.path} --resume",
         )
+    if pause_after is not None and trainer.state.global_step == pause_after < train.steps:
+        losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        raise PausedRunError(pause_after, losses[-1])
     return trainer
 
 
 def _fold_and_verify(
     model: PreTrainedModel, inputs: RunInputs, run: RunFolder, trainer: PretrainTrainer, *, save_here: bool
-) -> _Folded:
+) -> Folded:
     trainer.stop_the_clock()
     model.config.use_cache = True
     model.set_attn_implementation("sdpa")
@@ -249,94 +243,7 @@ def _fold_and_verify(
     test = None if inputs.test is None else evaluate_loss(model, inputs.test, batch_size=batch_size)
     if save_here:
         save(model, inputs.tokenizer, run.folded)
-    return _Folded(report=report, error=error, before=before, after=after, test=test)
-
-
-def _measured(
-    recipe: Recipe,
-    name: str,
-    model: PreTrainedModel,
-    inputs: RunInputs,
-    trainer: PretrainTrainer,
-    start: tuple[float | None, float | None],
-    folded: _Folded,
-    checkpoint: Path | None,
-    lineage: Sequence[str],
-) -> RunMetrics:
-    train, vocab_size = recipe.train, model.config.vocab_size
-    utilization = Utilization.of(recipe, trainer.args, vocab_size)
-    tokens, started_at = inputs.training.num_tokens(), 0 if checkpoint is None else step_of(checkpoint)
-    seconds, test, parts = trainer.training_seconds(), folded.test, parameters(model)
-    return RunMetrics(
-        recipe=name,
-        seed=recipe.seed,
-        params=count_parameters(model),
-        params_blocks=parts.attention + parts.mlp,
-        params_dense=dense_parameters(recipe, vocab_size),
-        steps=train.steps,
-        tokens=tokens,
-        flops_per_token=utilization.flops_per_token,
-        flops=utilization.flops_per_step * train.steps,
-        memory_bytes=memory(recipe, vocab_size=vocab_size).parts(),
-        tokens_by_source=_tokens_by_source(inputs),
-        train_tokens_available=inputs.identity.train_tokens,
-        text_sha256=inputs.identity.text_sha256,
-        tokenizer_sha256=inputs.identity.tokenizer_sha256,
-        lineage=lineage,
-        resumed_at_step=started_at,
-        seconds=seconds,
-        tokens_per_second=(train.steps - started_at) * tokens / train.steps / seconds,
-        start_loss=start[0],
-        start_loss_without_residual=start[1],
-        micro_batch_size=train.micro_batch_size,
-        mfu=utilization.of_steps(train.steps - started_at, seconds),
-        peak_flops=utilization.peak_flops,
-        peak_memory_bytes=trainer.peak_memory,
-        val_tokens=folded.before.tokens,
-        val_loss=folded.before.loss,
-        val_perplexity=folded.before.perplexity,
-        val_loss_folded=folded.after.loss,
-        val_perplexity_folded=folded.after.perplexity,
-        val_loss_by_source={name: part.loss for name, part in by_source(folded.after, inputs.validation).items()},
-        test_tokens=None if test is None else test.tokens,
-        test_loss=None if test is None else test.loss,
-        test_perplexity=None if test is None else test.perplexity,
-        folded_layers=len(folded.report.errors),
-        fold_max_abs_weight_rounding=folded.report.max_abs_error,
-        fold_weight_rounding=dict(folded.report.errors),
-        fold_max_abs_logit_drift=folded.error.max_abs_error,
-        fold_argmax_agreement=folded.error.argmax_agreement,
-        history=_history(trainer, tokens / train.steps),
-        sample=continue_text(model, inputs.tokenizer, recipe.sample_prompt, seed=recipe.seed),
-        device=str(model.device),
-        threads=torch.get_num_threads(),
-        versions=versions(),
-        commit=commit(),
-    )
-
-
-def _tokens_by_source(inputs: RunInputs) -> dict[str, int]:
-    training = inputs.training
-    return training.tokens_by_source(len(training)) if isinstance(training, MixedDataset) else {}
-
-
-def _history(trainer: PretrainTrainer, tokens_per_step: float) -> tuple[EvaluationPoint, ...]:
-    points, losses = [], []
-    for entry in trainer.state.log_history:
-        if "loss" in entry:
-            losses.append(entry["loss"])
-        if "eval_loss" in entry:
-            points.append(
-                EvaluationPoint(
-                    step=int(entry["step"]),
-                    tokens=round(entry["step"] * tokens_per_step),
-                    seconds=trainer.seconds_at.get(int(entry["step"])),
-                    train_loss=sum(losses) / len(losses) if losses else None,
-                    val_loss=entry["eval_loss"],
-                )
-            )
-            losses = []
-    return tuple(points)
+    return Folded(report=report, error=error, before=before, after=after, test=test)
 
 
 @contextmanager

@@ -186,7 +186,8 @@ def rates(table: Table, where: str) -> Chart | None:
     look = styles(table)
     data: list[Figure] = []
     for row in table.rows:
-        tried = [(rate.learning_rate, rate.loss) for rate in row.rates if rate.loss is not None]
+        whole = [rate for rate in row.rates if rate.stopped_at is None]
+        tried = [(rate.learning_rate, rate.loss) for rate in whole if rate.loss is not None]
         if tried:
             style = look[row.method]
             chosen = [math.isclose(rate, row.learning_rate or 0.0) for rate, _ in tried]

@@ -6,6 +6,7 @@ from foldrank.compare import formatting
 from foldrank.compare.analysis import Row, Table
 from foldrank.compare.curves import Against, Budget
 from foldrank.compare.formatting import NONE
+from foldrank.compare.learning_rate_sweep import Rate
 from foldrank.compare.report import charts, prose
 from foldrank.compare.report.blocks import Block, Chart, Points, Sample, Section, Text, grid
 from foldrank.compare.statistics import Estimate
@@ -179,7 +180,7 @@ def _rates(table: Table, where: str) -> list[Block]:
             "0" if rate.loss is None else str(rate.loss.seeds),
             str(rate.failed),
             NONE if rate.loss is None else formatting.loss(rate.loss.mean),
-            "chosen" if rate.learning_rate == row.learning_rate else "",
+            _choice(rate, row),
             sources(rate.records),
         )
         for row in table.rows
@@ -198,6 +199,12 @@ def _rates(table: Table, where: str) -> list[Block]:
             folded=True,
         ),
     ]
+
+
+def _choice(rate: Rate, row: Row) -> str:
+    if rate.stopped_at is not None:
+        return f"stopped at step {rate.stopped_at:,}"
+    return "chosen" if rate.learning_rate == row.learning_rate else ""
 
 
 def _drift(table: Table, where: str) -> list[Block]:
