@@ -9,7 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from foldrank.cli import main
+from foldrank.core.inventory import inventory
+from foldrank.hf.checkpoint import load
 from foldrank.recipes import load_recipe
+from foldrank.train.factorization import spectral_ranks
 from foldrank.train.metrics import RunMetrics
 from foldrank.train.pretrain import pretrain
 
@@ -32,11 +35,12 @@ def factorize(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[st
 
 def test_the_loss_by_rank(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = factorize(capsys, dense / "unfolded", "--rank", 4, 32)
-    losses = {(row["rank"], row["init"]): row["loss"] for row in result["approximations"]}
+    losses = {(row["target"]["rank"], row["init"]): row["loss"] for row in result["approximations"]}
     assert result["dense"]["loss"] == pytest.approx(RunMetrics.read(dense / "metrics.json").val_loss)
     assert losses[32, "svd"] == pytest.approx(result["dense"]["loss"], rel=1e-5)
     assert losses[32, "activations"] == pytest.approx(result["dense"]["loss"], rel=1e-5)
     assert losses[4, "activations"] < losses[4, "svd"], "the sample is of the same text"
+    assert {(row["smallest_rank"], row["largest_rank"]) for row in result["approximations"]} == {(4, 4), (32, 32)}
     assert main(["factorize", str(dense / "folded"), "--rank", "4", "32"]) == 0
     said = capsys.readouterr().out
     assert f"{losses[4, 'svd']:.4f}" in said
@@ -58,11 +62,49 @@ def test_the_checkpoint_is_of_that_loss_and_trains_on(
     assert begun.val_loss == pytest.approx(row["loss"], rel=1e-5)
 
 
+def test_a_budget_is_shared_out_evenly_or_by_spectra(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = factorize(capsys, dense / "unfolded", "--budget", 0.8, "--init", "svd")
+    even, spectra = result["approximations"]
+    assert [row["target"] for row in (even, spectra)] == [
+        {"rank": None, "budget": 0.8, "allocation": allocation} for allocation in ("even", "spectra")
+    ]
+    assert even["parameters"] - 100 < spectra["parameters"] <= even["parameters"] <= 0.8 * result["dense"]["parameters"]
+    out = tmp_path / "out"
+    chosen = ("--budget", 0.8, "--allocation", "spectra", "--init", "svd", "--out", out)
+    (row,) = factorize(capsys, dense / "unfolded", *chosen)["approximations"]
+    assert row == spectra
+    recipe = load_recipe(str(out / "recipe.yaml"), {"train.steps": 2, "train.learning_rate": 1e-12})
+    begun = pretrain(recipe, tmp_path / "run", init_from=out, quiet=True)
+    assert begun.params == row["parameters"]
+    assert begun.val_loss == pytest.approx(row["loss"], rel=1e-5)
+
+
+def test_ranks_by_spectra_leave_the_least_squared_error(dense: Path) -> None:
+    model, _ = load(dense / "unfolded")
+    specs = inventory(model).linear_specs
+    names = [name for name in specs if "layers.0.mlp" in name]
+    with torch.no_grad():
+        for number, name in enumerate(names):
+            weight, _ = specs[name].weight_and_bias()
+            weight.zero_()
+            weight[:4, :4] = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]) * 10.0**-number)
+    assert spectral_ranks(model, dict.fromkeys(names, 3), None) == dict(zip(names, (4, 4, 1), strict=True))
+    sample = [{"input_ids": torch.arange(300).view(10, 30)}]
+    weighed = spectral_ranks(model, dict.fromkeys(names, 3), sample)
+    assert sum(weighed.values()) == 9
+    assert min(weighed.values()) >= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("unfolded", "--rank", 4, 8, "--out", "OUT"), "--out takes one --rank and one --init: name them"),
-        (("unfolded", "--rank", 4, "--out", "OUT"), "--out takes one --rank and one --init: name them"),
+        (("unfolded", "--rank", 4, 8, "--out", "OUT"), "--out takes one model: name one --rank, or one --budget"),
+        (("unfolded", "--rank", 4, "--out", "OUT"), "--out takes one model: name one --rank, or one --budget"),
+        (("unfolded", "--budget", 0.9, "--init", "svd", "--out", "OUT"), "--out takes one model: name one --rank, or"),
+        (("unfolded",), "give the size: --rank 16, or --budget 0.6"),
+        (("unfolded", "--budget", 0.01), "budget 0.01: of"),
         (("unfolded", "--rank", 4, "--init", "svd", "--out", "unfolded"), "exists: choose another folder with --out"),
         (("unfolded", "--rank", 33), "rank 33"),
         (("unfolded", "--rank", 0), "--rank"),

@@ -4,10 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from foldrank.commands.arguments import whole_number
+from foldrank.commands.arguments import number, whole_number
 from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
 
 INITS = ("svd", "activations")
+ALLOCATIONS = ("even", "spectra")
+
+RECIPE = "recipe.yaml"
+"""Beside a checkpoint made of a run's: the run's recipe with the ranks of the checkpoint."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_checkpoint_arguments(parser, "folder of a dense checkpoint")
     parser.add_argument(
-        "--rank", type=whole_number(1, 1 << 20), metavar="N", nargs="+", required=True, help="one rank or several"
+        "--rank", type=whole_number(1, 1 << 20), metavar="N", nargs="+", default=[], help="one rank or several"
+    )
+    parser.add_argument(
+        "--budget",
+        type=number(0, 1),
+        metavar="SHARE",
+        nargs="+",
+        default=[],
+        help="shares of the dense model's parameters to keep, such as 0.6, in place of ranks or beside them",
+    )
+    parser.add_argument(
+        "--allocation",
+        choices=ALLOCATIONS,
+        nargs="+",
+        default=list(ALLOCATIONS),
+        help="even: of a budget each layer gets the same share of its full rank; spectra: ranks by the singular values "
+        "(default: both)",
     )
     parser.add_argument(
         "--init",
@@ -28,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(INITS),
         help="svd: nearest to the weight; activations: nearest to its outputs on a sample (default: both)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the one rank by the one --init named")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the one model that is asked for")
     parser.add_argument("--data", metavar="SOURCE", help="a text to evaluate on (default: the run's validation text)")
     parser.add_argument("--sample", metavar="SOURCE", help="a text for activations (default: the run's training text)")
     parser.add_argument(
@@ -50,20 +70,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Approximates and evaluates."""
     import os
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
+    from foldrank.atomic import write_text
+    from foldrank.core.surgery import describe
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode
     from foldrank.hf.checkpoint import inspect, load
+    from foldrank.structured import to_yaml
     from foldrank.train.evaluate import evaluate_loss, first
-    from foldrank.train.factorization import approximations, batches, training_sample
+    from foldrank.train.factorization import Target, approximations, batches, training_sample
     from foldrank.train.run_folder import find_run, save
 
     folder, inits = arguments.checkpoint, list(dict.fromkeys(arguments.init))
     if (state := inspect(folder).state) != "dense":
         raise ValueError(f"{folder} is low-rank already ({state}): factorize takes a dense checkpoint")
-    if arguments.out is not None and (len(arguments.rank), len(inits)) != (1, 1):
-        raise ValueError("--out takes one --rank and one --init: name them")
+    targets = [Target(rank=rank) for rank in arguments.rank]
+    allocations = dict.fromkeys(arguments.allocation)
+    targets += [Target(budget=share, allocation=each) for share in arguments.budget for each in allocations]
+    if not targets:
+        raise ValueError("give the size: --rank 16, or --budget 0.6 for a share of the parameters")
+    if arguments.out is not None and len(targets) * len(inits) != 1:
+        raise ValueError("--out takes one model: name one --rank, or one --budget and its --allocation, and one --init")
     if arguments.out is not None and os.path.lexists(arguments.out):
         raise FileExistsError(f"{arguments.out} exists: choose another folder with --out, or delete it")
     run = find_run(folder)
@@ -93,11 +121,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     def keep(model: Any) -> None:
         if arguments.out is not None:
             save(model, tokenizer, arguments.out)
+            if run is not None:
+                recipe = replace(run.read_config().recipe, low_rank=describe(model))
+                write_text(arguments.out / RECIPE, to_yaml(recipe.to_dict()))
 
     before = evaluate_loss(dense.to(device), data, batch_size=size)  # pyright: ignore[reportArgumentType]
     parameters = dense.num_parameters()
     del dense
-    rows = approximations(again, arguments.rank, inits, chosen, data, batch_size=size, keep=keep)
+    rows = approximations(again, targets, inits, chosen, data, batch_size=size, keep=keep)
     return with_notes(
         {
             "checkpoint": str(folder),
@@ -109,6 +140,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         notes,
     )
+
+
+def _size(target: dict[str, Any]) -> str:
+    return str(target["rank"]) if target["budget"] is None else f"{target['budget']:.0%}, {target['allocation']}"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -123,12 +158,14 @@ def show(result: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("rank", "parameters", *inits):
         table.add_column(column, justify="right")
-    dense = result["dense"]
+    dense, rows = result["dense"], result["approximations"]
     table.add_row("dense", f"{dense['parameters']:,}", f"{dense['loss']:.4f}", end_section=True)
-    for rank in dict.fromkeys(row["rank"] for row in result["approximations"]):
-        of_rank = {row["init"]: row for row in result["approximations"] if row["rank"] == rank}
-        parameters = next(iter(of_rank.values()))["parameters"]
-        table.add_row(str(rank), f"{parameters:,}", *(f"{of_rank[init]['loss']:.4f}" for init in inits))
+    for first in rows[:: len(inits)]:
+        alike = {row["init"]: row for row in rows if row["target"] == first["target"]}
+        losses = (f"{alike[init]['loss']:.4f}" for init in inits)
+        table.add_row(_size(first["target"]), f"{first['parameters']:,}", *losses)
     out.print(table)
     if result["out"]:
-        out.print(f"{result['out']}: train on with foldrank pretrain RECIPE --init-from {result['out']}")
+        folder = Path(result["out"])
+        recipe = folder / RECIPE if (folder / RECIPE).exists() else "RECIPE"
+        out.print(f"{folder}: train on with foldrank pretrain {recipe} --init-from {folder}")
