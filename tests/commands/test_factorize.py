@@ -81,6 +81,22 @@ def test_a_budget_is_shared_out_evenly_or_by_spectra(
     assert begun.val_loss == pytest.approx(row["loss"], rel=1e-5)
 
 
+def test_with_a_function_between_the_factors_it_is_by_regression(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (row,) = factorize(capsys, dense / "unfolded", "--rank", 8, "--activation", "silu", "--out", out)["approximations"]
+    (plain,) = factorize(capsys, dense / "unfolded", "--rank", 8, "--init", "activations")["approximations"]
+    assert row["init"] == "regression"
+    assert abs(row["loss"] - plain["loss"]) < 0.05
+    recipe = load_recipe(str(out / "recipe.yaml"), {"train.steps": 2, "train.learning_rate": 1e-12})
+    assert recipe.low_rank is not None
+    assert recipe.low_rank.activation == "silu"
+    assert pretrain(recipe, tmp_path / "run", init_from=out, quiet=True).val_loss == pytest.approx(
+        row["loss"], rel=1e-5
+    )
+
+
 def test_ranks_by_spectra_leave_the_least_squared_error(dense: Path) -> None:
     model, _ = load(dense / "unfolded")
     specs = inventory(model).linear_specs
@@ -103,6 +119,11 @@ def test_ranks_by_spectra_leave_the_least_squared_error(dense: Path) -> None:
         (("unfolded", "--rank", 4, 8, "--out", "OUT"), "--out takes one model: name one --rank, or one --budget"),
         (("unfolded", "--rank", 4, "--out", "OUT"), "--out takes one model: name one --rank, or one --budget"),
         (("unfolded", "--budget", 0.9, "--init", "svd", "--out", "OUT"), "--out takes one model: name one --rank, or"),
+        (("unfolded", "--rank", 4, "--init", "regression"), "--init regression goes with --activation"),
+        (
+            ("unfolded", "--rank", 4, "--activation", "silu", "--init", "svd"),
+            "--init regression goes with --activation",
+        ),
         (("unfolded",), "give the size: --rank 16, or --budget 0.6"),
         (("unfolded", "--budget", 0.01), "budget 0.01: of"),
         (("unfolded", "--rank", 4, "--init", "svd", "--out", "unfolded"), "exists: choose another folder with --out"),

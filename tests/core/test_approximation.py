@@ -107,6 +107,39 @@ def test_the_whitened_factors_are_the_best_on_the_sample() -> None:
     assert best == pytest.approx(float((values[3:] ** 2).sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize("extra", [{}, {"residual": DLR}], ids=["plain", "residual"])
+def test_regression_is_the_least_squares_solution_behind_the_function(extra: dict[str, Any]) -> None:
+    dense, model, x = small(None), small(None), matrix(400, 12)
+    config = LowRankConfig(rank=4, targets=["0"], activation="silu", **extra)
+    factorize_(model, config, init="regression", sample=x.split(100))
+    layer: Any = model.get_submodule("0")
+    A, B = layer.down.weight, layer.effective_weight(layer.up.weight)
+    latents = x @ A.mT
+    torch.testing.assert_close(
+        latents.square().mean(0).sqrt(), torch.full((4,), 0.3, dtype=torch.float64), rtol=1e-4, atol=0
+    )
+    y = x @ dense.get_parameter("0.weight").mT
+    best, *_ = np.linalg.lstsq(nn.functional.silu(latents).detach().numpy(), y.detach().numpy(), rcond=None)
+    torch.testing.assert_close(B, torch.from_numpy(best.T), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(layer.up.bias, dense.get_parameter("0.bias"))
+    assert all(not module._forward_pre_hooks for module in dense.modules())
+
+
+def test_regression_is_near_the_linear_approximation_and_far_from_a_fresh_start() -> None:
+    x = matrix(2000, 12)
+    expected = small(None)(x).detach()
+
+    def error(activation: Any, **how: Any) -> float:
+        model = small(None)
+        factorize_(model, LowRankConfig(rank=5, targets=["0", "2", "4"], activation=activation), **how)
+        return float((model(x).detach() - expected).square().mean())
+
+    linear = error(None, init="activations", sample=x.split(500))
+    near = error("silu", init="regression", sample=x.split(500))
+    assert linear < near < 2 * linear
+    assert near < 0.1 * error("silu")
+
+
 def test_moments_are_those_of_the_inputs() -> None:
     model, x = small(None), matrix(30, 12)
     found = input_moments(model, ["0", "4"], [x[:10], {"input": x[10:]}])
@@ -133,7 +166,9 @@ def test_gpt2_whose_weights_lie_the_other_way() -> None:
         (LowRankConfig(rank=3, activation="silu"), {"init": "svd"}, "0: no factors approximate a weight with a silu"),
         (LowRankConfig(rank=3, backbone="sltrain"), {"init": "svd"}, "approximate a weight with SparseLowRankLinear"),
         (LowRankConfig(rank=3), {"init": "activations"}, "the sample never reaches 0"),
-        (LowRankConfig(rank=3), {"init": "best"}, "init must be svd, activations or None, got 'best'"),
+        (LowRankConfig(rank=3), {"init": "regression"}, "0: init regression is for low rank with a function between"),
+        (LowRankConfig(rank=3, activation="silu"), {"init": "regression"}, "the sample never reaches 0"),
+        (LowRankConfig(rank=3), {"init": "best"}, "init must be svd, activations, regression or None"),
     ],
 )
 def test_what_has_no_such_start_is_refused_and_nothing_changes(

@@ -7,7 +7,8 @@ from typing import Any
 from foldrank.commands.arguments import number, whole_number
 from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
 
-INITS = ("svd", "activations")
+INITS = ("svd", "activations", "regression")
+ACTIVATIONS = ("silu", "gelu", "relu", "tanh")
 ALLOCATIONS = ("even", "spectra")
 
 RECIPE = "recipe.yaml"
@@ -45,12 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         choices=INITS,
         nargs="+",
-        default=list(INITS),
-        help="svd: nearest to the weight; activations: nearest to its outputs on a sample (default: both)",
+        help="svd: nearest to the weight; activations: nearest to its outputs on a sample (default: both); regression: "
+        "near to them, with --activation (the default there)",
     )
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="between the factors, such as CoLA's silu")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the one model that is asked for")
     parser.add_argument("--data", metavar="SOURCE", help="a text to evaluate on (default: the run's validation text)")
-    parser.add_argument("--sample", metavar="SOURCE", help="a text for activations (default: the run's training text)")
+    parser.add_argument(
+        "--sample", metavar="SOURCE", help="a text to approximate on (default: the run's training text)"
+    )
     parser.add_argument(
         "--sample-sequences",
         type=whole_number(1, 1 << 20),
@@ -82,7 +86,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.train.factorization import Target, approximations, batches, training_sample
     from foldrank.train.run_folder import find_run, save
 
-    folder, inits = arguments.checkpoint, list(dict.fromkeys(arguments.init))
+    folder, activation = arguments.checkpoint, arguments.activation
+    inits: list[Any] = list(dict.fromkeys(arguments.init or (["regression"] if activation else ["svd", "activations"])))
+    if any((init == "regression") != (activation is not None) for init in inits):
+        raise ValueError("--init regression goes with --activation, and svd and activations without")
     if (state := inspect(folder).state) != "dense":
         raise ValueError(f"{folder} is low-rank already ({state}): factorize takes a dense checkpoint")
     targets = [Target(rank=rank) for rank in arguments.rank]
@@ -95,9 +102,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.out is not None and os.path.lexists(arguments.out):
         raise FileExistsError(f"{arguments.out} exists: choose another folder with --out, or delete it")
     run = find_run(folder)
-    if run is None and (arguments.data is None or ("activations" in inits and arguments.sample is None)):
+    sampled = inits != ["svd"]
+    if run is None and (arguments.data is None or (sampled and arguments.sample is None)):
         raise ValueError(
-            f"{folder} lies in no run, so its texts are unknown: name --data, and --sample for activations"
+            f"{folder} lies in no run, so its texts are unknown: name --data, and --sample for all but svd"
         )
     notes: list[str] = []
     device, size = device_of(arguments), arguments.batch_size
@@ -110,7 +118,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if data is None:
         assert run is not None  # refused above
         data = run.validation(tokenizer, length)
-    if sample is None and "activations" in inits:
+    if sample is None and sampled:
         assert run is not None
         sample = training_sample(run, tokenizer, arguments.sample_sequences)
     chosen = [] if sample is None else batches(first(sample, arguments.sample_sequences), size, device)
@@ -128,7 +136,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     before = evaluate_loss(dense.to(device), data, batch_size=size)  # pyright: ignore[reportArgumentType]
     parameters = dense.num_parameters()
     del dense
-    rows = approximations(again, targets, inits, chosen, data, batch_size=size, keep=keep)
+    rows = approximations(again, targets, inits, chosen, data, activation=activation, batch_size=size, keep=keep)
     return with_notes(
         {
             "checkpoint": str(folder),

@@ -4,11 +4,15 @@
     activations   the one nearest to W on a sample: it minimizes the sum of |(W - B A) x|^2 over the layer's inputs x,
                   which is the same for W C^(1/2), C = E[x x^T] (whitened SVD, as in arXiv 2403.07378)
 
+    regression    where a function stands between the factors no factors give W: A is that of `activations`, each row
+                  scaled to latents of root mean square `LATENTS`, and B what minimizes the sum of |W x - B act(A x)|^2
+                  (least squares on the inputs that the dense model gives its layers)
+
 Each singular value is shared out evenly, its root to either factor. Where a residual or a scale is there, B is what
 gives the same: B* = s (B + c R). Computed in at least float32, on the device of the weight.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from foldrank.core.functional import at_least_float32
 from foldrank.core.linear import LowRankLinear
 
-Approximation = Literal["svd", "activations"]
+Approximation = Literal["svd", "activations", "regression"]
 
 EXACT_UP_TO = 2048
 """The smaller side of a matrix up to which its singular values are all computed; above, the largest are, at random."""
@@ -28,6 +32,9 @@ OVERSAMPLING, PASSES = 32, 4
 
 DAMPING = 1e-6
 """Share of its mean that is added to the diagonal of C, so that directions without inputs count a little."""
+
+LATENTS = 0.3
+"""Where SiLU is nearly linear: smaller ones start nearer to W, and train worse (EXPERIMENTS.md)."""
 
 
 def low_rank_factors(
@@ -74,9 +81,13 @@ def approximate_(
     if type(layer) is not LowRankLinear or layer.activation is not None:
         what = f"a {layer.activation_name} between the factors" if layer.activation else type(layer).__name__
         raise ValueError(
-            f"no factors approximate a weight with {what}: take plain low rank (activation null, backbone lowrank)"
+            f"no factors approximate a weight with {what}: take plain low rank (activation null, backbone lowrank), or "
+            "a start by regression on a sample, which is near it (init regression)"
         )
-    A, B = low_rank_factors(weight, layer.rank, moment=moment, seed=seed)
+    _set_(layer, *low_rank_factors(weight, layer.rank, moment=moment, seed=seed), bias)
+
+
+def _set_(layer: LowRankLinear, A: Tensor, B: Tensor, bias: Tensor | None) -> None:
     layer.down.weight.copy_(A)
     set_effective_(layer, B)
     if layer.up.bias is not None:
@@ -104,6 +115,9 @@ def approximate_all_(
     Raises:
         ValueError: as `approximate_`, and as `input_moments`.
     """
+    if how == "regression":
+        _regress_all_(model, layers, weights, list(sample), seed)
+        return
     moments = input_moments(model, weights, sample) if how == "activations" else {}
     for name, layer in layers.items():
         weight, bias = weights[name]
@@ -111,6 +125,42 @@ def approximate_all_(
             approximate_(layer, weight, bias, moment=moments.pop(name, None), seed=seed)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
+
+@torch.no_grad()
+def _regress_all_(
+    model: nn.Module,
+    layers: Mapping[str, LowRankLinear],
+    weights: Mapping[str, tuple[Tensor, Tensor | None]],
+    sample: Sequence[Any],
+    seed: int,
+) -> None:
+    for name, layer in layers.items():
+        if type(layer) is not LowRankLinear or layer.activation is None:
+            raise ValueError(
+                f"{name}: init regression is for low rank with a function between the factors: take activations"
+            )
+    moments = input_moments(model, weights, sample)
+    downs: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        A, _ = low_rank_factors(weights[name][0], layer.rank, moment=moments[name], seed=seed)
+        C = moments[name].to(A)
+        downs[name] = A * (LATENTS / ((A @ C) * A).sum(1).clamp(min=1e-30).sqrt())[:, None]
+    products: dict[str, list[Tensor]] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        activation = layers[name].activation
+        assert activation is not None
+        s = activation(x @ downs[name].to(x).mT)
+        found = [(each.mT @ s).to(torch.float64) for each in (s, x)]
+        products[name] = [one + other for one, other in zip(found, products.get(name, (0, 0)), strict=True)]
+
+    _over_inputs(model, layers, sample, add)
+    for name, layer in layers.items():
+        (weight, bias), (latents, inputs) = weights[name], products[name]
+        damped = latents + DAMPING * latents.diagonal().mean() * torch.eye(len(latents)).to(latents)
+        B = torch.linalg.solve(damped, weight.to(torch.float64) @ inputs, left=False)
+        _set_(layer, downs[name], B.to(downs[name]), bias)
 
 
 @torch.no_grad()
@@ -128,13 +178,27 @@ def input_moments(model: nn.Module, names: Collection[str], sample: Iterable[Any
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(names, 0)
 
-    def add(name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).to(torch.float32)
+    def add(name: str, x: Tensor) -> None:
         product = (x.mT @ x).to(torch.float64)
         sums[name] = sums[name] + product if name in sums else product
         counts[name] += len(x)
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(add, name)) for name in names]
+    _over_inputs(model, names, sample, add)
+    if unseen := [name for name, count in counts.items() if not count]:
+        raise ValueError(f"the sample never reaches {unseen[0]}: this start needs batches that do")
+    return {name: sums[name] / counts[name] for name in names}
+
+
+def _over_inputs(
+    model: nn.Module, names: Iterable[str], sample: Iterable[Any], add: Callable[[str, Tensor], None]
+) -> None:
+    """Gives `add` the inputs (tokens, d_in) of linear layers, in at least float32, batch by batch."""
+
+    def seen(name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0].detach()
+        add(name, x.reshape(-1, x.shape[-1]).to(at_least_float32(x.dtype)))
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(seen, name)) for name in names]
     training = model.training
     model.eval()
     try:
@@ -144,9 +208,6 @@ def input_moments(model: nn.Module, names: Collection[str], sample: Iterable[Any
         model.train(training)
         for hook in hooks:
             hook.remove()
-    if unseen := [name for name, count in counts.items() if not count]:
-        raise ValueError(f"the sample never reaches {unseen[0]}: init activations needs batches that do")
-    return {name: sums[name] / counts[name] for name in names}
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:

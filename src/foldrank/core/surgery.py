@@ -42,8 +42,10 @@ def factorize_(
         model: any module that holds `nn.Linear`s, or transformers' `Conv1D`s.
         config: ranks, activation, targets, residual.
         init: None, a fresh start; svd, the best approximation of each weight; activations, the best one on the inputs
-            that `sample` gives it. Both are for plain low rank; a residual on top changes nothing at the start.
-        sample: for `activations`, batches for the model: mappings of its arguments, or its one argument.
+            that `sample` gives it; regression, a near one on them, where a function stands between the factors, as the
+            other two are for plain low rank. A residual on top changes nothing at the start.
+        sample: for `activations` and `regression`, batches for the model: mappings of its arguments, or its one
+            argument.
         seed: of the approximation of large weights.
 
     Returns:
@@ -51,16 +53,16 @@ def factorize_(
 
     Raises:
         ValueError: for a pattern that matches no linear layer, a rank that does not fit a layer, a model that is
-            already low-rank, or one that is itself a linear layer, an `init` for another backbone than plain low rank,
-            or a sample that does not reach each layer. The model is then unchanged.
+            already low-rank, or one that is itself a linear layer, an `init` that is not for the backbone, or a sample
+            that does not reach each layer. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
         >>> factorize_(model, LowRankConfig(rank=2, residual=ResidualConfig())).summary()
         'converted 1 of 2 linear layers, skipped 2; 1,072 -> 656 parameters'
     """
-    if init not in (None, "svd", "activations"):
-        raise ValueError(f"init must be svd, activations or None, got {init!r}")
+    if init not in (None, "svd", "activations", "regression"):
+        raise ValueError(f"init must be svd, activations, regression or None, got {init!r}")
     contents = inventory(model)
     params_before = count_parameters(model)
     # Everything is built before anything is replaced: out of memory half-way leaves the model as it was.

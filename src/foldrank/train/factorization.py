@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.core.approximation import Approximation, input_moments
-from foldrank.core.config import LowRankConfig
+from foldrank.core.config import Activation, LowRankConfig
 from foldrank.core.inventory import count_parameters, inventory
 from foldrank.data.stream import reopen_data
 from foldrank.hf.families import convert_
@@ -59,6 +59,7 @@ def approximations(
     sample: Sequence[dict[str, Tensor]],
     validation: Dataset[dict[str, Tensor]],
     *,
+    activation: Activation | None = None,
     batch_size: int,
     keep: Callable[[PreTrainedModel], None] = lambda _: None,
 ) -> Iterable[Approximated]:
@@ -68,8 +69,9 @@ def approximations(
         load: gives the dense model, anew each time.
         targets: of every layer but the head.
         inits: kinds of approximation.
-        sample: batches for `activations`.
+        sample: batches for `activations` and `regression`.
         validation: sequences to evaluate on.
+        activation: between the factors.
         batch_size: sequences at a time.
         keep: is given each model.
 
@@ -79,21 +81,22 @@ def approximations(
     for target in targets:
         for init in inits:
             model = load()
-            config = LowRankConfig(rank=target.rank, budget=target.budget)
+            config = LowRankConfig(rank=target.rank, budget=target.budget, activation=activation)
             if target.allocation == "spectra":
                 even = convert_(load(), config)
                 assert even is not None
                 names = {layer.name: layer.rank for layer in even.converted}
-                config = LowRankConfig(rank=spectral_ranks(model, names, sample if init == "activations" else None))
+                ranks = spectral_ranks(model, names, None if init == "svd" else sample)
+                config = LowRankConfig(rank=ranks, activation=activation)
             report = convert_(model, config, init=init, sample=sample)
             assert report is not None
-            ranks = [layer.rank for layer in report.converted]
+            found = [layer.rank for layer in report.converted]
             loss = evaluate_loss(model, validation, batch_size=batch_size).loss
             keep(model)
             yield Approximated(
                 target=target,
-                smallest_rank=min(ranks),
-                largest_rank=max(ranks),
+                smallest_rank=min(found),
+                largest_rank=max(found),
                 init=init,
                 parameters=count_parameters(model),
                 layers=len(report.converted),

@@ -109,7 +109,8 @@ def check_initial(source: Path, recipe: Recipe, *, alone: bool) -> None:
     if info.low_rank is None and other not in ("", "lowrank"):
         raise ValueError(
             f"{folder} is dense, and no factors approximate a dense weight with {other}: take plain low rank "
-            "(--low_rank.activation null --low_rank.backbone lowrank)"
+            "(--low_rank.activation null --low_rank.backbone lowrank), or of an activation what foldrank factorize "
+            "--activation makes of it"
         )
 
 
