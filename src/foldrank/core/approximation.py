@@ -33,8 +33,8 @@ OVERSAMPLING, PASSES = 32, 4
 DAMPING = 1e-6
 """Share of its mean that is added to the diagonal of C, so that directions without inputs count a little."""
 
-LATENTS = 0.3
-"""Where SiLU is nearly linear: smaller ones start nearer to W, and train worse (EXPERIMENTS.md)."""
+LATENTS = 1.0
+"""Smaller ones, for which SiLU is nearly linear, start nearer to W and end at a higher loss (EXPERIMENTS.md)."""
 
 
 def low_rank_factors(
