@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foldrank.data.config import DataConfig
+from foldrank.data.prepare import prepare
 from foldrank.recipes import load_recipe
 from foldrank.train.pretrain import pretrain
 
@@ -51,15 +53,24 @@ def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Pat
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(settings))
     otherwise = ["--train.fold_at_start", "true", "--train.activation_checkpointing", "latents"]
-    arms = [("adamw", []), ("muon", []), ("muon", otherwise), ("spectron", [])]
+    # A mixture, drawn by weight, and documents kept apart.
+    first = prepare(DataConfig(source=str(text), vocab_size=270, validation_fraction=0.2), tmp_path / "first")
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(30):
+        (other / f"{number}.txt").write_text(" ".join(words.choices(["alpha", "1"], k=60)))
+    second = DataConfig(source=str(other), tokenizer=str(first.folder / "tokenizer"), validation_fraction=0.2)
+    prepare(second, tmp_path / "second")
+    sources = [{"source": str(tmp_path / "first"), "weight": 1.0}, {"source": str(tmp_path / "second"), "weight": 0.4}]
+    mixed = ["--data.sources", json.dumps(sources), "--train.document_mask", "true"]
+    arms = [("adamw", []), ("muon", []), ("muon", otherwise), ("spectron", []), ("adamw", mixed)]
     # One launch for all: most of the time of a launch is imports.
     commands = tmp_path / "commands.json"
-    outs = [f"--out={tmp_path / f'{optimizer}-two-{len(options)}'}" for optimizer, options in arms]
     calls = [
-        ["pretrain", str(recipe), f"--train.optimizer={optimizer}", *options, out, "--json"]
-        for (optimizer, options), out in zip(arms, outs, strict=True)
+        ["pretrain", str(recipe), f"--train.optimizer={optimizer}", *options, f"--out={tmp_path / f'two-{number}'}"]
+        for number, (optimizer, options) in enumerate(arms)
     ]
-    commands.write_text(json.dumps(calls))
+    commands.write_text(json.dumps([[*call, "--json"] for call in calls]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     program = tmp_path / "several.py"
     program.write_text(SEVERAL)
@@ -67,15 +78,14 @@ def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     printed = [json.loads(text) for text in done.stdout.split("\f") if text.strip()]
     assert len(printed) == len(arms)  # one object each, although two processes ran
-    for (optimizer, options), two in zip(arms, printed, strict=True):
-        one = pretrain(
-            load_recipe(str(recipe), {"train.optimizer": optimizer}),
-            tmp_path / f"{optimizer}-one-{len(options)}",
-            quiet=True,
-        )
+    for number, ((optimizer, options), two) in enumerate(zip(arms, printed, strict=True)):
+        mixture = {"data.sources": sources, "train.document_mask": True} if options is mixed else {}
+        asked = load_recipe(str(recipe), {"train.optimizer": optimizer, **mixture})
+        one = pretrain(asked, tmp_path / f"one-{number}", quiet=True)
+        assert two["tokens_by_source"] == one.tokens_by_source
         assert two["val_tokens"] == one.val_tokens
         assert two["val_loss"] == pytest.approx(one.val_loss, rel=1e-5)
         assert two["val_loss_folded"] == pytest.approx(one.val_loss_folded, rel=1e-5)
         losses = [point.train_loss for point in one.history]
         assert [row["train_loss"] for row in two["history"]] == pytest.approx(losses, rel=1e-4)
-        assert two["folded_layers"] == (0 if options else 14)
+        assert two["folded_layers"] == (0 if options is otherwise else 14)
