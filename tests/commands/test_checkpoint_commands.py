@@ -66,7 +66,8 @@ def test_evaluate_on_text_of_ones_own(foldrank: Foldrank, finished_run: Run, cor
     other = foldrank("evaluate", folded, "--data", tmp_path / "strange.txt", "--sequence-length", 64, "--json").json
     assert other["loss"] > one["loss"] + 0.5
     said = foldrank("evaluate", folded, "--data", corpus, "--sequence-length", 64).stdout
-    assert f"loss {one['loss']:.6f}  perplexity {one['perplexity']:.4f}  over {one['tokens']:,} tokens" in said
+    bits = f"bits per byte {one['bits_per_byte']:.4f}"
+    assert f"loss {one['loss']:.6f}  perplexity {one['perplexity']:.4f}  {bits}  over {one['tokens']:,} tokens" in said
 
 
 def test_generate(foldrank: Foldrank, finished_run: Run) -> None:
@@ -75,7 +76,8 @@ def test_generate(foldrank: Foldrank, finished_run: Run) -> None:
         done = foldrank(
             "generate", finished_run.out / part, "--prompt", "bar ", "--max-new-tokens", 20, *flags, "--json"
         )
-        assert done.json.keys() == {"checkpoint", "prompt", "text"}
+        # The model was trained on 32 tokens, and these prompts and their continuations may be longer.
+        assert done.json.keys() - {"notes"} == {"checkpoint", "prompt", "text"}
         assert done.json["text"].startswith("bar ")
         return done.json["text"]
 

@@ -66,7 +66,7 @@ def test_a_flipped_bit_is_noticed_by_every_command(
 def test_without_checksums_it_is_not_verified(foldrank: Foldrank, checkpoint: Path) -> None:
     assert foldrank("info", checkpoint, "--verify", "--json").json["verified"] == "every file is as it was saved"
     (checkpoint / CHECKSUMS).unlink()
-    done = foldrank("generate", checkpoint, "--prompt", "bar")
+    done = foldrank("generate", checkpoint, "--prompt", "bar", "--max-new-tokens", 4)
     assert (done.code, done.stderr) == (0, f"note: {checkpoint} has no {CHECKSUMS}: not verified\n")
     assert "not verified" in foldrank("info", checkpoint, "--verify").stdout
 

@@ -1,4 +1,4 @@
-"""`foldrank evaluate`: loss and perplexity of a checkpoint."""
+"""`foldrank evaluate`: loss, perplexity and bits per byte of a checkpoint."""
 
 import argparse
 import math
@@ -14,8 +14,8 @@ OF_DATA = ("text_field", "subset", "split")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
     parser.description = (
-        "Loss and perplexity of a checkpoint, weighted by tokens. Without --data: on the validation text of the run "
-        "that it came from, as much of it as the run used."
+        "Loss, perplexity and bits per byte of a checkpoint, weighted by tokens. Without --data: on the validation "
+        "text of the run that it came from, as much of it as the run used."
     )
     add_checkpoint_arguments(parser)
     parser.add_argument("--data", metavar="SOURCE", help="a source of text, as for `foldrank prepare`: all of it")
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.data.stream import encode
     from foldrank.hf.checkpoint import check, load
     from foldrank.hf.foreign import foreign
+    from foldrank.hf.token_bytes import bytes_per_token
     from foldrank.train.evaluate import by_source, check_fits, evaluate_loss
     from foldrank.train.run_folder import find_run
 
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         assert run is not None  # refused above
         sequences = run.validation(tokenizer, length)
     with foreign(f"{arguments.checkpoint} cannot be evaluated"):
-        result = evaluate_loss(model, sequences, batch_size=arguments.batch_size)
+        token_bytes = bytes_per_token(tokenizer)
+        result = evaluate_loss(model, sequences, batch_size=arguments.batch_size, token_bytes=token_bytes)
     if not math.isfinite(result.loss):
         raise ValueError(f"{arguments.checkpoint}: the loss is {result.loss}: its weights hold NaN or infinity")
     parts = by_source(result, sequences)
@@ -81,6 +83,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens": result.tokens,
         "loss": result.loss,
         "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
         **({"loss_by_source": {name: part.loss for name, part in parts.items()}} if parts else {}),
         **(legacy if arguments.legacy else {}),
     }
@@ -90,7 +93,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Says the figures."""
     print(f"{result['checkpoint']} on {result['data']}")
-    print(f"loss {result['loss']:.6f}  perplexity {result['perplexity']:.4f}  over {result['tokens']:,} tokens")
+    bits = result["bits_per_byte"]
+    figures = [f"loss {result['loss']:.6f}", f"perplexity {result['perplexity']:.4f}"]
+    figures += [] if bits is None else [f"bits per byte {bits:.4f}"]
+    print(f"{'  '.join(figures)}  over {result['tokens']:,} tokens")
     for source, loss in result.get("loss_by_source", {}).items():
         print(f"  {source}: loss {loss:.6f}")
     if "legacy_perplexity" in result:

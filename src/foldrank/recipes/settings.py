@@ -70,7 +70,7 @@ class ModelConfig:
     """How transformers scales the rotary embedding: `rope_type`, such as llama3 or yarn, and what that type takes."""
 
     max_position_embeddings: Annotated[int | None, Bounds(1, 1 << 24)] = None
-    """Positions that the model is made for; None: 2,048, or the sequence length where that is larger."""
+    """Positions that the model is made for, which others take for its window; None: the sequence length."""
 
     rms_norm_eps: Annotated[float, Bounds(0, 1, above=True)] = 1e-6
     """Added to the mean square in RMSNorm."""

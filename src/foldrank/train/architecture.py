@@ -104,7 +104,7 @@ def _fields(recipe: Recipe) -> dict[str, Any]:
         "num_key_value_heads": model.num_key_value_heads or model.num_heads,
         "head_dim": model.query_width // model.num_heads,
         "rope_parameters": {"rope_theta": model.rope_theta, **(model.rope_scaling or {"rope_type": "default"})},
-        "max_position_embeddings": model.max_position_embeddings or max(2048, recipe.train.sequence_length),
+        "max_position_embeddings": model.max_position_embeddings or recipe.train.sequence_length,
         "rms_norm_eps": model.rms_norm_eps,
         "tie_word_embeddings": model.tie_embeddings,
     }

@@ -41,6 +41,13 @@ class Evaluation:
     """Nats per sequence."""
     counts: Sequence[int]
     """Predicted tokens per sequence: labels that count, without the sequence's first."""
+    bytes_of_text: int | None = None
+    """That the predicted tokens stand for; None where their tokenizer does not tell."""
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits for each byte of text, the end of a document counted in the bits: it compares across tokenizers."""
+        return math.fsum(self.sums) / math.log(2) / self.bytes_of_text if self.bytes_of_text else None
 
     @property
     def tokens(self) -> int:
@@ -99,11 +106,19 @@ def _learns_positions(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, sequences: Dataset, *, batch_size: int = 16) -> Evaluation:
+def evaluate_loss(
+    model: nn.Module, sequences: Dataset, *, batch_size: int = 16, token_bytes: Tensor | None = None
+) -> Evaluation:
     """The model's loss on `sequences`, in eval mode.
 
     Several processes share the work and all get the result. Neither their number nor the batch size changes it (beyond
     float32 rounding).
+
+    Args:
+        model: a language model, on any device.
+        sequences: with `input_ids` and `labels`.
+        batch_size: sequences at a time.
+        token_bytes: bytes of text by token id (`foldrank.hf.token_bytes`), for bits per byte.
 
     Raises:
         ValueError: where no label counts.
@@ -111,16 +126,26 @@ def evaluate_loss(model: nn.Module, sequences: Dataset, *, batch_size: int = 16)
     processes = PartialState()
     total = len(sequences)  # pyright: ignore[reportArgumentType]
     mine = range(processes.process_index, total, processes.num_processes)
-    measured: list[tuple[int, float, int]] = []
+    measured: list[tuple[int, float, int, int]] = []
     for batch in _batches(model, Subset(sequences, mine), batch_size):
         labels = batch["labels"][:, 1:]
         losses = _losses(model, batch, labels)
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
-        measured += zip(mine[len(measured) :], sums, counts, strict=False)
+        sizes = [0] * len(sums) if token_bytes is None else _bytes_of(labels.cpu(), token_bytes)
+        measured += zip(mine[len(measured) :], sums, counts, sizes, strict=False)
     everyone = sorted(gather_object(measured))
-    if not any(count for _, _, count in everyone):
+    if not any(count for _, _, count, _ in everyone):
         raise ValueError(f"there is no token to predict in these {total} sequences")
-    return Evaluation(sums=[loss for _, loss, _ in everyone], counts=[count for _, _, count in everyone])
+    return Evaluation(
+        sums=[loss for _, loss, _, _ in everyone],
+        counts=[count for _, _, count, _ in everyone],
+        bytes_of_text=None if token_bytes is None else sum(size for *_, size in everyone),
+    )
+
+
+def _bytes_of(labels: Tensor, token_bytes: Tensor) -> list[int]:
+    counts = labels != IGNORED
+    return (token_bytes[labels.where(counts, 0)] * counts).sum(dim=1).tolist()
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
