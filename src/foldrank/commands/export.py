@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
     parser.description = (
         "Write a folded checkpoint as a plain dense one of its family, W = B A, for tools that know nothing of low "
-        "rank (llama.cpp, Ollama, any serving). It is as large as the dense model again, and possible where nothing stands "
-        "between the factors (docs/export.md)."
+        "rank (llama.cpp, Ollama, any serving). It is as large as the dense model again, and possible where nothing "
+        "stands between the factors (docs/export.md)."
     )
     add_checkpoint_arguments(parser, "folder of a folded checkpoint")
     parser.add_argument("--format", choices=("dense",), default="dense", help="default: dense")
