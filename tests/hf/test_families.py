@@ -31,6 +31,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Trainer,
+    TrainingArguments,
 )
 
 import foldrank.hf
@@ -259,6 +261,25 @@ def test_a_factorized_model_is_converted_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
     assert type(shared) is LlamaConfig
     assert not hasattr(shared, "low_rank")
+
+
+def test_a_factorized_model_does_not_save_what_would_load_with_random_weights(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1))
+    factorize_(model, LowRankConfig(rank=2))
+    arguments = TrainingArguments(output_dir=str(tmp_path / "trainer"), use_cpu=True, report_to=[])
+    for save in (
+        lambda: model.save_pretrained(tmp_path / "out"),
+        lambda: model.model.save_pretrained(tmp_path / "out"),
+        lambda: copy.deepcopy(model).save_pretrained(tmp_path / "out"),
+        lambda: Trainer(model=model, args=arguments).save_model(str(tmp_path / "out")),
+    ):
+        with pytest.raises(ValueError, match=r"Say what it is with foldrank\.hf\.convert_"):
+            save()
+    convert_(model)
+    model.save_pretrained(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(8)[None]
+    assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
 
 
 def test_a_base_model_is_converted_too(tmp_path: Path) -> None:

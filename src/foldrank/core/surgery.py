@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -77,12 +77,37 @@ def factorize_(
             setattr(parent, attribute, layer)
     connect()
     _leave_fast_paths(model)
+    refuse_saving_(model)
     params_after = count_parameters(model)
     report = FactorizeReport(
         converted=converted, skipped=skipped, params_before=params_before, params_after=params_after
     )
     logger.info(report.summary())
     return report
+
+
+SAVING = "save_pretrained"
+"""The method by which a model of transformers saves itself, with the name of its class."""
+
+
+def refuse_saving_(model: nn.Module) -> None:
+    """Lets models of transformers refuse to save themselves, in place, until `convert_` gives them their class."""
+    for module in model.modules():
+        if callable(getattr(type(module), SAVING, None)):
+            setattr(module, SAVING, _refused)
+
+
+def allow_saving_(model: nn.Module) -> None:
+    """Takes back what `refuse_saving_` did."""
+    for module in model.modules():
+        vars(module).pop(SAVING, None)
+
+
+def _refused(*_: Any, **__: Any) -> NoReturn:
+    raise ValueError(
+        "this model is low-rank and its class is not: what it saved would load with random weights. Say what it is "
+        "with foldrank.hf.convert_(model), or save its state_dict()"
+    )
 
 
 def describe(model: nn.Module) -> LowRankConfig | None:

@@ -16,7 +16,7 @@ from foldrank.core.config import LowRankConfig, is_name
 from foldrank.core.fold import unfolded_keys
 from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.parametrization import SPEC
-from foldrank.core.surgery import describe, factorize_
+from foldrank.core.surgery import allow_saving_, describe, factorize_
 from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
 
 
@@ -58,6 +58,7 @@ class LowRankModelMixin(PreTrainedModel):
         super().__init__(config)
         if config.low_rank is not None:
             factorize_(self, _by_full_names(self, LowRankConfig.from_dict(config.low_rank)))
+            allow_saving_(self)
             refresh_config(self)
             for layer in low_rank_layers(self).values():
                 for module in layer.modules():

@@ -18,7 +18,7 @@ from transformers import (
 
 from foldrank.core.config import LowRankConfig
 from foldrank.core.inventory import low_rank_layers
-from foldrank.core.surgery import FactorizeReport, factorize_
+from foldrank.core.surgery import FactorizeReport, allow_saving_, factorize_
 from foldrank.hf.base import LowRankConfigMixin, LowRankModelMixin, refresh_config
 from foldrank.hf.remote_code import FAMILIES, Family
 
@@ -110,6 +110,7 @@ def convert_(model: PreTrainedModel, config: LowRankConfig | None = None, **how:
         if getattr(module, "config", None) is dense_config:
             module.config = low_rank_config
     model.__class__ = low_rank_class
+    allow_saving_(model)
     refresh_config(model)
     return report
 
