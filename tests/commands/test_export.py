@@ -25,7 +25,7 @@ from foldrank.train.run_folder import save
 from ..called import Foldrank
 from ..runs import Run
 
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 32,
     "intermediate_size": 50,
@@ -94,13 +94,12 @@ def test_what_no_dense_matrix_does_is_one_line(finished_run: Run, tmp_path: Path
 
 
 def test_an_unfolded_and_a_dense_model_are_refused():
-    model = LowRankLlamaForCausalLM(
-        LowRankLlamaConfig(**LLAMA, low_rank=LowRankConfig(rank=7, residual=ResidualConfig()))
-    )
+    def llama(low_rank: Any) -> Any:
+        return LowRankLlamaForCausalLM(LowRankLlamaConfig(**LLAMA, low_rank=low_rank))
+
     with pytest.raises(ValueError, match="is not folded: fold the model first"):
-        to_dense(model)
+        to_dense(llama(LowRankConfig(rank=7, residual=ResidualConfig())))
     with pytest.raises(ValueError, match="the model is dense already"):
-        to_dense(LowRankLlamaForCausalLM(LowRankLlamaConfig(**LLAMA)))
-    crnet = LowRankConfig(rank=7, backbone="crnet", dense_first=1)
+        to_dense(llama(None))
     with pytest.raises(ValueError, match="adds what the block before gave"):
-        to_dense(LowRankLlamaForCausalLM(LowRankLlamaConfig(**LLAMA, low_rank=crnet)))
+        to_dense(llama(LowRankConfig(rank=7, backbone="crnet", dense_first=1)))

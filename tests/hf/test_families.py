@@ -264,7 +264,7 @@ def test_a_factorized_model_is_converted_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_factorized_model_does_not_save_what_would_load_with_random_weights(tmp_path: Path) -> None:
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=64, intermediate_size=24, num_hidden_layers=1))
     factorize_(model, LowRankConfig(rank=2))
     arguments = TrainingArguments(output_dir=str(tmp_path / "trainer"), use_cpu=True, report_to=[])
     for save in (
