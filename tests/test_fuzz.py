@@ -100,6 +100,24 @@ JSONS: tuple[Any, ...] = (
 )
 """Values in place of those of a JSON file."""
 
+ARCHITECTURE = {
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "tie_word_embeddings": True,
+    "layer_types": ["full_attention"] * 2,
+    "vocab_size": 99,
+}
+"""A config.json of which one field is damaged and some are missing."""
+
 CODE = "import pathlib; pathlib.Path({marker!r}).touch()\n"
 
 
@@ -112,7 +130,7 @@ class Fuzzer:
         self.marker = folder / "marker"
         self.kinds: tuple[Callable[[Path], list[str]], ...] = (
             *(self.settings, self.options, self.recipe, self.study, self.text, self.prepared),
-            *(self.weights, self.json_of_a_checkpoint, self.truncated, self.tokenizer_to_prepare),
+            *(self.architecture, self.weights, self.json_of_a_checkpoint, self.truncated, self.tokenizer_to_prepare),
         )
 
     def value(self) -> str:
@@ -152,6 +170,11 @@ class Fuzzer:
             ),
             *(
                 ["prepare", self.value(), "--out", str(sandbox / "out")],
+                ["suggest", f"--{self.draw.choice(('tokens', 'parameters', 'flops', 'mfu'))}", self.value()],
+                ["suggest", "--tokens", "1e9", self.draw.choice(("--gpu", "--study", "--ranks")), self.value()],
+                ["export", str(self.run.out / self.draw.choice(("folded", "unfolded"))), "--out", self.value()],
+                ["factorize", str(self.run.out / "unfolded"), "--budget", self.value(), "--activation", self.value()],
+                ["plan", "demo", "--model.config", self.value(), "--model.fields", self.value()],
                 ["prepare", str(self.corpus), "--out", self.value()],
             ),
         )
@@ -161,6 +184,14 @@ class Fuzzer:
         file = sandbox / self.draw.choice(("r.yaml", "r.YML"))
         file.write_bytes(self.damaged(self.run.recipe.read_bytes()))
         return ["plan", str(file)]
+
+    def architecture(self, sandbox: Path) -> list[str]:
+        config = {name: value for name, value in ARCHITECTURE.items() if self.draw.random() < 0.9}
+        (sandbox / "config.json").write_text(json.dumps(config | {self.draw.choice([*ARCHITECTURE]): self.damage()}))
+        return ["plan", "demo", "--model.config", str(sandbox), "--train.sequence_length", "16", "--low_rank.rank", "4"]
+
+    def damage(self) -> Any:
+        return self.draw.choice((None, "", -1, 0, 1.5, 7, 10**12, True, [], {}, [1, "a"], "nan", "../x"))
 
     def study(self, sandbox: Path) -> list[str]:
         import foldrank.recipes
