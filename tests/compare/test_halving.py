@@ -9,6 +9,7 @@ import pytest
 from foldrank.cli import main
 from foldrank.compare.analysis import analyse
 from foldrank.compare.cost import cost
+from foldrank.compare.learning_rate_sweep import best_at_boundary
 from foldrank.compare.plan import choice, expected, planned, stopped_folders, total
 from foldrank.compare.records import Record, read_records
 from foldrank.compare.report import report_html
@@ -69,6 +70,13 @@ def test_a_best_rate_at_the_end_of_the_series_is_extended_by_whole_runs(tmp_path
     found = choice(study, records, "stdlib", "tiny", study.method("cola"))
     assert (found.rates, found.best, found.best_at_boundary) == ([0.08, 0.16, 0.32], 0.32, True)
     assert {run.until for run in expected(study, records) if run.learning_rate == 0.32} == {None}
+
+
+def test_the_last_of_two_rates_is_the_smallest_and_not_the_only_one(tmp_path: Path):
+    study = halved(tmp_path, learning_rates=[0.01, 0.02], extend=0, halve_at=[0.001])
+    records = run_all(study, lambda rate, _: rate)
+    assert {run.until for run in expected(study, records) if run.stage == "rung"} == {1}
+    assert best_at_boundary(study, records, "stdlib", "tiny", study.method("cola")) == "the smallest tried"
 
 
 def test_what_fails_early_stops_and_where_all_fail_nothing_is_chosen(tmp_path: Path):

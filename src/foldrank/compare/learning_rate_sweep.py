@@ -57,9 +57,10 @@ def best_at_boundary(
     by_rate = choice(study, records, corpus, size, method)
     if not by_rate.best_at_boundary:
         return None
-    if len(by_rate.rates) == 1:
+    tried = sorted({*by_rate.rates, *by_rate.stopped})
+    if len(tried) == 1:
         return "the only one tried"
-    return "the smallest tried" if by_rate.best == by_rate.rates[0] else "the largest tried"
+    return "the smallest tried" if by_rate.best == tried[0] else "the largest tried"
 
 
 def failed(record: Record) -> bool:

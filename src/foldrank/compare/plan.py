@@ -180,7 +180,7 @@ def _rung_steps(study: Study, corpus: str, size: str, method: StudyMethod) -> li
     if not study.sweep.halve_at:
         return []
     steps = study.sweep.steps or study.recipe(corpus, size, method).train.steps
-    return [round(share * steps) for share in study.sweep.halve_at]
+    return [max(1, min(round(share * steps), steps - 1)) for share in study.sweep.halve_at]
 
 
 def recipe_of(study: Study, run: Run) -> Recipe:
