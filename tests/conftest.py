@@ -37,7 +37,8 @@ model: {hidden_size: 32, intermediate_size: 50, num_layers: 2, num_heads: 2}
 low_rank: {rank: 7}
 data: {source: CORPUS, vocab_size: 320, validation_fraction: 0.2}
 train:
-  {optimizer: adamw, learning_rate: 0.006, steps: 12, batch_size: 4, sequence_length: 32, eval_every: 5, eval_tokens: 1200}
+  {optimizer: adamw, learning_rate: 0.006, steps: 12, batch_size: 4, sequence_length: 32, eval_every: 5,
+   eval_tokens: 1200}
 sample_prompt: bar
 """
 """The demo, with everything small. The rank divides no width, and an evaluation is shorter than the split."""
