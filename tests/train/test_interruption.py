@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
 def test_other_settings_do_not_go_on(interrupted: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["pretrain", str(recipe), "--out", str(interrupted), "--resume", "--train.learning_rate", "0.1"]
     assert main(command) == 2
-    assert "train.learning_rate was 0.006 and is 0.1" in capsys.readouterr().err
+    assert "train.learning_rate was 0.008 and is 0.1" in capsys.readouterr().err
 
 
 def test_nothing_to_resume(undisturbed: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
