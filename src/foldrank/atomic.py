@@ -53,14 +53,19 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def refuse_existing(out: Path) -> None:
+def refuse_existing(out: Path, *, option: str = "") -> None:
     """Refuses a name that something has.
+
+    Args:
+        out: the name.
+        option: of the command line, by which another is given.
 
     Raises:
         FileExistsError: naming it.
     """
     if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists: choose another folder or delete it")
+        by = f" with {option}," if option else ""
+        raise FileExistsError(f"{out} exists: choose another folder{by} or delete it")
 
 
 @contextmanager

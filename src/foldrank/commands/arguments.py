@@ -22,6 +22,31 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     return whole
 
 
+def add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the number of GPUs, and the share of their peak that training reaches."""
+    parser.add_argument(
+        "--gpus", type=whole_number(1, 1 << 20), default=1, metavar="N", help="GPUs, one process each (default: 1)"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=number(0, 1),
+        default=1.0,
+        metavar="F",
+        help="share of the peak that training reaches (default: 1, so that the hours are a lower bound)",
+    )
+
+
+def mfu_of(arguments: argparse.Namespace) -> float:
+    """The share of the peak that is asked for.
+
+    Raises:
+        ValueError: for 0.
+    """
+    if not arguments.mfu > 0:
+        raise ValueError(f"--mfu must lie in (0, 1], got {arguments.mfu}: it is a share, 0.4 for 40 %")
+    return arguments.mfu
+
+
 def number(least: float, most: float = math.inf) -> Callable[[str], float]:
     """The type of an argument that is a finite number from `least` to `most`."""
 

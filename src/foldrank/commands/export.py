@@ -7,7 +7,7 @@ from typing import Any
 from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
 
 TOKENS = 64
-"""On which both models are compared."""
+"""On which both models are compared, at most."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Merges, compares, saves."""
-    import os
-
     import torch
 
+    from foldrank.atomic import refuse_existing
     from foldrank.core.inventory import count_parameters
     from foldrank.hf.checkpoint import inspect, load
     from foldrank.hf.dense import to_dense
@@ -36,8 +35,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     folder, out = arguments.checkpoint, arguments.out
     if (state := inspect(folder).state) != "folded":
         raise ValueError(f"{folder} is {state}: export takes a folded checkpoint")
-    if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists: choose another folder with --out, or delete it")
+    refuse_existing(out, option="--out")
     notes: list[str] = []
     model, tokenizer = load(folder, accept_changes=arguments.accept_changes, tell=notes.append)
     dense = to_dense(model)
@@ -56,6 +54,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "parameters": count_parameters(dense),
         "parameters_low_rank": count_parameters(model),
         "largest_change_of_a_logit": float(change),
+        "tokens_compared": length,
     }
     return with_notes(result, notes)
 
@@ -65,5 +64,5 @@ def show(result: dict[str, Any]) -> None:
     print(
         f"{result['out']}: a plain {result['model']} of {result['parameters']:,} parameters "
         f"({result['parameters_low_rank']:,} at low rank); largest change of a logit "
-        f"{result['largest_change_of_a_logit']:.1e} over {TOKENS} random tokens"
+        f"{result['largest_change_of_a_logit']:.1e} over {result['tokens_compared']} random tokens"
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 from foldrank.commands.arguments import number, whole_number
 from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
+from foldrank.core.config import ACTIVATIONS
 
 INITS = ("svd", "activations", "regression")
-ACTIVATIONS = ("silu", "gelu", "relu", "tanh")
 ALLOCATIONS = ("even", "spectra")
 
 RECIPE = "recipe.yaml"
@@ -73,10 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Approximates and evaluates."""
-    import os
     from dataclasses import asdict, replace
 
-    from foldrank.atomic import write_text
+    from foldrank.atomic import refuse_existing, write_text
     from foldrank.core.surgery import describe
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode
@@ -99,8 +98,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("give the size: --rank 16, or --budget 0.6 for a share of the parameters")
     if arguments.out is not None and len(targets) * len(inits) != 1:
         raise ValueError("--out takes one model: name one --rank, or one --budget and its --allocation, and one --init")
-    if arguments.out is not None and os.path.lexists(arguments.out):
-        raise FileExistsError(f"{arguments.out} exists: choose another folder with --out, or delete it")
+    if arguments.out is not None:
+        refuse_existing(arguments.out, option="--out")
     run = find_run(folder)
     sampled = inits != ["svd"]
     if run is None and (arguments.data is None or (sampled and arguments.sample is None)):

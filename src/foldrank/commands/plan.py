@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from foldrank.commands.arguments import number, whole_number
+from foldrank.commands.arguments import add_gpu_arguments, mfu_of, number
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 from foldrank.console import console
 from foldrank.data.config import MULTIPLE
@@ -39,18 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is read."
     )
     add_recipe_arguments(parser)
-    parser.add_argument(
-        "--gpus", type=whole_number(1, 1 << 20), default=1, metavar="N", help="GPUs, one process each (default: 1)"
-    )
+    add_gpu_arguments(parser)
     parser.add_argument(
         "--gpu-memory", type=number(0, 1 << 20), metavar="GIB", help="memory of a GPU, to say whether the run fits"
-    )
-    parser.add_argument(
-        "--mfu",
-        type=number(0, 1),
-        default=1.0,
-        metavar="F",
-        help="share of the peak that training reaches (default: 1, so that the hours are a lower bound)",
     )
     parser.add_argument(
         "--peak-flops",
@@ -69,9 +60,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.train.model import check_recipe, dense_parameters, shape_of
     from foldrank.train.optimizer_cost import optimizer_flops
 
-    gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, arguments.mfu, arguments.gpu_memory
-    if not mfu > 0:
-        raise ValueError(f"--mfu must lie in (0, 1], got {mfu}: it is a share, 0.4 for 40 %")
+    gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, mfu_of(arguments), arguments.gpu_memory
     if not peak > 0 or (limit is not None and not limit > 0):
         raise ValueError("--peak-flops and --gpu-memory must be above 0")
     recipe = recipe_from(arguments)

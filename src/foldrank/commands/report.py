@@ -22,19 +22,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'foldrank[report]'") from error
     from foldrank.atomic import write_text
-    from foldrank.compare.analysis import analyse
+    from foldrank.compare.analysis import analyse_folder
     from foldrank.compare.headline import headline
-    from foldrank.compare.progress import unfinished_runs
-    from foldrank.compare.records import read_records
-    from foldrank.compare.study_file import load_study
     from foldrank.compare.summary import summary
 
     folder: Path = arguments.study
-    if not (folder / "study.yaml").is_file():
-        raise ValueError(f"{folder} is no folder of a study: it has no study.yaml (foldrank compare makes one)")
-    study = load_study(folder / "study.yaml")
-    records = read_records(folder)
-    analysis = analyse(study, records, unfinished_runs(folder, records))
+    analysis = analyse_folder(folder)
     out: Path = arguments.out or folder
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "report.html", report_html(analysis))

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from foldrank.commands.arguments import number, whole_number
+from foldrank.commands.arguments import add_gpu_arguments, mfu_of, number
 from foldrank.console import console
 
 GIB = 1 << 30
@@ -35,14 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flops", type=number(1, 1e30), metavar="N", help="of the whole training, at most")
     parser.add_argument("--hours", type=number(0, 1e6), metavar="H", help="of the whole training, at most; needs --gpu")
     parser.add_argument("--gpu", metavar="NAME", help="such as h100: its peak and memory are known")
-    parser.add_argument("--gpus", type=whole_number(1, 1 << 20), default=1, metavar="N", help="default: 1")
-    parser.add_argument(
-        "--mfu",
-        type=number(0, 1),
-        default=1.0,
-        metavar="F",
-        help="share of the peak that training reaches (default: 1, so that hours are the least and tokens the most)",
-    )
+    add_gpu_arguments(parser)
     parser.add_argument(
         "--ranks",
         type=number(0, 1),
@@ -59,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Looks for candidates."""
-    if not arguments.mfu > 0 or any(not share > 0 for share in arguments.ranks):
-        raise ValueError("--mfu and --ranks must lie in (0, 1]")
+    mfu = mfu_of(arguments)
+    if any(not share > 0 for share in arguments.ranks):
+        raise ValueError("--ranks must lie in (0, 1]: they are shares of the width")
     if arguments.hours is not None and arguments.gpu is None:
         raise ValueError("--hours needs the GPU that they are of: --gpu h100")
     records = [row for folder in arguments.study for row in _records(folder)]
@@ -83,7 +77,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         flops=arguments.flops,
         hours=arguments.hours,
         gpus=arguments.gpus,
-        flops_per_second=None if gpu is None else gpu.peak_flops * arguments.mfu,
+        flops_per_second=None if gpu is None else gpu.peak_flops * mfu,
         gpu_memory=None if gpu is None else gpu.memory_gib * GIB,
     )
     found = candidates(budget, ranks=arguments.ranks, optimizer=arguments.optimizer)
@@ -91,7 +85,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         {**asdict(each), "tokens_per_parameter": each.tokens_per_parameter, "command": _command(each)} for each in found
     ]
     return {
-        "budget": {**asdict(budget), "gpu": None if gpu is None else gpu.name, "mfu": arguments.mfu},
+        "budget": {**asdict(budget), "gpu": None if gpu is None else gpu.name, "mfu": mfu},
         "candidates": rows,
         "records": records,
         "sources": list(SOURCES),
@@ -107,13 +101,8 @@ def _command(candidate: Any) -> str:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    from foldrank.compare.analysis import analyse
-    from foldrank.compare.records import read_records
-    from foldrank.compare.study_file import load_study
+    from foldrank.compare.analysis import analyse_folder
 
-    if not (folder / "study.yaml").is_file():
-        raise ValueError(f"{folder} is no folder of a study: it has no study.yaml (foldrank compare makes one)")
-    analysis = analyse(load_study(folder / "study.yaml"), read_records(folder))
     return [
         {
             "study": str(folder),
@@ -125,7 +114,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
             "learning_rate": row.learning_rate,
             "loss": asdict(row.test),
         }
-        for table in analysis.tables
+        for table in analyse_folder(folder).tables
         for row in table.rows
         if row.costs is not None and row.test is not None
     ]

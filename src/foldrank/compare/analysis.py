@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from foldrank.compare.curves import AXES, Against, Budget, Point, curve_of, equal_budget
@@ -10,10 +11,11 @@ from foldrank.compare.effective_rank import Spectrum, spectrum
 from foldrank.compare.learning_rate_sweep import Rate, best_at_boundary, failed, rates_tried, usable
 from foldrank.compare.method_cost import Costs, costs_of, dense_parameters
 from foldrank.compare.plan import choice, settings
-from foldrank.compare.progress import Unfinished
-from foldrank.compare.records import Record
+from foldrank.compare.progress import Unfinished, unfinished_runs
+from foldrank.compare.records import Record, read_records
 from foldrank.compare.statistics import Estimate, difference, estimate
 from foldrank.compare.study import Study, StudyMethod
+from foldrank.compare.study_file import load_study
 from foldrank.recipes.methods import Method
 from foldrank.train.metrics import RunMetrics
 
@@ -145,6 +147,18 @@ def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Un
         unfinished=tuple(unfinished),
         made_with=_made_with(known.values()),
     )
+
+
+def analyse_folder(folder: Path) -> Analysis:
+    """What a study's folder shows, finished or not.
+
+    Raises:
+        ValueError: where it is no folder of a study, or holds a file that is no record.
+    """
+    if not (folder / "study.yaml").is_file():
+        raise ValueError(f"{folder} is no folder of a study: it has no study.yaml (foldrank compare makes one)")
+    records = read_records(folder)
+    return analyse(load_study(folder / "study.yaml"), records, unfinished_runs(folder, records))
 
 
 def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, group: str) -> Table:

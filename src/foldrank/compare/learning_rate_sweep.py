@@ -37,7 +37,7 @@ def rates_tried(
             by_rate.setdefault(record.learning_rate, []).append(record)
     rates = []
     for rate, runs in sorted(by_rate.items()):
-        losses = [run.val_loss or run.measured.val_loss_folded for run in runs if not failed(run)]
+        losses = [run.loss for run in runs if run.loss is not None and not failed(run)]
         rates.append(
             Rate(
                 learning_rate=rate,
@@ -66,7 +66,7 @@ def best_at_boundary(
 def failed(record: Record) -> bool:
     """Whether a run did not come to its end, or to the step up to which it was to go, with losses that are numbers."""
     if record.stage == "rung":
-        return record.val_loss is None or not math.isfinite(record.val_loss)
+        return record.loss is None or not math.isfinite(record.loss)
     return not usable(record)
 
 

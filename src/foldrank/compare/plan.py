@@ -208,8 +208,7 @@ def _loss(
         run = _sweep_run(corpus, size, method, rate, seed, until)
         if run.id not in records:
             return None
-        record = records[run.id]
-        loss = record.val_loss if until else record.measured.val_loss_folded if record.finished else None
+        loss = records[run.id].loss
         losses.append(math.inf if loss is None else loss)
     return math.fsum(losses) / len(losses)
 

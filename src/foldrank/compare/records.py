@@ -51,6 +51,13 @@ class Record:
     """All settings of the run."""
 
     @property
+    def loss(self) -> float | None:
+        """Validation loss by which rates are chosen: of a rung at its step, of a whole run folded; None of failures."""
+        if self.stage == "rung":
+            return self.val_loss
+        return self.measured.val_loss_folded if self.finished else None
+
+    @property
     def measured(self) -> RunMetrics:
         """What a run that finished measured."""
         assert self.metrics is not None

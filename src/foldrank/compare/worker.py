@@ -92,7 +92,7 @@ def _tried(study: Study, run: Run, folder: Path, report: Callable[[str], None], 
                 for stopped in stopped_folders(study, records):
                     shutil.rmtree(runs / stopped, ignore_errors=True)
                 done = sum(other.stage != "rung" for other in records.values())
-                outcome = record.error or f"validation loss {_loss(record):.4f}"
+                outcome = record.error or f"validation loss {record.loss:.4f}"
                 seconds = time.perf_counter() - began
                 report(f"{done} of {max(done, total(study))}  {run.id}  {outcome}  ({seconds:.0f} s)")
             return True
@@ -123,10 +123,6 @@ def _run(study: Study, run: Run, out: Path, others: Mapping[str, Record], began:
     _check_text(record, others)
     first = run.stage == "final" and run.seed == study.seeds_of(study.method(run.method))[0]
     return replace(record, spectra=spectra(load(folder.folded)[0])) if first else record
-
-
-def _loss(record: Record) -> float:
-    return record.measured.val_loss_folded if record.val_loss is None else record.val_loss
 
 
 def _line(error: BaseException) -> str:

@@ -3,7 +3,6 @@
     svd           B A is the rank-r matrix nearest to W in the Frobenius norm (Eckart and Young 1936)
     activations   the one nearest to W on a sample: it minimizes the sum of |(W - B A) x|^2 over the layer's inputs x,
                   which is the same for W C^(1/2), C = E[x x^T] (whitened SVD, as in arXiv 2403.07378)
-
     regression    where a function stands between the factors no factors give W: A is that of `activations`, each row
                   scaled to latents of root mean square `LATENTS`, and B what minimizes the sum of |W x - B act(A x)|^2
                   (least squares on the inputs that the dense model gives its layers)
@@ -80,9 +79,10 @@ def approximate_(
     """
     if type(layer) is not LowRankLinear or layer.activation is not None:
         what = f"a {layer.activation_name} between the factors" if layer.activation else type(layer).__name__
+        near = ", or init regression, which comes near it" if type(layer) is LowRankLinear else ""
         raise ValueError(
-            f"no factors approximate a weight with {what}: take plain low rank (activation null, backbone lowrank), or "
-            "a start by regression on a sample, which is near it (init regression)"
+            f"no factors approximate a weight with {what}: take plain low rank (activation null, backbone lowrank)"
+            + near
         )
     _set_(layer, *low_rank_factors(weight, layer.rank, moment=moment, seed=seed), bias)
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from foldrank.atomic import new_folder
+from foldrank.atomic import new_folder, refuse_existing
 from foldrank.core.fold import check_whole, fold_plan, folded_key, unfolded_keys
 from foldrank.core.linear import PARAMETRIZATIONS
 from foldrank.hf.base import check_loaded, check_saved
@@ -203,8 +202,7 @@ def fold_checkpoint(
     info = inspect(folder)
     if info.state != "unfolded":
         raise ValueError(f"{folder} is {info.state}: there is no residual to fold")
-    if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists: choose another folder with --out, or delete it")
+    refuse_existing(out, option="--out")
     config = read_config(folder)
     try:
         with new_folder(out) as work:

@@ -1,5 +1,6 @@
 """A recipe's architecture in the terms of transformers: the class of its family, and that class's config."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,20 +32,20 @@ def dense_config(recipe: Recipe) -> Any:
     Raises:
         ValueError: saying what transformers does not take.
     """
-    return config_of(recipe, recipe.nominal_vocab_size, low_rank=False)
+    return config_of(replace(recipe, low_rank=None), recipe.nominal_vocab_size)
 
 
-def config_of(recipe: Recipe, vocab_size: int, *, low_rank: bool = True, **special_tokens: Any) -> Any:
-    """The config of `causal_class(recipe)`, or of the dense model.
+def config_of(recipe: Recipe, vocab_size: int, **special_tokens: Any) -> Any:
+    """The config of `causal_class(recipe)`.
 
     Raises:
         ValueError: saying what transformers does not take.
     """
-    causal: Any = causal_class(recipe if low_rank else _dense(recipe))
+    causal: Any = causal_class(recipe)
     tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **special_tokens}
     given = {**_fields(recipe), **tokens, "vocab_size": vocab_size}
     given.pop("model_type", None)
-    if low_rank and recipe.low_rank is not None:
+    if recipe.low_rank is not None:
         given["low_rank"] = recipe.low_rank.to_dict()
     with foreign("model.config is not what transformers takes"):
         return causal.config_class(**given)
@@ -69,15 +70,11 @@ def check_architecture(recipe: Recipe) -> None:
     if recipe.model.config is None:
         return
     # Sizes that go together are the family's affair: a pass without numbers tells.
-    few = recipe.model.with_layers(1)
+    few = replace(recipe, low_rank=None, model=recipe.model.with_layers(1))
     with foreign("model.config: its sizes do not go together"), torch.device("meta"):
-        model = causal_class(_dense(recipe))(config_of(Recipe(model=few), 8))
+        model = causal_class(few)(config_of(few, 8))
         # With a mask that is ready: transformers makes others from numbers.
         model(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=torch.zeros(1, 1, 2, 2), use_cache=False)
-
-
-def _dense(recipe: Recipe) -> Recipe:
-    return Recipe(model=recipe.model)
 
 
 def _family(model_type: str) -> type[PreTrainedModel]:
