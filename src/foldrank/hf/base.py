@@ -17,7 +17,7 @@ from foldrank.core.fold import unfolded_keys
 from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.parametrization import SPEC
 from foldrank.core.surgery import allow_saving_, describe, factorize_
-from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
+from foldrank.hf.remote_code import HEADS, auto_map, is_portable, write_modeling
 
 
 class LowRankConfigMixin(PreTrainedConfig):
@@ -56,7 +56,8 @@ class LowRankModelMixin(PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        if config.low_rank is not None:
+        # Under the heads of transformers the base model is a low-rank one already.
+        if config.low_rank is not None and not low_rank_layers(self):
             factorize_(self, _by_full_names(self, LowRankConfig.from_dict(config.low_rank)))
             allow_saving_(self)
             refresh_config(self)
@@ -69,13 +70,15 @@ class LowRankModelMixin(PreTrainedModel):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers, but a checkpoint that does not fill the whole model is an error.
 
+        A new head on a checkpoint that was saved with another one, as to fine-tune it to classify, starts as drawn.
+
         Raises:
             ValueError: for missing tensors, and where a folded checkpoint met an unfolded model or the reverse.
         """
         # Mismatched shapes are let through here because transformers would say only that there are some.
         kwargs["ignore_mismatched_sizes"] = True
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_loaded(*loaded)
+        check_loaded(*loaded, new_head=_is_new_head(loaded[0]))
         return loaded if output_loading_info else loaded[0]
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -110,8 +113,19 @@ def check_saved(low_rank: Any) -> None:
                 raise ValueError(f"low_rank.{field} names {name!r}, which is no name of a layer")
 
 
-def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+def _is_new_head(model: PreTrainedModel) -> bool:
+    """Whether a model classifies or the like, and its checkpoint was saved with another head."""
+    name = type(model).__name__
+    return name.endswith(tuple(HEADS)) and name not in (model.config.architectures or ())
+
+
+def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], *, new_head: bool = False) -> None:
     """Refuses a model that its checkpoint did not fill, given what `from_pretrained` says of the loading.
+
+    Args:
+        model: as loaded.
+        info: `missing_keys`, `unexpected_keys` and `mismatched_keys`.
+        new_head: what lies outside of the base model may be missing.
 
     Raises:
         ValueError: for missing tensors, wrong shapes, and where config and weights disagree about the residual.
@@ -122,6 +136,8 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
         for name, layer in low_rank_layers(model).items()
         for part in layer.weight_parametrizations
     }
+    if new_head:
+        missing = {key for key in missing if key.startswith(model.base_model_prefix + ".")}
     if parts and missing >= parts.keys():
         kinds = " and a ".join(sorted({part.kind for part in parts.values()}))
         raise ValueError(f"the checkpoint is folded but its config has a {kinds}, which would be applied again")

@@ -1,10 +1,12 @@
 """The architectures of transformers with low-rank classes, and how a further one gets them."""
 
 import copy
+import sys
 from types import new_class
 from typing import Any
 
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
@@ -20,7 +22,7 @@ from foldrank.core.config import LowRankConfig
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.surgery import FactorizeReport, allow_saving_, factorize_
 from foldrank.hf.base import LowRankConfigMixin, LowRankModelMixin, refresh_config
-from foldrank.hf.remote_code import FAMILIES, Family
+from foldrank.hf.remote_code import FAMILIES, HEADS, Family
 
 LOW_RANK_CLASSES: dict[type[PreTrainedModel], type[LowRankModelMixin]] = {}
 """From a class of transformers to its low-rank variant."""
@@ -31,19 +33,28 @@ def low_rank_classes(
 ) -> tuple[type[LowRankConfigMixin], type[LowRankModelMixin], type[LowRankModelMixin]]:
     """The low-rank config, model and language model of an architecture, from now on known to the Auto classes.
 
+    With them come the classes of its other heads that transformers has (classification of sequences and tokens,
+    question answering), as attributes of the module that calls.
+
     Args:
         dense: the architecture's language model, such as `LlamaForCausalLM`.
         module: `__name__` of the module that calls. It must assign the classes to their names, `LowRank<Family>Config`,
             `LowRank<Family>Model` and `LowRank<Family>ForCausalLM`, under which they pickle.
 
     Raises:
-        ValueError: where transformers has no base model for it.
+        ValueError: for a class that is not the language model of its config, by transformers' own tables.
     """
     config_class: Any = dense.config_class
-    if config_class not in MODEL_MAPPING:
-        raise ValueError(f"{dense.__name__} is no language model with a base model of its own that AutoModel knows")
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
+    if config_class not in MODEL_MAPPING or dense is not causal:
+        hint = f"; give {causal.__name__}" if isinstance(causal, type) else ""
+        raise ValueError(
+            f"{dense.__name__} is no language model with a base model of its own that the Auto classes know{hint}"
+        )
     base_class: Any = MODEL_MAPPING[config_class]
-    family = Family(config=config_class, model=base_class, causal=dense)
+    known = {head: auto._model_mapping.get(config_class, None) for head, auto in HEADS.items()}
+    heads: Any = {head: head_class for head, head_class in known.items() if isinstance(head_class, type)}
+    family = Family(config=config_class, model=base_class, causal=dense, heads=heads)
     name = f"LowRank{family.name}"
 
     def define(kind: str, bases: tuple[type, ...], doc: str, **attributes: Any) -> Any:
@@ -56,16 +67,22 @@ def low_rank_classes(
         f"A {family.name} config with `low_rank`: a `LowRankConfig` or its fields as plain values; None is dense.",
         model_type=family.model_type,
     )
-    model, causal = (
-        define(kind, (LowRankModelMixin, base), f"{base.__name__} with low-rank linear layers.", config_class=config)
-        for kind, base in (("Model", family.model), ("ForCausalLM", family.causal))
-    )
+    bases = {"Model": family.model, "ForCausalLM": family.causal, **heads}
+    # One prefix for all: under its own, Llama's class for questions would find none of a language model's weights.
+    shared = {"config_class": config, "base_model_prefix": dense.base_model_prefix}
+    models = {
+        kind: define(kind, (LowRankModelMixin, base), f"{base.__name__} with low-rank layers.", **shared)
+        for kind, base in bases.items()
+    }
     FAMILIES[config] = family
-    LOW_RANK_CLASSES.update({family.model: model, family.causal: causal})
+    LOW_RANK_CLASSES.update({base: models[kind] for kind, base in bases.items()})
     AutoConfig.register(family.model_type, config, exist_ok=True)
-    AutoModel.register(config, model, exist_ok=True)
-    AutoModelForCausalLM.register(config, causal, exist_ok=True)
-    return config, model, causal
+    AutoModel.register(config, models["Model"], exist_ok=True)
+    AutoModelForCausalLM.register(config, models["ForCausalLM"], exist_ok=True)
+    for head in heads:
+        HEADS[head].register(config, models[head], exist_ok=True)
+        setattr(sys.modules[module], name + head, models[head])
+    return config, models["Model"], models["ForCausalLM"]
 
 
 def convert_(model: PreTrainedModel, config: LowRankConfig | None = None, **how: Any) -> FactorizeReport | None:
@@ -94,10 +111,11 @@ def convert_(model: PreTrainedModel, config: LowRankConfig | None = None, **how:
     if isinstance(model, LowRankModelMixin):
         raise ValueError(f"the model is a {type(model).__name__} already: it saves as a low-rank model as it is")
     if low_rank_class is None:
-        known = ", ".join(sorted(dense.__name__ for dense in LOW_RANK_CLASSES))
+        known = ", ".join(sorted(family.causal.__name__ for family in FAMILIES.values()))
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+        hint = "" if causal is not type(model) else "; foldrank.hf.low_rank_classes makes them for this architecture"
         raise ValueError(
-            f"{type(model).__name__} has no low-rank class; those with one are {known}. "
-            "foldrank.hf.low_rank_classes makes them for another architecture"
+            f"{type(model).__name__} has no low-rank class; those with one are {known} and their classifiers{hint}"
         )
     if config is None and not low_rank_layers(model):
         raise ValueError("the model has no low-rank layer: give a config, or factorize_ it first")

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama as llama
 
-from .modeling_lowrank_llama import BACKBONES, LowRankLinear, LowRankLlamaConfig
+from . import modeling_lowrank_llama as plain
+from .modeling_lowrank_llama import BACKBONES, LowRankLinear
+from .modeling_lowrank_llama import LowRankLlamaConfig as PlainConfig
 from .modeling_lowrank_llama import LowRankLlamaForCausalLM as PlainForCausalLM
 from .modeling_lowrank_llama import LowRankLlamaModel as PlainModel
 
@@ -121,17 +123,43 @@ class CrossLayerLinear(LowRankLinear):
 BACKBONES["crnet"] = CrossLayerLinear
 
 
+class LowRankLlamaConfig(PlainConfig):
+    """The config of Llama on CR-Net's backbone, by which AutoModel tells it from the plain one."""
+
+
 class LowRankLlamaModel(PlainModel):
     """The Llama decoder on CR-Net's backbone."""
+
+    config_class = LowRankLlamaConfig
 
     def __init__(self, config: LowRankLlamaConfig) -> None:
         super().__init__(config)
         connect_(self)
+
+
+AutoModel.register(LowRankLlamaConfig, LowRankLlamaModel, exist_ok=True)
 
 
 class LowRankLlamaForCausalLM(PlainForCausalLM):
     """The Llama language model on CR-Net's backbone."""
 
+    config_class = LowRankLlamaConfig
+
     def __init__(self, config: LowRankLlamaConfig) -> None:
         super().__init__(config)
         connect_(self)
+
+
+def _connected(unconnected: Any) -> Any:
+    """The same model on CR-Net's backbone."""
+
+    def initialize(self: Any, config: LowRankLlamaConfig) -> None:
+        unconnected.__init__(self, config)
+        connect_(self)
+
+    body = {"__module__": __name__, "__doc__": unconnected.__doc__, "__init__": initialize}
+    body["config_class"] = LowRankLlamaConfig
+    return type(unconnected.__name__, (unconnected,), body)
+
+
+globals().update({name: _connected(getattr(plain, name)) for name in (f"LowRankLlama{head}" for head in plain.HEADS)})

@@ -7,12 +7,13 @@ Each converted layer computes y = B act(A x) (arXiv 2606.28932, after the fold),
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
 from transformers import LlamaConfig as DenseConfig
 from transformers import LlamaForCausalLM as DenseForCausalLM
 from transformers import LlamaModel as DenseModel
-from transformers import PreTrainedModel
 
 ACTIVATIONS = {None: nn.Identity, "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -65,7 +66,7 @@ def _insert_low_rank_layers(model: PreTrainedModel) -> None:
     layer_class, prefix = BACKBONES[low_rank["backbone"]], model.base_model_prefix + "."
     for name, dense in list(model.named_modules()):
         rank = low_rank["rank"].get(name.removeprefix(prefix))
-        if rank is not None:
+        if rank is not None and not isinstance(dense, LowRankLinear):
             # GPT-2's Conv1D keeps its weight as (in, out).
             weight: Any = dense.weight
             out_features, in_features = weight.shape if isinstance(dense, nn.Linear) else weight.T.shape
@@ -90,6 +91,10 @@ class LowRankLlamaModel(DenseModel):
         _insert_low_rank_layers(self)
 
 
+# The heads of transformers ask AutoModel for what they stand on.
+AutoModel.register(LowRankLlamaConfig, LowRankLlamaModel, exist_ok=True)
+
+
 class LowRankLlamaForCausalLM(DenseForCausalLM):
     """The Llama language model with low-rank linear layers."""
 
@@ -98,3 +103,20 @@ class LowRankLlamaForCausalLM(DenseForCausalLM):
     def __init__(self, config: LowRankLlamaConfig) -> None:
         super().__init__(config)
         _insert_low_rank_layers(self)
+
+
+def _with_head(head: str) -> Any:
+    """The low-rank variant of transformers' Llama with this head, a new one until it is fine-tuned."""
+    dense: Any = getattr(transformers, f"Llama{head}")
+
+    def initialize(self: Any, config: LowRankLlamaConfig) -> None:
+        dense.__init__(self, config)
+        _insert_low_rank_layers(self)
+
+    body = {"__module__": __name__, "__doc__": _with_head.__doc__, "__init__": initialize}
+    body |= {"config_class": LowRankLlamaConfig, "base_model_prefix": DenseForCausalLM.base_model_prefix}
+    return type(f"LowRankLlama{head}", (dense,), body)
+
+
+HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+globals().update({f"LowRankLlama{head}": _with_head(head) for head in HEADS if hasattr(transformers, f"Llama{head}")})

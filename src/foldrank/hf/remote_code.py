@@ -22,6 +22,8 @@ class Family:
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
     causal: type[PreTrainedModel]
+    heads: Mapping[str, type[PreTrainedModel]]
+    """Other heads that transformers has for it, by the ending of their name: ForSequenceClassification and the like."""
 
     @property
     def name(self) -> str:
@@ -39,6 +41,9 @@ class Family:
         return f"modeling_{self.model_type}"
 
 
+HEADS: dict[str, Any] = {head: getattr(transformers, f"AutoModel{head}") for head in template.HEADS}
+"""From the ending of a class's name to the Auto class that finds it."""
+
 _CRNET = Path(crnet.__file__).stem
 
 FAMILIES: dict[type[PreTrainedConfig], Family] = {}
@@ -55,9 +60,10 @@ def auto_map(config: PreTrainedConfig, low_rank: Mapping[str, Any]) -> dict[str,
     family = FAMILIES[type(config)]
     models = _CRNET if low_rank["backbone"] == "crnet" else family.modeling
     return {
-        "AutoConfig": f"{family.modeling}.LowRank{family.name}Config",
+        "AutoConfig": f"{models}.LowRank{family.name}Config",
         "AutoModel": f"{models}.LowRank{family.name}Model",
         "AutoModelForCausalLM": f"{models}.LowRank{family.name}ForCausalLM",
+        **{HEADS[head].__name__: f"{models}.LowRank{family.name}{head}" for head in family.heads},
     }
 
 
