@@ -1,39 +1,32 @@
 """`Trainer` as a pre-training run needs it: our order of data, our perplexity, checkpoints that are whole or absent."""
 
-import errno
-import shutil
 import time
-from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.utils.import_utils import is_torch_tf32_available
 
 from foldrank.core.anchored_decay import AnchoredDecay
-from foldrank.core.dtensor import to_local
-from foldrank.core.finite import all_finite
 from foldrank.data.order import MixedDataset, ShuffledDataset
 from foldrank.data.stream import PackedStream
-from foldrank.hf.checksums import write_checksums
 from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import OptimizerName
 from foldrank.train.block_costs import widths
-from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
 from foldrank.train.evaluate import by_source, evaluate_loss
+from foldrank.train.safe_checkpoints import SafeCheckpoints
 from foldrank.train.schedule import scheduler_arguments
 
 
-class PretrainTrainer(Trainer):
+class PretrainTrainer(SafeCheckpoints):
     """Trains on the sequences of a dataset or a stream as they come, and evaluates by tokens.
 
     Raises:
@@ -46,25 +39,17 @@ class PretrainTrainer(Trainer):
         *,
         train_dataset: ShuffledDataset | MixedDataset | PackedStream,
         eval_dataset: Dataset,
-        keep_checkpoints: int,
-        always_keep: Collection[int] = (),
         decay: AnchoredDecay | None = None,
         optimizer: OptimizerName = "adamw",
         newton_schulz_dtype: str | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        run_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.sequences = train_dataset
         self.validation = eval_dataset
-        self.keep_checkpoints = keep_checkpoints
-        self.always_keep = always_keep
         self.decay = decay
         self.optimizer_name = optimizer
         self.newton_schulz_dtype = newton_schulz_dtype
-        self.run_id = run_id
-        self.tokenizer = tokenizer  # not as Trainer's processing_class, which would pad, and set tokens of the model
         self.evaluation_seconds = 0.0
         self.began = 0.0
         self.ended: float | None = None
@@ -168,64 +153,9 @@ class PretrainTrainer(Trainer):
             " train.warmup_ratio or a smaller train.max_grad_norm"
         )
 
-    def _check_weights(self, model: nn.Module) -> None:
-        # The loss that would tell is that of the next step.
-        for name, parameter in model.named_parameters():
-            if not all_finite(to_local(parameter.detach())):
-                raise ValueError(
-                    f"after step {self.state.global_step} {name} holds NaN or infinity: no checkpoint of it is kept. "
-                    "Try a lower train.learning_rate, a longer train.warmup_ratio or a smaller train.max_grad_norm"
-                )
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(super()._get_output_dir(trial)) / PARTIAL)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As in `Trainer`, with what deployment needs besides: the tokenizer, and the cache that training turns off."""
-        folder = output_dir or str(self.args.output_dir)
-        config: Any = self.accelerator.unwrap_model(self.model).config
-        config.use_cache, training = True, config.use_cache
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            config.use_cache = training
-        if self.tokenizer is not None and self.args.should_save:
-            try:
-                self.tokenizer.save_pretrained(folder)
-            except Exception as error:  # the tokenizers library raises nothing more special for a full disk
-                raise OSError(*error.args) from error
-            write_checksums(Path(folder))
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_losses()
-        self._check_weights(model)
-        parent = Path(str(self.args.output_dir))
-        work = parent / PARTIAL
-        name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(work, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                commit_checkpoint(
-                    work / name,
-                    parent / name,
-                    keep=self.keep_checkpoints,
-                    always_keep=self.always_keep,
-                    run_id=self.run_id,
-                )
-        except (OSError, SafetensorError, RuntimeError) as error:
-            # torch.save reports a full disk as a RuntimeError of its zip writer.
-            remaining = checkpoints(parent)
-            good = f"{remaining[-1]} is whole" if remaining else "no earlier one was written"
-            full = shutil.disk_usage(parent).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC
-            why = "the disk is full" if full else " ".join(str(error).split())
-            raise OSError(f"the checkpoint of step {self.state.global_step} was not written: {why}; {good}") from error
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(work, ignore_errors=True)
+        super()._save_checkpoint(model, trial)
 
 
 def flash_attention(config: Any, arguments: TrainingArguments) -> AbstractContextManager[Any]:
