@@ -29,6 +29,7 @@ COMMANDS = (
     Command(name="pretrain", summary="train a model from a recipe, fold it, verify the fold, save it"),
     Command(name="compare", summary="run a study: methods x learning rates x seeds on the same data"),
     Command(name="report", summary="what a study shows: tables, intervals and charts, as a page and as Markdown"),
+    Command(name="finetune", summary="teach a checkpoint to answer or to classify, and measure it before and after"),
     Command(name="factorize", summary="a dense checkpoint at low rank: its loss by rank, and the new checkpoint"),
     Command(name="fold", summary="fold an unfolded checkpoint into a plain low-rank one, file by file"),
     Command(name="export", summary="a folded checkpoint as a plain dense one, for tools that know nothing of low rank"),

@@ -40,9 +40,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluates."""
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode
+    from foldrank.extras import needed
     from foldrank.hf.checkpoint import check, load
     from foldrank.hf.foreign import foreign
     from foldrank.hf.token_bytes import bytes_per_token
+    from foldrank.hf.tokenizers import load_tokenizer
     from foldrank.train.evaluate import by_source, check_fits, evaluate_loss
     from foldrank.train.run_folder import find_run
 
@@ -50,19 +52,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     of_data = {name: value for name in OF_DATA if (value := getattr(arguments, name)) is not None}
     if of_data and arguments.data is None:
         raise ValueError(f"--{next(iter(of_data)).replace('_', '-')} says something of --data: name that too")
-    check(arguments.checkpoint)
+    exported = (arguments.checkpoint / "runtime.json").is_file()
+    if exported:
+        needed("onnxruntime", f"running {arguments.checkpoint}", extra="onnx")
+    else:
+        check(arguments.checkpoint)
     run = find_run(arguments.checkpoint)
     if run is None and arguments.data is None:
         raise ValueError(
             f"{arguments.checkpoint}: a run's config.yaml does not exist there or above, so its validation text is "
             "unknown: name a text with --data"
         )
-    device = device_of(arguments)
-    model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    if exported:
+        from foldrank.export.onnx_model import OnnxModel
+
+        model, tokenizer = OnnxModel(arguments.checkpoint), load_tokenizer(arguments.checkpoint)
+    else:
+        model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
+        model.to(device_of(arguments))  # pyright: ignore[reportArgumentType]
     trained_length = None if run is None else run.read_config().recipe.train.sequence_length
     length = arguments.sequence_length or trained_length or 256
-    if told := check_fits(model, tokenizer, length):
+    if not exported and (told := check_fits(model, tokenizer, length)):
         notes.append(told)
     if arguments.data is not None:
         sequences = encode(DataConfig(source=arguments.data, **of_data), tokenizer, length)

@@ -13,56 +13,102 @@ TOKENS = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
     parser.description = (
-        "Write a folded checkpoint as a plain dense one of its family, W = B A, for tools that know nothing of low "
-        "rank (llama.cpp, Ollama, any serving). It is as large as the dense model again, and possible where nothing "
-        "stands between the factors (docs/export.md)."
+        "Write a checkpoint for other tools. dense: a plain model of its family, W = B A, for tools that know nothing "
+        "of low rank (llama.cpp, Ollama, any serving); as large as the dense model again, and possible where nothing "
+        "stands between the factors. onnx: a graph with a key-value cache and its tokenizer, which foldrank.runtime "
+        "runs without torch (docs/export.md)."
     )
     add_checkpoint_arguments(parser, "folder of a folded checkpoint")
-    parser.add_argument("--format", choices=("dense",), default="dense", help="default: dense")
+    parser.add_argument("--format", choices=("dense", "onnx"), default="dense", help="default: dense")
+    parser.add_argument(
+        "--precision", choices=("float32", "int8"), help="of the weights of --format onnx (default: float32)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new folder")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Merges, compares, saves."""
-    import torch
-
+    """Exports, and compares with the model that was."""
     from foldrank.atomic import refuse_existing
     from foldrank.core.inventory import count_parameters
     from foldrank.hf.checkpoint import inspect, load
-    from foldrank.hf.dense import to_dense
-    from foldrank.train.run_folder import save
 
     folder, out = arguments.checkpoint, arguments.out
-    if (state := inspect(folder).state) != "folded":
+    wanted = ("folded",) if arguments.format == "dense" else ("folded", "dense")
+    if (state := inspect(folder).state) not in wanted:
         raise ValueError(f"{folder} is {state}: export takes a folded checkpoint")
+    if arguments.precision is not None and arguments.format != "onnx":
+        raise ValueError(f"--precision says something of --format onnx, and the format is {arguments.format}")
     refuse_existing(out, option="--out")
     notes: list[str] = []
     model, tokenizer = load(folder, accept_changes=arguments.accept_changes, tell=notes.append)
-    dense = to_dense(model)
-    length = min(TOKENS, getattr(model.config, "max_position_embeddings", TOKENS))
-    ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        change = (dense(input_ids=ids).logits - model(input_ids=ids).logits).abs().max()
-    if not torch.isfinite(change):
-        raise ValueError(f"{folder}: its outputs are not finite: its weights hold NaN or infinity")
-    save(dense, tokenizer, out)
+    of_format = _onnx if arguments.format == "onnx" else _dense
     result = {
         "checkpoint": str(folder),
         "out": str(out),
         "format": arguments.format,
-        "model": type(dense).__name__,
-        "parameters": count_parameters(dense),
         "parameters_low_rank": count_parameters(model),
-        "largest_change_of_a_logit": float(change),
-        "tokens_compared": length,
+        **of_format(model, tokenizer, arguments),
     }
     return with_notes(result, notes)
 
 
+def _dense(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    from foldrank.core.inventory import count_parameters
+    from foldrank.hf.dense import to_dense
+    from foldrank.train.run_folder import save
+
+    dense = to_dense(model)
+    compared = _compared(arguments.checkpoint, model, lambda ids: dense(input_ids=ids).logits)
+    save(dense, tokenizer, arguments.out)
+    return {"model": type(dense).__name__, "parameters": count_parameters(dense), **compared}
+
+
+def _onnx(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from foldrank.export.onnx import export_onnx
+    from foldrank.extras import needed
+
+    needed("onnxruntime", "export to ONNX", extra="onnx")
+    precision = arguments.precision or "float32"
+    model.float()
+    # Before the slow part, and the folder, for what the weights themselves hold.
+    _compared(arguments.checkpoint, model, lambda ids: model(input_ids=ids).logits)
+    size = export_onnx(model, tokenizer, arguments.out, precision=precision)
+    from foldrank.runtime import Model
+
+    exported = Model(arguments.out)
+    compared = _compared(arguments.checkpoint, model, lambda ids: torch.from_numpy(exported.logits(ids.numpy())))
+    return {"precision": precision, "bytes": size, **compared}
+
+
+def _compared(folder: Path, model: Any, logits: Any) -> dict[str, Any]:
+    """How far the logits of an exported model lie from those of the model, on random tokens."""
+    import torch
+
+    length = min(TOKENS, getattr(model.config, "max_position_embeddings", TOKENS))
+    ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        change = (logits(ids) - model(input_ids=ids).logits).abs().max()
+    if not torch.isfinite(change):
+        raise ValueError(f"{folder}: its outputs are not finite: its weights hold NaN or infinity")
+    return {"largest_change_of_a_logit": float(change), "tokens_compared": length}
+
+
 def show(result: dict[str, Any]) -> None:
     """Says what was written."""
+    change = (
+        f"largest change of a logit {result['largest_change_of_a_logit']:.1e} over {result['tokens_compared']} random "
+        "tokens"
+    )
+    if result["format"] == "onnx":
+        print(
+            f"{result['out']}: an ONNX graph in {result['precision']}, {result['bytes']:,} bytes, "
+            f"{result['parameters_low_rank']:,} parameters; {change}"
+        )
+        print(f"let it write: foldrank generate {result['out']} --prompt TEXT, or python -m foldrank.runtime")
+        return
     print(
         f"{result['out']}: a plain {result['model']} of {result['parameters']:,} parameters "
-        f"({result['parameters_low_rank']:,} at low rank); largest change of a logit "
-        f"{result['largest_change_of_a_logit']:.1e} over {result['tokens_compared']} random tokens"
+        f"({result['parameters_low_rank']:,} at low rank); {change}"
     )

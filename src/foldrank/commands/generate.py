@@ -32,9 +32,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.hf.foreign import foreign
     from foldrank.train.evaluate import check_fits, continue_text
 
-    notes: list[str] = []
     if not arguments.prompt:
         raise ValueError("--prompt is empty: give at least one character to continue")
+    if (arguments.checkpoint / "runtime.json").is_file():
+        return _exported(arguments)
+    notes: list[str] = []
     device = device_of(arguments)
     model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
     prompt = tokenizer(arguments.prompt, add_special_tokens=False).input_ids
@@ -54,6 +56,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             static_cache=device != "cpu",
         )
     return with_notes({"checkpoint": str(arguments.checkpoint), "prompt": arguments.prompt, "text": text}, notes)
+
+
+def _exported(arguments: argparse.Namespace) -> dict[str, Any]:
+    from foldrank.extras import needed
+
+    needed("onnxruntime", f"running {arguments.checkpoint}", extra="onnx")
+    from foldrank.runtime import Model, Sampling
+
+    if arguments.device == "cuda":
+        raise ValueError("--device is cuda, and an exported model runs on the CPU")
+    text = Model(arguments.checkpoint).generate(
+        arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        sampling=Sampling(temperature=arguments.temperature),
+        seed=arguments.seed,
+    )[0]
+    return {
+        "checkpoint": str(arguments.checkpoint),
+        "prompt": arguments.prompt,
+        "text": arguments.prompt + text,
+    }
 
 
 def show(result: dict[str, Any]) -> None:

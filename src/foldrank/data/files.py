@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from foldrank.extras import needed
+
 RECORDS = {".jsonl", ".ndjson", ".json"}
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 
@@ -129,6 +131,24 @@ def texts(
         raise ValueError(_unreadable(path, error)) from error
     if tally.bytes > FIRST_VERDICT_BYTES:
         tally.check()
+
+
+def records(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of records, whatever their fields.
+
+    Raises:
+        ValueError: for a file that is damaged.
+    """
+    try:
+        with path.open("rb") as raw, _decompressed(path, raw) as stream:
+            for row in _values(path, _decoded(_Counted(stream, tally)), tally):
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    tally.skipped["no object"] += 1
+    except UNREADABLE as error:
+        raise ValueError(_unreadable(path, error)) from error
+    tally.check()
 
 
 def kind_of(path: Path) -> str:
@@ -324,18 +344,3 @@ def _text_types(pyarrow: Any) -> list[Callable[[Any], bool]]:
 def missing_field(where: object, field: str, names: Any) -> str:
     """What to say where rows have no field of this name."""
     return f"{where} has no field {field!r} but {', '.join(map(repr, names))}: name the one with the text (text_field)"
-
-
-def needed(module: str, purpose: str) -> Any:
-    """Imports a module of the extra `foldrank[data]`.
-
-    Raises:
-        ValueError: where it is not installed.
-    """
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ValueError(f"{purpose} needs the package {package}: pip install 'foldrank[data]'") from error

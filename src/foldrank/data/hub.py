@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from foldrank.data.config import DataConfig
-from foldrank.data.files import missing_field, needed
+from foldrank.data.files import missing_field
+from foldrank.extras import needed
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files by which a folder that `save_to_disk` wrote is known."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from foldrank.atomic import new_folder, refuse_existing
 from foldrank.data.config import ExportFormat, Split
-from foldrank.data.files import needed
 from foldrank.data.megatron import MegatronIndex
 from foldrank.data.prepared import PreparedData
+from foldrank.extras import needed
 
 NAMES: dict[Split, str] = {"train": "train", "validation": "val"}
 """Of the files, as in nanoGPT."""

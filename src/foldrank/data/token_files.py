@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from foldrank.data import hub
 from foldrank.data.config import DataConfig
-from foldrank.data.files import Tally, missing_field, needed
+from foldrank.data.files import Tally, missing_field
 from foldrank.data.megatron import MegatronIndex
+from foldrank.extras import needed
 from foldrank.hf.tokenizers import end_token, load_tokenizer
 
 COLUMN = "input_ids"

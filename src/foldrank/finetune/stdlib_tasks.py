@@ -15,8 +15,8 @@ from typing import Any
 
 from foldrank.data.corpus import TEST_FOLDERS
 
-PACKAGES = ("asyncio", "email", "idlelib", "tkinter", "unittest", "xml", "multiprocessing", "importlib")
-"""Labels of `stdlib-packages`: those of many functions, and no shims of one another."""
+PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
+"""Labels of `stdlib-packages`: of many functions, and in every distribution of Python."""
 
 SHIPPED = {"stdlib-summaries": "language", "stdlib-packages": "classification"}
 

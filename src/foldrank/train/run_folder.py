@@ -161,6 +161,18 @@ class RunFolder:
             FileExistsError: as `check_free`.
             OSError: where it cannot be written.
         """
+        self.empty()
+        about = {"schema": SCHEMA, "recipe": name, "id": run_id, "versions": versions(), "commit": commit()}
+        about |= {"data": identity.to_dict(), "lineage": list(lineage)}
+        write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
+
+    def empty(self) -> None:
+        """Takes away what the run before left, if there was one, and makes the folder.
+
+        Raises:
+            FileExistsError: as `check_free`.
+            OSError: where it cannot be written.
+        """
         self.check_free(overwrite=True)
         # Its content and not the folder itself, which may be a mount point, a link, or where somebody stands.
         folder = self._resolved()
@@ -170,9 +182,6 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-        about = {"schema": SCHEMA, "recipe": name, "id": run_id, "versions": versions(), "commit": commit()}
-        about |= {"data": identity.to_dict(), "lineage": list(lineage)}
-        write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
 
     def go_on(self, recipe: Recipe, checkpoint: Path) -> None:
         """Makes the run one of `recipe`, which has another end, after `checkpoint`. What came after that goes.

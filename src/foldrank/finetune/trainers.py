@@ -1,0 +1,129 @@
+"""The trainers of fine-tuning: TRL's for language, transformers' for classification, with whole checkpoints."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+
+from foldrank.data.tokenizer import pad_token
+from foldrank.extras import needed
+from foldrank.finetune.classification import Classified, collate
+from foldrank.finetune.language import Tokenized
+from foldrank.finetune.settings import FinetuneSettings
+from foldrank.optim import factor_optimizer
+from foldrank.train.safe_checkpoints import SafeCheckpoints
+
+
+class StopAtNaN(TrainerCallback):
+    """Ends a training whose loss is not finite.
+
+    Raises:
+        ValueError: from the training.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise ValueError(
+                f"the loss of step {state.global_step} is {loss}: the checkpoints before it are good. Try a lower "
+                "learning_rate or a smaller max_grad_norm"
+            )
+
+
+def make_trainer(
+    model: Any,
+    examples: Tokenized | Classified,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: FinetuneSettings,
+    out: Path,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """The trainer of a model, which has adapters or none.
+
+    Raises:
+        ValueError: where a package is missing, or a step's examples cannot be shared out evenly.
+    """
+    pad = pad_token(tokenizer)
+    common: dict[str, Any] = {
+        "model": model,
+        "callbacks": [StopAtNaN(), *callbacks],
+        "optimizers": (_optimizer(model, settings), None),
+        "keep_checkpoints": settings.keep_checkpoints,
+        "tokenizer": tokenizer,
+    }
+    if isinstance(examples, Classified):
+        from transformers import TrainingArguments
+
+        trainer: Any = _ClassificationTrainer(
+            args=TrainingArguments(**_arguments(settings, out), remove_unused_columns=False),
+            train_dataset=list(examples.examples),  # pyright: ignore[reportArgumentType]
+            data_collator=lambda batch: collate(pad, batch),
+            **common,
+        )
+    else:
+        trl = needed("trl", "task language", extra="finetune")
+        datasets = needed("datasets", "task language", extra="finetune")
+        # They are token ids with labels already, which TRL takes as they are, and cut.
+        arguments = trl.SFTConfig(
+            **_arguments(settings, out), max_length=None, gradient_checkpointing=False, pad_token=None
+        )
+        trainer = _language_trainer(trl)(
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(list(examples.examples)),
+            processing_class=tokenizer,
+            **common,
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _ClassificationTrainer(SafeCheckpoints, Trainer):
+    """Trainer's own loss, of the class of the model."""
+
+
+def _language_trainer(trl: Any) -> Any:
+    return type("LanguageTrainer", (SafeCheckpoints, trl.SFTTrainer), {})
+
+
+def _optimizer(model: PreTrainedModel, settings: FinetuneSettings) -> torch.optim.Optimizer | None:
+    """None where it is Trainer's AdamW."""
+    if settings.optimizer == "adamw":
+        return None
+    return factor_optimizer(
+        model, settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999)
+    )
+
+
+def _arguments(settings: FinetuneSettings, out: Path) -> dict[str, Any]:
+    on_accelerator = torch.accelerator.is_available() and settings.device != "cpu"
+    from accelerate import PartialState
+
+    processes = PartialState(cpu=settings.device == "cpu").num_processes
+    if settings.batch_size % processes:
+        raise ValueError(f"batch_size {settings.batch_size} cannot be shared out evenly among {processes} processes")
+    mine = settings.batch_size // processes
+    micro = next(count for count in range(min(settings.micro_batch_size, mine), 0, -1) if mine % count == 0)
+    return {
+        "output_dir": str(out),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": mine // micro,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": settings.warmup_ratio,  # below 1 it is a share
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "logging_steps": settings.log_every,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "bf16": settings.dtype == "bfloat16",
+        "use_cpu": not on_accelerator,
+        "seed": settings.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": on_accelerator,
+        "optim": "adamw_torch_fused",
+    }
