@@ -66,10 +66,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if exported:
         from foldrank.export.onnx_model import OnnxModel
 
-        model, tokenizer = OnnxModel(arguments.checkpoint), load_tokenizer(arguments.checkpoint)
+        model: Any = OnnxModel(arguments.checkpoint)
+        tokenizer = load_tokenizer(arguments.checkpoint)
     else:
         model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
-        model.to(device_of(arguments))  # pyright: ignore[reportArgumentType]
+        model.to(device_of(arguments))
     trained_length = None if run is None else run.read_config().recipe.train.sequence_length
     length = arguments.sequence_length or trained_length or 256
     if not exported and (told := check_fits(model, tokenizer, length)):

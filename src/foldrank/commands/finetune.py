@@ -59,9 +59,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = FinetuneSettings.from_dict({**of_file, **given})
     if arguments.print_config:
         return {"config": settings.to_dict()}
+    import torch
+
     from foldrank.finetune.finetune import finetune
+    from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError
 
+    if settings.device == "cpu" or not torch.accelerator.is_available():
+        apply_malloc_settings()
     notes: list[str] = []
     try:
         metrics = finetune(
@@ -90,7 +95,8 @@ def show(result: dict[str, Any]) -> None:
 
     out = console()
     title = f"{result['checkpoint']} ({result['state']}) on {result['data']}, seed {result['seed']}"
-    figures = Table(title=title, title_justify="left")
+    out.print(title, highlight=False, soft_wrap=True)
+    figures = Table()
     of_tokens = "" if result["held_out_tokens"] is None else f", {result['held_out_tokens']:,} tokens"
     figures.add_column(f"of {result['held_out_examples']:,} held-out examples{of_tokens}")
     for column in ("before", "after"):

@@ -144,8 +144,10 @@ def scores(model: PreTrainedModel, classified: Classified, pad: int, *, batch_si
 
     model.eval()
     losses, predicted, truth = [], [], []
-    for start in range(0, len(classified.examples), batch_size):
-        batch = collate(pad, classified.examples[start : start + batch_size])
+    # By length, so that little is padded.
+    examples = sorted(classified.examples, key=lambda example: len(example["input_ids"]))
+    for start in range(0, len(examples), batch_size):
+        batch = collate(pad, examples[start : start + batch_size])
         labels = batch.pop("labels")
         logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.float().cpu()
         losses += F.cross_entropy(logits, labels, reduction="none").tolist()

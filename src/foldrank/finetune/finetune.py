@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from foldrank.data.tokenizer import pad_token
 from foldrank.finetune.adapters import merged, with_lora
 from foldrank.finetune.classification import Classified, classify_rows, labels_of, load_classifier, scores
 from foldrank.finetune.folder import FinetuneFolder
-from foldrank.finetune.language import Padded, Tokenized, set_chat_template_, tokenize
+from foldrank.finetune.language import Tokenized, collate, set_chat_template_, tokenize
 from foldrank.finetune.metrics import FinetuneMetrics
 from foldrank.finetune.rows import Rows, read_rows
 from foldrank.finetune.settings import FinetuneSettings
@@ -152,10 +153,11 @@ def _prepare(
         tell(f"{training.cut} of {len(rows.training)} training examples are longer than {length} tokens and were cut")
     if left_out := training.left_out + held_out.left_out:
         tell(f"{left_out} examples were left out: nothing of their answers is within {length} tokens")
-    sequences = Padded(held_out.examples, pad)
+    # By length, so that little is padded.
+    sequences: Any = sorted(held_out.examples, key=lambda example: len(example["input_ids"]))
 
     def measure(tuned: PreTrainedModel) -> dict[str, float]:
-        result = evaluate_loss(tuned, sequences, batch_size=batch_size)
+        result = evaluate_loss(tuned, sequences, batch_size=batch_size, collate=partial(collate, pad))
         return {"loss": result.loss, "perplexity": result.perplexity}
 
     return Job(
@@ -184,8 +186,7 @@ def _train(
     callbacks: list[Any] = [stop, *shown, JsonLines(folder.log)]
     # Special tokens that TRL changes are of a copy.
     trainer = make_trainer(model, job.training, copy.deepcopy(job.tokenizer), settings, folder.checkpoints, callbacks)
-    generation, fields = copy.deepcopy(job.model.generation_config), ("bos_token_id", "eos_token_id", "pad_token_id")
-    special = {name: getattr(job.model.config, name, None) for name in fields}
+    before = copy.deepcopy(getattr(job.model, "generation_config", None)), copy.deepcopy(job.model.config)
     began = time.perf_counter()
     with stop:
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
@@ -199,9 +200,11 @@ def _train(
     plain: Any = trainer.accelerator.unwrap_model(trainer.model)
     plain = merged(plain) if settings.lora_rank is not None else plain
     vars(plain).pop("forward", None)  # TRL's head, which computes the loss without logits
-    plain.generation_config = generation
-    for name, value in special.items():
-        setattr(plain.config, name, value)
+    if not classifies:
+        # Trainer has set the special tokens to those of the tokenizer.
+        plain.generation_config = before[0]
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(plain.config, name, getattr(before[1], name))
     return plain.eval(), {"steps": trainer.state.global_step, "seconds": seconds, "params_trained": trained}
 
 

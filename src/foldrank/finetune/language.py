@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from foldrank.data.sequences import IGNORED
@@ -57,20 +56,14 @@ class Tokenized:
         return sum(label != IGNORED for example in self.examples for label in example["labels"][1:])
 
 
-class Padded(Dataset[dict[str, Tensor]]):
-    """Examples at the length of the longest, padding behind, where causal attention needs no mask."""
-
-    def __init__(self, examples: Sequence[Mapping[str, list[int]]], pad: int) -> None:
-        self.examples, self.pad = examples, pad
-        self.length = max(len(example["input_ids"]) for example in examples)
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        fills = {"input_ids": self.pad, "labels": IGNORED}
-        row = {name: self.examples[index][name] for name in fills}
-        return {name: torch.tensor(ids + [fills[name]] * (self.length - len(ids))) for name, ids in row.items()}
+def collate(pad: int, examples: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+    """A batch, padding behind, where causal attention needs no mask."""
+    longest = max(len(example["input_ids"]) for example in examples)
+    fills = {"input_ids": pad, "labels": IGNORED}
+    return {
+        name: torch.tensor([example[name] + [fill] * (longest - len(example[name])) for example in examples])
+        for name, fill in fills.items()
+    }
 
 
 def set_chat_template_(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -1,6 +1,7 @@
 """The trainers of fine-tuning: TRL's for language, transformers' for classification, with whole checkpoints."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ def make_trainer(
     else:
         trl = needed("trl", "task language", extra="finetune")
         datasets = needed("datasets", "task language", extra="finetune")
-        # They are token ids with labels already, which TRL takes as they are, and cut.
-        arguments = trl.SFTConfig(
-            **_arguments(settings, out), max_length=None, gradient_checkpointing=False, pad_token=None
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TRL's own default goes by a name that transformers left
+            arguments = trl.SFTConfig(**_arguments(settings, out), max_length=None, gradient_checkpointing=False)
+        # They are token ids with labels already, which TRL takes as they are.
         trainer = _language_trainer(trl)(
             args=arguments,
             train_dataset=datasets.Dataset.from_list(list(examples.examples)),
@@ -80,7 +81,15 @@ def make_trainer(
 
 
 class _ClassificationTrainer(SafeCheckpoints, Trainer):
-    """Trainer's own loss, of the class of the model."""
+    """Trainer's own loss, the mean over a micro-batch, and of these over a step.
+
+    Trainer takes the classes of transformers' generic heads, whose forward pass takes any keyword, for ones that divide
+    by the examples of the whole step, which they do not: it would sum the means.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False
 
 
 def _language_trainer(trl: Any) -> Any:

@@ -1,7 +1,7 @@
 """Loss and perplexity weighted by tokens, the check that a fold changed nothing but roundings, and a text sample."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +107,12 @@ def _learns_positions(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def evaluate_loss(
-    model: nn.Module, sequences: Dataset, *, batch_size: int = 16, token_bytes: Tensor | None = None
+    model: nn.Module,
+    sequences: Dataset,
+    *,
+    batch_size: int = 16,
+    token_bytes: Tensor | None = None,
+    collate: Callable[[list[Any]], dict[str, Tensor]] | None = None,
 ) -> Evaluation:
     """The model's loss on `sequences`, in eval mode.
 
@@ -119,6 +124,7 @@ def evaluate_loss(
         sequences: with `input_ids` and `labels`.
         batch_size: sequences at a time.
         token_bytes: bytes of text by token id (`foldrank.hf.token_bytes`), for bits per byte.
+        collate: makes a batch of sequences; None where all have one length.
 
     Raises:
         ValueError: where no label counts.
@@ -127,7 +133,7 @@ def evaluate_loss(
     total = len(sequences)  # pyright: ignore[reportArgumentType]
     mine = range(processes.process_index, total, processes.num_processes)
     measured: list[tuple[int, float, int, int]] = []
-    for batch in _batches(model, Subset(sequences, mine), batch_size):
+    for batch in _batches(model, Subset(sequences, mine), batch_size, collate):
         labels = batch["labels"][:, 1:]
         losses = _losses(model, batch, labels)
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
@@ -271,10 +277,12 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return model(input_ids=batch["input_ids"], use_cache=False, **others).logits
 
 
-def _batches(model: nn.Module, sequences: Dataset, batch_size: int) -> Iterator[dict[str, Tensor]]:
+def _batches(
+    model: nn.Module, sequences: Dataset, batch_size: int, collate: Callable[[list[Any]], Any] | None = None
+) -> Iterator[dict[str, Tensor]]:
     device = next(model.parameters()).device
     with _eval_mode(model), uncompiled():
-        for batch in DataLoader(sequences, batch_size=batch_size):
+        for batch in DataLoader(sequences, batch_size=batch_size, collate_fn=collate):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
