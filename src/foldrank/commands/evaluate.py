@@ -26,6 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequence-length", type=whole_number(2, 1 << 20), metavar="N", help="tokens per sequence (default: the run's)"
     )
     parser.add_argument(
+        "--tasks",
+        metavar="NAMES",
+        help="benchmarks through lm-eval instead, by commas: stdlib_next_line and stdlib_summary, which ship, YAML "
+        "files of tasks, and lm-eval's own by name (docs/evaluation.md)",
+    )
+    parser.add_argument(
+        "--limit", type=whole_number(1, 1 << 30), metavar="N", help="of --tasks: examples of each at most"
+    )
+    parser.add_argument(
         "--legacy",
         action="store_true",
         help="also the number that published tables hold: mean of batch means over n + 1 (docs/perplexity.md)",
@@ -52,6 +61,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     of_data = {name: value for name in OF_DATA if (value := getattr(arguments, name)) is not None}
     if of_data and arguments.data is None:
         raise ValueError(f"--{next(iter(of_data)).replace('_', '-')} says something of --data: name that too")
+    if arguments.tasks is not None:
+        return _tasks(arguments)
+    if arguments.limit is not None:
+        raise ValueError("--limit says something of --tasks: name those too")
     exported = (arguments.checkpoint / "runtime.json").is_file()
     if exported:
         needed("onnxruntime", f"running {arguments.checkpoint}", extra="onnx")
@@ -101,8 +114,44 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return with_notes(figures, notes)
 
 
+def _tasks(arguments: argparse.Namespace) -> dict[str, Any]:
+    from foldrank.hf.checkpoint import load
+    from foldrank.tasks.harness import evaluate_tasks
+
+    others = ("data", "sequence_length", "legacy")
+    if given := [name for name in others if getattr(arguments, name) not in (None, False)]:
+        raise ValueError(f"--{given[0].replace('_', '-')} says nothing of --tasks: leave one of them out")
+    if not (names := [name for name in arguments.tasks.split(",") if name]):
+        raise ValueError("--tasks names none")
+    notes: list[str] = []
+    model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
+    model.to(device_of(arguments))  # pyright: ignore[reportArgumentType]
+    scores = evaluate_tasks(model, tokenizer, names, batch_size=arguments.batch_size, limit=arguments.limit)
+    result = {"checkpoint": str(arguments.checkpoint), "tasks": [score.to_dict() for score in scores]}
+    return with_notes(result, notes)
+
+
+def _show_tasks(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from foldrank.console import console
+
+    out, table = console(), Table()
+    out.print(result["checkpoint"], highlight=False, soft_wrap=True)
+    for column in ("task", "metric", "score", "standard error", "chance", "examples"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for score in result["tasks"]:
+        numbers = [score[name] for name in ("value", "standard_error", "chance")]
+        shown = ["" if number is None else f"{number:.4f}" for number in numbers]
+        table.add_row(score["task"], score["metric"], *shown, f"{score['examples']:,}")
+    out.print(table)
+
+
 def show(result: dict[str, Any]) -> None:
     """Says the figures."""
+    if "tasks" in result:
+        _show_tasks(result)
+        return
     print(f"{result['checkpoint']} on {result['data']}")
     bits = result["bits_per_byte"]
     figures = [f"loss {result['loss']:.6f}", f"perplexity {result['perplexity']:.4f}"]

@@ -6,22 +6,16 @@
   number of packages. Files are on both sides, since some packages have few.
 """
 
-import ast
 import hashlib
-import sysconfig
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from foldrank.data.corpus import TEST_FOLDERS
+from foldrank.data.stdlib_functions import ASK, stdlib_functions
 
 PACKAGES = ("asyncio", "email", "importlib", "multiprocessing", "unittest", "xml")
 """Labels of `stdlib-packages`: of many functions, and in every distribution of Python."""
 
 SHIPPED = {"stdlib-summaries": "language", "stdlib-packages": "classification"}
-
-LEAST_LINES, MOST_CHARS = 3, 1200
-"""Of a function that is an example."""
 
 
 def rows(name: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -43,40 +37,9 @@ def rows(name: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _examples(name: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Each with its file."""
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        file = path.relative_to(root)
-        if TEST_FOLDERS & set(file.parts) or (name == "stdlib-packages" and file.parts[0] not in PACKAGES):
-            continue
-        seen: set[bytes] = set()
-        for source, docstring in _functions(path):
-            digest = hashlib.sha256(source.encode()).digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
-            if name == "stdlib-packages":
-                yield {"text": source, "label": file.parts[0]}, str(file)
-            elif docstring is not None:
-                yield {"prompt": f"{source}\n\n# What it does:", "completion": f" {docstring}"}, str(file)
-
-
-def _functions(path: Path) -> Iterator[tuple[str, str | None]]:
-    """The source of each function of a file without its docstring, and the first line of that."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = ast.parse(text)
-    except (OSError, UnicodeError, SyntaxError, ValueError):
-        return
-    lines = text.splitlines()
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        first = node.body[0]
-        docstring = ast.get_docstring(node)
-        dropped = range(first.lineno - 1, first.end_lineno or first.lineno) if docstring is not None else range(0)
-        kept = [lines[at] for at in range(node.lineno - 1, node.end_lineno or node.lineno) if at not in dropped]
-        indent = len(kept[0]) - len(kept[0].lstrip()) if kept else 0
-        source = "\n".join(line[indent:] if line[:indent].isspace() else line for line in kept)
-        summary = (docstring or "").strip().splitlines()
-        if len(kept) >= LEAST_LINES and len(source) <= MOST_CHARS:
-            yield source, (summary[0].strip() or None) if summary else None
+    for function in stdlib_functions():
+        if name == "stdlib-packages":
+            if (package := function.file.partition("/")[0]) in PACKAGES:
+                yield {"text": function.source, "label": package}, function.file
+        elif function.summary is not None:
+            yield {"prompt": f"{function.source}{ASK}", "completion": f" {function.summary}"}, function.file
