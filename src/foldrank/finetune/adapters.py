@@ -1,5 +1,6 @@
 """LoRA on the factors of a low-rank model, through PEFT, merged into them at the end."""
 
+import warnings
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -32,7 +33,9 @@ def with_lora(model: PreTrainedModel, rank: int, *, classifies: bool) -> Any:
         target_modules=lora_targets(model),
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PEFT's own use of transformers
+        return peft.get_peft_model(model, config)
 
 
 def merged(model: Any) -> PreTrainedModel:

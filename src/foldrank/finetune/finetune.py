@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -184,11 +185,12 @@ def _train(
     stop = StopOnSignal()
     shown = () if quiet else (TrainingProgressBar(tokens * settings.batch_size),)
     callbacks: list[Any] = [stop, *shown, JsonLines(folder.log)]
-    # Special tokens that TRL changes are of a copy.
+    # What trainers set of special tokens and the cache is taken back, and that of the tokenizer is of a copy.
+    generation, config = copy.deepcopy(getattr(job.model, "generation_config", None)), copy.deepcopy(job.model.config)
     trainer = make_trainer(model, job.training, copy.deepcopy(job.tokenizer), settings, folder.checkpoints, callbacks)
-    before = copy.deepcopy(getattr(job.model, "generation_config", None)), copy.deepcopy(job.model.config)
     began = time.perf_counter()
-    with stop:
+    with stop, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PEFT's and TRL's own use of transformers
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
     seconds = time.perf_counter() - began
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
@@ -200,11 +202,10 @@ def _train(
     plain: Any = trainer.accelerator.unwrap_model(trainer.model)
     plain = merged(plain) if settings.lora_rank is not None else plain
     vars(plain).pop("forward", None)  # TRL's head, which computes the loss without logits
-    if not classifies:
-        # Trainer has set the special tokens to those of the tokenizer.
-        plain.generation_config = before[0]
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(plain.config, name, getattr(before[1], name))
+    if generation is not None:
+        plain.generation_config = generation
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"):
+        setattr(plain.config, name, getattr(config, name))
     return plain.eval(), {"steps": trainer.state.global_step, "seconds": seconds, "params_trained": trained}
 
 
