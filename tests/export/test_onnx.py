@@ -1,0 +1,254 @@
+"""Export to ONNX, and the runtime without torch: equal to eager, in batches, in pieces, and alone in an environment."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from foldrank import LowRankConfig, fold_
+from foldrank.export.onnx import export_onnx
+from foldrank.hf import LowRankLlamaForCausalLM
+from foldrank.hf.checkpoint import load
+from foldrank.runtime import Model, Sampling
+from foldrank.runtime.sampling import next_tokens
+from tests.called import Foldrank
+from tests.hf.models import config
+from tests.runs import Run
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = [
+    f"{first} {second}" for first in ("bar", "kelt star", "mide nun losh", "Text 1\n") for second in ("b", "star")
+]
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    model, tokenizer = load(finished_run.out / "folded")
+    root = tmp_path_factory.mktemp("exported")
+    export_onnx(model, tokenizer, root / "float32")
+    export_onnx(model, tokenizer, root / "int8", precision="int8")
+    return {"float32": root / "float32", "int8": root / "int8"}
+
+
+def eager(folder: Path, prompt: str, count: int) -> str:
+    model, tokenizer = load(folder)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    ids: Any = model.generate(**inputs, max_new_tokens=count, do_sample=False, pad_token_id=tokenizer.pad_token_id)  # pyright: ignore
+    return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def test_logits_and_greedy_texts_are_those_of_eager(finished_run: Run, exported: dict[str, Path]) -> None:
+    model, _ = load(finished_run.out / "folded")
+    runtime = Model(exported["float32"])
+    ids = torch.randint(320, (3, 17), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.from_numpy(runtime.logits(ids.numpy())), model(input_ids=ids).logits, rtol=1e-5, atol=1e-5
+        )
+    for prompt in PROMPTS:
+        text = runtime.generate(prompt, max_new_tokens=20, sampling=GREEDY)[0]
+        assert text == eager(finished_run.out / "folded", prompt, 20)
+        assert "".join(runtime.stream(prompt, max_new_tokens=20, sampling=GREEDY)) == text
+
+
+def test_a_batch_of_prompts_of_other_lengths_gives_what_each_gives_alone(exported: dict[str, Path]) -> None:
+    runtime = Model(exported["float32"])
+    alone = [runtime.generate(prompt, max_new_tokens=15, sampling=GREEDY)[0] for prompt in PROMPTS]
+    assert runtime.generate(PROMPTS, max_new_tokens=15, sampling=GREEDY) == alone
+
+
+def test_int8_is_a_quarter_and_close(finished_run: Run, exported: dict[str, Path], foldrank: Foldrank) -> None:
+    # Of a model as small as this one the graph is most of the file: the weights are compared.
+    sizes = {name: (folder / "model.onnx.data").stat().st_size for name, folder in exported.items()}
+    assert sizes["int8"] <= 0.3 * sizes["float32"]
+    assert (exported["int8"] / "model.onnx.data").stat().st_mode == (exported["int8"] / "model.onnx").stat().st_mode
+    source = Path(
+        json.loads(foldrank("pretrain", finished_run.recipe, "--print_config", "--json").stdout)["config"]["data"][
+            "source"
+        ]
+    )
+    results = {
+        name: foldrank("evaluate", folder, "--data", source, "--sequence-length", 32, "--json").json
+        for name, folder in {**exported, "torch": finished_run.out / "folded"}.items()
+    }
+    assert results["float32"]["loss"] == pytest.approx(results["torch"]["loss"], rel=1e-6)
+    assert results["int8"]["loss"] == pytest.approx(results["torch"]["loss"], rel=0.02)
+
+
+def test_texts_to_stop_at_end_a_continuation_and_are_not_shown(exported: dict[str, Path]) -> None:
+    runtime = Model(exported["float32"])
+    text = runtime.generate("bar", max_new_tokens=30, sampling=GREEDY)[0]
+    stop = text[9:12]
+    expected = text[: text.index(stop)]
+    assert runtime.generate("bar", max_new_tokens=30, sampling=GREEDY, stop=[stop])[0] == expected
+    pieces = list(runtime.stream("bar", max_new_tokens=30, sampling=GREEDY, stop=["nowhere", stop]))
+    assert "".join(pieces) == expected
+    unended = list(runtime.stream("bar", max_new_tokens=30, sampling=GREEDY, stop=["nowhere"]))
+    assert "".join(unended) == text
+    assert len(unended) > 1
+
+
+def test_an_end_token_ends_it(exported: dict[str, Path]) -> None:
+    runtime = Model(exported["float32"])
+    assert runtime.settings["end_tokens"] == [0]
+    runtime.ends = frozenset(range(320))
+    assert runtime.generate(["bar", "kelt"]) == ["", ""]
+    assert list(runtime.stream("bar")) == []
+
+
+def test_sampling_draws_by_the_probabilities() -> None:
+    logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
+    random = np.random.default_rng(0)
+
+    def shares(sampling: Sampling) -> list[float]:
+        drawn = [int(next_tokens(logits, sampling, random)[0]) for _ in range(4000)]
+        return [drawn.count(token) / 4000 for token in range(4)]
+
+    assert shares(Sampling(temperature=1, top_k=None)) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+    assert shares(Sampling(temperature=1, top_k=2)) == pytest.approx([5 / 8, 3 / 8, 0, 0], abs=0.03)
+    assert shares(Sampling(temperature=1, top_p=0.6)) == pytest.approx([5 / 8, 3 / 8, 0, 0], abs=0.03)
+    squares = [0.25, 0.09, 0.0225, 0.0025]
+    assert shares(Sampling(temperature=0.5)) == pytest.approx([share / sum(squares) for share in squares], abs=0.03)
+    assert shares(GREEDY) == [1, 0, 0, 0]
+    with pytest.raises(ValueError, match=r"temperature must be .*; top_k must be .*; top_p must lie"):
+        Sampling(temperature=-1, top_k=0, top_p=0)
+
+
+def test_the_command_writes_evaluates_and_generates(finished_run: Run, tmp_path: Path, foldrank: Foldrank) -> None:
+    folded = finished_run.out / "folded"
+    done = foldrank("export", folded, "--format", "onnx", "--out", tmp_path / "out", "--json").json
+    assert done["largest_change_of_a_logit"] < 1e-4
+    assert done["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("model.onnx*"))
+    again = foldrank(
+        "generate", tmp_path / "out", "--prompt", "bar", "--temperature", 0, "--max-new-tokens", 9, "--json"
+    )
+    assert again.json["text"] == "bar" + eager(folded, "bar", 9)
+    for arguments, message in (
+        ((folded, "--format", "onnx", "--out", tmp_path / "out"), "exists: choose another folder"),
+        (
+            (finished_run.out / "unfolded", "--format", "onnx", "--out", tmp_path / "b"),
+            "is unfolded: export takes a folded",
+        ),
+        ((folded, "--precision", "int8", "--out", tmp_path / "b"), "--precision says something of --format onnx"),
+    ):
+        refused = foldrank("export", *arguments)
+        assert (refused.code, refused.stderr.count("\n")) == (2, 1)
+        assert message in refused.stderr
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "runtime.json", "model.onnx.data"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "rubbish"])
+def test_a_damaged_folder_is_refused_in_one_line(
+    exported: dict[str, Path], tmp_path: Path, foldrank: Foldrank, name: str, damage: str
+) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in exported["float32"].iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage != "missing":
+        (folder / name).write_bytes(content[: len(content) // 2] if damage == "cut" else b"rubbish" * 99)
+    done = foldrank("generate", folder, "--prompt", "bar")
+    assert (done.code, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "damaged" in done.stderr or "it has no" in done.stderr or "no checkpoint" in done.stderr
+
+
+def test_other_families_and_backbones_export(finished_run: Run, tmp_path: Path) -> None:
+    """GPT-2 learns its positions, Qwen3 has its own head size, CR-Net other blocks."""
+    from tests.hf.test_heads import language_model
+
+    _, tokenizer = load(finished_run.out / "folded")
+    for name in ("gpt2", "qwen3", "crnet"):
+        model = language_model(name).eval()
+        fold_(model)
+        export_onnx(model, tokenizer, tmp_path / name)
+        runtime = Model(tmp_path / name)
+        ids = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits
+        torch.testing.assert_close(torch.from_numpy(runtime.logits(ids.numpy())), expected, rtol=1e-4, atol=1e-5)
+        assert (runtime.max_positions is None) == (name != "gpt2")
+
+
+def test_what_cannot_be_exported_is_refused(finished_run: Run, tmp_path: Path) -> None:
+    unfolded, tokenizer = load(finished_run.out / "unfolded")
+    with pytest.raises(ValueError, match="the model is unfolded: fold it first"):
+        export_onnx(unfolded, tokenizer, tmp_path / "out")
+    windowed: Any = LowRankLlamaForCausalLM(config(LowRankConfig(rank=3)))
+    windowed.config.sliding_window = 8
+    with pytest.raises(ValueError, match="has a sliding window"):
+        export_onnx(windowed, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_runtime_needs_nothing_but_its_three_packages(exported: dict[str, Path], tmp_path: Path) -> None:
+    """In an isolated interpreter that finds those packages alone, and a wheel's files of foldrank."""
+    root = Path(__file__).parents[2]
+    wheels = tmp_path / "wheels"
+    built = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            wheels,
+            root / "packaging" / "runtime",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = wheels.glob("foldrank_runtime-*.whl")
+    environment = tmp_path / "environment"
+    for package in ("numpy", "numpy.libs", "tokenizers", "onnxruntime"):
+        source = Path(np.__file__).parents[1] / package
+        if source.exists():
+            (environment / package).parent.mkdir(parents=True, exist_ok=True)
+            (environment / package).symlink_to(source)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", environment, wheel],
+        check=True,
+        capture_output=True,
+    )
+    assert not (environment / "foldrank" / "__init__.py").exists()
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
+    program = Path(__file__).with_name("without_torch.py")
+    start = (
+        "import sys, runpy; sys.path[:] = [path for path in sys.path if 'site-packages' not in path]; "
+        f"sys.path.append({str(environment)!r}); runpy.run_path({str(program)!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            start,
+            exported["float32"],
+            tmp_path / "prompts.json",
+            tmp_path / "facts.json",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    runtime = Model(exported["float32"])
+    expected = [runtime.generate(prompt, max_new_tokens=12, sampling=GREEDY)[0] for prompt in PROMPTS]
+    assert facts["alone"] == facts["batch"] == facts["streamed"] == expected
+    assert facts["modules"] == []
+    assert facts["seconds"] < 5  # a second on an idle machine (docs/export.md); here beside other tests
