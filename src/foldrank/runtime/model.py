@@ -38,9 +38,8 @@ class Model:
         self.settings = _settings(folder)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # The weights stay where the file is mapped, instead of in a copy that is laid out anew.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_cpu_mem_arena = False
+        # Both keep memory for the next step, which is a longer one.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -93,7 +92,7 @@ class Model:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         new: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
-        for tokens in self._tokens(prompts, max_new_tokens, sampling or Sampling(), seed):
+        for tokens in self.tokens(prompts, max_new_tokens, sampling or Sampling(), seed):
             for row in sorted(open_rows):
                 if tokens[row] in self.ends:
                     open_rows.discard(row)
@@ -120,7 +119,7 @@ class Model:
         new: list[int] = []
         shown = 0
         held = max((len(text) - 1 for text in stop), default=0)
-        for (token,) in self._tokens([prompt], max_new_tokens, sampling or Sampling(), seed):
+        for (token,) in self.tokens([prompt], max_new_tokens, sampling or Sampling(), seed):
             if token in self.ends:
                 break
             new.append(token)
@@ -136,10 +135,10 @@ class Model:
         if rest := self._decode(new)[shown:]:
             yield rest
 
-    def _tokens(
+    def tokens(
         self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int
     ) -> Iterator[list[int]]:
-        """The next token of each prompt, one step after the other."""
+        """The next token of each prompt, one step after the other; end tokens end nothing. Errors as of `generate`."""
         encoded = [self.encode(prompt) for prompt in prompts]
         if empty := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if not ids]:
             raise ValueError(f"the prompt {empty[0]!r} has no tokens that this tokenizer knows")
