@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from foldrank.cli import main
+from foldrank.finetune.settings import setting_help
 from foldrank.recipes.schema import field_help
 
 from .called import tree
@@ -130,6 +131,7 @@ class Fuzzer:
         self.marker = folder / "marker"
         self.kinds: tuple[Callable[[Path], list[str]], ...] = (
             *(self.settings, self.options, self.recipe, self.study, self.text, self.prepared),
+            *(self.examples, self.exported),
             *(self.architecture, self.weights, self.json_of_a_checkpoint, self.truncated, self.tokenizer_to_prepare),
         )
 
@@ -189,6 +191,42 @@ class Fuzzer:
         config = {name: value for name, value in ARCHITECTURE.items() if self.draw.random() < 0.9}
         (sandbox / "config.json").write_text(json.dumps(config | {self.draw.choice([*ARCHITECTURE]): self.damage()}))
         return ["plan", "demo", "--model.config", str(sandbox), "--train.sequence_length", "16", "--low_rank.rank", "4"]
+
+    def examples(self, sandbox: Path) -> list[str]:
+        rows = [
+            {"prompt": f"{number} star", "completion": " bar", "text": "bar", "label": number % 2}
+            for number in range(30)
+        ]
+        for _ in range(self.draw.choice((0, 1, 3))):
+            row = self.draw.choice(rows)
+            row[self.draw.choice([*row])] = self.draw.choice(JSONS)
+        lines = [json.dumps(row) for row in rows]
+        if self.draw.random() < 0.3:
+            lines[self.draw.randrange(30)] = self.draw.choice(("[1]", "{", "", "\ud800", "[" * 3000)).replace(
+                "\ud800", "?"
+            )
+        (sandbox / "a.jsonl").write_text("\n".join(lines))
+        call = [
+            "finetune",
+            str(self.run.out / "folded"),
+            "--data",
+            str(sandbox / "a.jsonl"),
+            "--out",
+            str(sandbox / "o"),
+        ]
+        call += ["--task", self.draw.choice(("language", "classification")), "--epochs", "0.2"]
+        if self.draw.random() < 0.5:
+            names = [name for name in setting_help() if name not in ("data", "epochs")]
+            call += [f"--{self.draw.choice(names).replace('_', '-')}", self.value(), "--print_config"]
+        return call
+
+    def exported(self, sandbox: Path) -> list[str]:
+        settings = {"key_value_heads": 2, "head_size": 16, "end_tokens": [0], "max_positions": None}
+        settings[self.draw.choice([*settings])] = self.damage()  # pyright: ignore[reportArgumentType]
+        content = {"runtime.json": json.dumps(settings), "tokenizer.json": "{}", "model.onnx": self.value()}
+        for name in self.draw.sample([*content], self.draw.choice((1, 2, 3))):
+            (sandbox / name).write_bytes(content[name].encode("utf-8", "surrogateescape"))
+        return ["generate", str(sandbox), "--prompt", "bar"]
 
     def damage(self) -> Any:
         return self.draw.choice((None, "", -1, 0, 1.5, 7, 10**12, True, [], {}, [1, "a"], "nan", "../x"))

@@ -16,7 +16,11 @@ OPTIONAL = {
     "plotly": "charts of a report (pip install 'foldrank[report]')",
     "scipy": "intervals of a report (pip install 'foldrank[report]')",
     "tensorboard": "train.report_to [tensorboard]",
-    "peft": "adapters on a low-rank model",
+    "peft": "adapters on a low-rank model (pip install 'foldrank[finetune]')",
+    "trl": "fine-tuning to answer (pip install 'foldrank[finetune]')",
+    "sklearn": "fine-tuning to classify (pip install 'foldrank[finetune]')",
+    "lm_eval": "benchmarks (pip install 'foldrank[tasks]')",
+    "onnxruntime": "export for small devices (pip install 'foldrank[onnx]')",
 }
 """Packages that some commands need, with what for."""
 

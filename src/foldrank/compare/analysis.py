@@ -16,6 +16,7 @@ from foldrank.compare.records import Record, read_records
 from foldrank.compare.statistics import Estimate, difference, estimate
 from foldrank.compare.study import Study, StudyMethod
 from foldrank.compare.study_file import load_study
+from foldrank.compare.transfer import Transfer, transfers
 from foldrank.recipes.methods import Method
 from foldrank.train.metrics import RunMetrics
 
@@ -78,6 +79,7 @@ class Table:
     rows: tuple[Row, ...]
     budgets: tuple[Budget, ...]
     spectra: tuple[Spectrum, ...]
+    transfers: tuple[Transfer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +217,7 @@ def _table(study: Study, records: Mapping[str, Record], corpus: str, size: str, 
         rows=tuple(rows),
         budgets=tuple(budget for budget in budgets if budget is not None),
         spectra=_spectra(finished),
+        transfers=transfers(finished, against),
     )
 
 

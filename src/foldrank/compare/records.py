@@ -47,6 +47,9 @@ class Record:
     """Singular values of each layer's whole matrix in the folded model, largest first, by layer name; of a low-rank
     layer those of B A, whatever stands between the factors. Only of the first seed of a method's final runs."""
 
+    finetuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the fine-tunings of its folded model measured, by their names in the study."""
+
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """All settings of the run."""
 

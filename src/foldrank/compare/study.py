@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from foldrank.core.config import STRICT
+from foldrank.finetune.settings import FinetuneSettings
 from foldrank.recipes.methods import DENSE, Method
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
@@ -193,6 +194,10 @@ class Study:
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     """Seeds of the final runs: of the weights at the start and of the order of the data."""
 
+    finetune: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Fine-tunings of the folded model of each final run, by name, each with its settings (`data`, `task`, `epochs` and
+    so on, docs/fine-tuning.md); the seed is the run's."""
+
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
         problems = [f"two methods are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
@@ -234,6 +239,15 @@ class Study:
             for name, how in DECIDED.items()
             if any(name in settings for settings in given)
         ]
+        for name, values in self.finetune.items():
+            try:
+                self.finetuning(name, seed=0)
+            except ValueError as error:
+                problems.append(f"finetune.{name}: {error}")
+            if "seed" in values or not PRINTABLE.fullmatch(name):
+                problems.append(
+                    f"finetune.{name}: the seed is the run's, and letters, digits, '.', '_', '+', '-' a name"
+                )
         if not self.methods or not self.seeds or not self.corpora or not self.sizes:
             problems.append("a study needs methods, seeds, corpora and sizes")
         if problems:
@@ -300,6 +314,14 @@ class Study:
         other = self.recipe(corpus, size, self.method(method.flops_of))
         steps = round(other.train.steps * _flops(other) / _flops(recipe))
         return replace(recipe, train=replace(recipe.train, steps=steps))
+
+    def finetuning(self, name: str, *, seed: int) -> FinetuneSettings:
+        """The settings of one of its fine-tunings.
+
+        Raises:
+            ValueError: for settings that no fine-tuning has.
+        """
+        return FinetuneSettings.from_dict({**self.finetune[name], "seed": seed})
 
     def to_yaml(self) -> str:
         """The study as text; `load_study` reads it back."""

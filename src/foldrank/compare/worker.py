@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,9 +20,12 @@ from foldrank.compare.progress import loss_at
 from foldrank.compare.records import Record, read_records, write_record
 from foldrank.compare.spectra import spectra
 from foldrank.compare.study import Study
+from foldrank.finetune.finetune import finetune
+from foldrank.finetune.folder import FinetuneFolder
 from foldrank.hf.checkpoint import load
 from foldrank.recipes.reading import diff
 from foldrank.recipes.schema import Recipe
+from foldrank.structured import read_json_table
 from foldrank.train.metrics import RunMetrics
 from foldrank.train.pretrain import PausedRunError, pretrain
 from foldrank.train.run_folder import RunFolder
@@ -62,6 +66,12 @@ def check_records(study: Study, folder: Path) -> None:
     for run in expected(study, records):
         if run.id not in records:
             continue
+        absent = set(study.finetune) - set(records[run.id].finetuned)
+        if absent and run.stage == "final" and records[run.id].finished:
+            raise ValueError(
+                f"{folder / 'records' / run.id}.json is without the fine-tuning {min(absent)!r}: choose another folder, "
+                "or delete the record"
+            )
         if changed := diff(Recipe.from_dict(records[run.id].recipe), recipe_of(study, run)):
             raise ValueError(
                 f"{folder / 'records' / run.id}.json is of other settings than the study now: {changed[0]}. Choose "
@@ -121,8 +131,18 @@ def _run(study: Study, run: Run, out: Path, others: Mapping[str, Record], began:
         return replace(record, error=_line(error))
     record = replace(record, metrics=replace(metrics, study_seconds=time.perf_counter() - began))
     _check_text(record, others)
+    if run.stage == "final":
+        record = replace(record, finetuned={name: _finetuned(study, name, run, folder) for name in study.finetune})
     first = run.stage == "final" and run.seed == study.seeds_of(study.method(run.method))[0]
     return replace(record, spectra=spectra(load(folder.folded)[0])) if first else record
+
+
+def _finetuned(study: Study, name: str, run: Run, folder: RunFolder) -> dict[str, Any]:
+    out, settings = folder.path / f"finetuned-{name}", study.finetuning(name, seed=run.seed)
+    tuned = FinetuneFolder(out)
+    if tuned.metrics.exists():
+        return read_json_table(tuned.metrics)
+    return finetune(folder.folded, settings, out, resume=tuned.is_run(), quiet=True).to_dict()
 
 
 def _line(error: BaseException) -> str:
@@ -169,3 +189,5 @@ def _clean(out: Path, record: Record) -> None:
     if record.finished:
         for part in ("checkpoints", "unfolded", *(("folded",) if record.stage == "sweep" else ())):
             shutil.rmtree(out / part, ignore_errors=True)
+        for tuned in out.glob("finetuned-*"):
+            shutil.rmtree(tuned, ignore_errors=True)

@@ -135,9 +135,7 @@ class Model:
         if rest := self._decode(new)[shown:]:
             yield rest
 
-    def tokens(
-        self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int
-    ) -> Iterator[list[int]]:
+    def tokens(self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[list[int]]:
         """The next token of each prompt, one step after the other; end tokens end nothing. Errors as of `generate`."""
         encoded = [self.encode(prompt) for prompt in prompts]
         if empty := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if not ids]:

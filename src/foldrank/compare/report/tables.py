@@ -1,14 +1,14 @@
 """The part of a report on one table of methods, from quality to samples."""
 
-from collections.abc import Sequence
-
 from foldrank.compare import formatting
 from foldrank.compare.analysis import Row, Table
-from foldrank.compare.curves import Against, Budget
+from foldrank.compare.curves import Budget
 from foldrank.compare.formatting import NONE
 from foldrank.compare.learning_rate_sweep import Rate
 from foldrank.compare.report import charts, prose
 from foldrank.compare.report.blocks import Block, Chart, Points, Sample, Section, Text, grid
+from foldrank.compare.report.cells import PAIR_COLUMNS, pair_cells, sources
+from foldrank.compare.report.transfer import transfer_blocks
 from foldrank.compare.statistics import Estimate
 from foldrank.compare.summary import heading
 
@@ -17,8 +17,6 @@ AXES = {
     "flops": ("Equal FLOPs", "training FLOPs", formatting.short),
     "seconds": ("Equal training time", "seconds of training", formatting.seconds),
 }
-
-PAIR_COLUMNS = "Method|Against|Seeds>|Difference>|95 % interval>|Standard deviation>|Verdict"
 
 
 def table_section(table: Table, position: int) -> Section:
@@ -33,6 +31,7 @@ def table_section(table: Table, position: int) -> Section:
         Section(id=f"{where}-rates-part", title="Learning rates", blocks=_rates(table, where)),
         Section(id=f"{where}-drift-part", title="What the fold changed", blocks=_drift(table, where)),
         Section(id=f"{where}-spectra-part", title="Spectra", blocks=_spectra(table, where)),
+        Section(id=f"{where}-transfer-part", title="After fine-tuning", blocks=transfer_blocks(table, where)),
         Section(id=f"{where}-samples-part", title="Samples", blocks=_samples(table)),
     ]
     return Section(
@@ -82,7 +81,7 @@ def _quality(table: Table, where: str) -> list[Block]:
     ]
     if notes:
         blocks.append(Points(items=notes))
-    pairs = [_pair(row.method, pair) for row in table.rows for pair in row.against]
+    pairs = [pair_cells(row.method, pair) for row in table.rows for pair in row.against]
     if pairs:
         blocks += [
             Text(text=prose.DIFFERENCES),
@@ -168,7 +167,7 @@ def _budgets(table: Table, where: str) -> list[Block]:
 
 
 def _budget_pairs(budget: Budget, where: str, caption: str) -> list[Block]:
-    rows = [_pair(row.method, pair) for row in budget.rows for pair in row.against]
+    rows = [pair_cells(row.method, pair) for row in budget.rows for pair in row.against]
     return [grid(f"{where}-{budget.axis}-differences", caption, PAIR_COLUMNS, rows)] if rows else []
 
 
@@ -282,34 +281,6 @@ def _samples(table: Table) -> list[Block]:
     if not samples:
         return []
     return [Text(text=prose.SAMPLES), *samples]
-
-
-def sources(names: Sequence[str]) -> str:
-    """Records in the shell's shorthand: run-seed{0,1,2} for run-seed0, run-seed1 and run-seed2."""
-    if len(names) < 2:
-        return names[0] if names else NONE
-    start = _shared(names)
-    end = _shared([name[len(start) :][::-1] for name in names])[::-1]
-    return f"{start}{{{','.join(name[len(start) : len(name) - len(end)] for name in names)}}}{end}"
-
-
-def _shared(names: Sequence[str]) -> str:
-    """What all begin with."""
-    first, last = min(names), max(names)
-    return first[: next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
-
-
-def _pair(name: str, pair: Against) -> tuple[str, ...]:
-    found = pair.difference.estimate
-    return (
-        name,
-        pair.method,
-        str(found.seeds) if found else "0",
-        formatting.signed(found.mean) if found else NONE,
-        formatting.span(found),
-        NONE if found is None or found.sd is None else formatting.loss(found.sd),
-        pair.difference.verdict,
-    )
 
 
 def _loss(found: Estimate | None) -> tuple[str, str]:
