@@ -245,9 +245,7 @@ class Study:
             except ValueError as error:
                 problems.append(f"finetune.{name}: {error}")
             if "seed" in values or not PRINTABLE.fullmatch(name):
-                problems.append(
-                    f"finetune.{name}: the seed is the run's, and letters, digits, '.', '_', '+', '-' a name"
-                )
+                problems.append(f"finetune.{name}: the seed is the run's, and letters, digits, '._+-' make a name")
         if not self.methods or not self.seeds or not self.corpora or not self.sizes:
             problems.append("a study needs methods, seeds, corpora and sizes")
         if problems:

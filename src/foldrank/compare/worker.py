@@ -69,8 +69,8 @@ def check_records(study: Study, folder: Path) -> None:
         absent = set(study.finetune) - set(records[run.id].finetuned)
         if absent and run.stage == "final" and records[run.id].finished:
             raise ValueError(
-                f"{folder / 'records' / run.id}.json is without the fine-tuning {min(absent)!r}: choose another folder, "
-                "or delete the record"
+                f"{folder / 'records' / run.id}.json is without the fine-tuning {min(absent)!r}: choose another "
+                "folder, or delete the record"
             )
         if changed := diff(Recipe.from_dict(records[run.id].recipe), recipe_of(study, run)):
             raise ValueError(
