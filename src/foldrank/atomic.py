@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PRIVATE = 0o600
+"""Mode of what some libraries write, safetensors and onnx among them, whatever the user's umask."""
 
 
 def write_text(file: Path, text: str) -> None:
@@ -41,6 +45,8 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             yield work
             for path in sorted(work.rglob("*")):
+                if path.is_file() and stat.S_IMODE(path.stat().st_mode) == PRIVATE:
+                    path.chmod(_usual_mode(work))
                 sync(path)
             sync(work)
             if replace and folder.is_dir():
@@ -51,6 +57,16 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             sync(folder.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _usual_mode(folder: Path) -> int:
+    """Of a new file, by the user's umask."""
+    file = folder / ".mode"
+    file.touch()
+    try:
+        return stat.S_IMODE(file.stat().st_mode)
+    finally:
+        file.unlink()
 
 
 def refuse_existing(out: Path, *, option: str = "") -> None:

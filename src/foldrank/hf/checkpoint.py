@@ -93,9 +93,15 @@ def inspect(folder: Path) -> CheckpointInfo:
     """Reads what `folder` holds without loading weights.
 
     Raises:
-        ValueError: where it is no checkpoint, its files are damaged, or config and weights disagree about the fold.
+        ValueError: where it is no checkpoint, its files are damaged, it is quantized, or config and weights disagree
+            about the fold.
     """
     config = read_config(folder)
+    if (quantized := getattr(config, "quantization_config", None)) is not None:
+        how = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
+        raise ValueError(
+            f"{folder} is quantized ({how}): what it holds is no parameter by parameter; give the original"
+        )
     low_rank = getattr(config, "low_rank", None)
     dtypes: dict[str, int] = {}
     params = 0

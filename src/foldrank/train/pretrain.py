@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback
 
+from foldrank.atomic import write_text
 from foldrank.core.anchored_decay import AnchoredDecay, fold_at_start_
 from foldrank.core.fold import fold_
 from foldrank.data.prepare import Progress
@@ -29,6 +30,7 @@ from foldrank.train.lineage import Branch, branch, check_initial, initialize_
 from foldrank.train.measurement import Folded, measured
 from foldrank.train.metrics import RunMetrics
 from foldrank.train.model import build_model, check_recipe, resolve_vocab_size
+from foldrank.train.model_card import model_card
 from foldrank.train.perturbation import start_losses
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.schedule import stable_until
@@ -143,6 +145,7 @@ def pretrain(
         lineage = run.read_config().lineage
         metrics = measured(fitted, name, model, inputs, trainer, start, folded, checkpoint, lineage)
         if processes.is_main_process:
+            write_text(run.folded / "README.md", model_card(fitted, metrics))
             metrics.write(run.metrics)
         return metrics
 
