@@ -2,7 +2,7 @@
 
 from foldrank.recipes.schema import Recipe
 from foldrank.structured import to_yaml
-from foldrank.train.metrics import RunMetrics, perplexity_of
+from foldrank.train.metrics import RunMetrics
 
 
 def model_card(recipe: Recipe, metrics: RunMetrics) -> str:
