@@ -9,10 +9,10 @@ PYTHON ?= $(shell python3.11 -c '' >/dev/null 2>&1 && echo python3.11 || echo py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test test-apart check format clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## make .venv with foldrank and the development tools, at the tested versions
 
@@ -39,7 +39,10 @@ demo: install ## pre-train the demo recipe on this machine, into runs/demo
 	$(BIN)/foldrank pretrain demo --out runs/demo
 
 test: install ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not apart'
+
+test-apart: install ## run those in a browser, and of what is exported and released
+	$(BIN)/python -m pytest -n auto --dist loadfile -m apart tests
 
 check: install ## lint, check the format and the types
 	$(BIN)/ruff check

@@ -23,6 +23,8 @@ from tests.called import Foldrank
 from tests.hf.models import config
 from tests.runs import Run
 
+pytestmark = pytest.mark.apart
+
 GREEDY = Sampling(temperature=0)
 PROMPTS = [
     f"{first} {second}" for first in ("bar", "kelt star", "mide nun losh", "Text 1\n") for second in ("b", "star")

@@ -78,7 +78,8 @@ def evaluate_tasks(
                 f"lm-eval has no task {unknown[0]!r}; foldrank ships {' and '.join(SHIPPED)}, and a YAML file is a task"
             )
         wanted: Any = [str(file.resolve()) if (file := Path(name)) in files else name for name in names]
-        with foreign("lm-eval cannot run these tasks"):
+        most = getattr(model.config, "max_position_embeddings", None)
+        with foreign(f"lm-eval cannot run these tasks (perhaps an answer is longer than the {most} positions)"):
             language_model = model_class(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
             results = evaluator.simple_evaluate(
                 model=language_model, tasks=wanted, task_manager=manager, limit=limit, log_samples=True
