@@ -86,6 +86,8 @@ def test_stopped_and_resumed_it_ends_as_if_never_interrupted(
 def test_a_checkpoint_of_the_last_step_is_what_is_deployed(undisturbed: Path) -> None:
     checkpoint = undisturbed / "checkpoints" / "checkpoint-40"
     for file in (undisturbed / "folded").iterdir():
+        if file.name == "README.md":
+            continue  # the card tells what the run measured afterwards
         assert file.read_bytes() == (checkpoint / file.name).read_bytes(), file.name
 
 
