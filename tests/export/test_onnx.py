@@ -148,6 +148,10 @@ def test_the_command_says_what_it_wrote_and_others_take_it(
         assert (refused.code, refused.stderr.count("\n")) == (2, 1)
         assert message in refused.stderr
     assert not (tmp_path / "b").exists()
+    for command in (("evaluate", out), ("generate", out, "--prompt", "bar")):
+        refused = foldrank(*command, "--device", "cuda")
+        assert refused.code == 2
+        assert "--device is cuda, and an exported model runs on the CPU" in refused.stderr
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "runtime.json", "model.onnx.data"])

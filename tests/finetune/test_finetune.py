@@ -134,6 +134,8 @@ def test_chats_bring_a_template_that_the_checkpoint_keeps(
     shown = foldrank("finetune", finished_run.out / "folded", "--data", file, "--out", tmp_path / "out")
     assert shown.code == 2
     assert shown.stderr.count("\n") == 1
+    none = foldrank("finetune", "x", "--data", "null", "--held-out", "null", "--out", "y", "--print_config", "--json")
+    assert (none.json["config"]["data"], none.json["config"]["held_out"]) == ("null", None)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -3,6 +3,9 @@
 import argparse
 import math
 from collections.abc import Callable
+from typing import Any
+
+from foldrank.structured import parse_yaml
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
@@ -20,6 +23,26 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
         return value
 
     return whole
+
+
+def setting_value(text_may_be_null: bool | None) -> Callable[[str], Any]:
+    """The type of an argument that is a setting: text as it is typed, anything else as YAML.
+
+    Args:
+        text_may_be_null: of a setting that is text, whether `null` is none of it; None: it is no text.
+    """
+
+    def value(text: str) -> Any:
+        if text_may_be_null is not None:
+            return None if text == "null" and text_may_be_null else text
+        if not text.strip():
+            raise argparse.ArgumentTypeError("it is empty; null is off")
+        try:
+            return parse_yaml(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value: {error}") from error
+
+    return value
 
 
 def add_gpu_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,22 @@ def device_of(arguments: argparse.Namespace) -> str:
     return arguments.device
 
 
+def is_exported(arguments: argparse.Namespace) -> bool:
+    """Whether the checkpoint is what `foldrank export --format onnx` writes, which ONNX Runtime runs on the CPU.
+
+    Raises:
+        ValueError: where it is, and onnxruntime is not installed or another device is asked for.
+    """
+    from foldrank.extras import needed
+
+    if not (arguments.checkpoint / "runtime.json").is_file():
+        return False
+    needed("onnxruntime", f"running {arguments.checkpoint}", extra="onnx")
+    if arguments.device == "cuda":
+        raise ValueError("--device is cuda, and an exported model runs on the CPU")
+    return True
+
+
 def with_notes(result: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """A command's result with what the user should know of it, where there is something: the command line says it."""
     return result | ({"notes": notes} if notes else {})

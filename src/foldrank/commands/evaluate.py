@@ -5,7 +5,13 @@ import math
 from typing import Any
 
 from foldrank.commands.arguments import whole_number
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
+from foldrank.commands.checkpoint_arguments import (
+    add_checkpoint_arguments,
+    add_device_argument,
+    device_of,
+    is_exported,
+    with_notes,
+)
 
 OF_DATA = ("text_field", "subset", "split")
 """Options that say something of `--data`."""
@@ -49,7 +55,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluates."""
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode
-    from foldrank.extras import needed
     from foldrank.hf.checkpoint import check, load
     from foldrank.hf.foreign import foreign
     from foldrank.hf.token_bytes import bytes_per_token
@@ -65,10 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return _tasks(arguments)
     if arguments.limit is not None:
         raise ValueError("--limit says something of --tasks: name those too")
-    exported = (arguments.checkpoint / "runtime.json").is_file()
-    if exported:
-        needed("onnxruntime", f"running {arguments.checkpoint}", extra="onnx")
-    else:
+    if not (exported := is_exported(arguments)):
         check(arguments.checkpoint)
     run = find_run(arguments.checkpoint)
     if run is None and arguments.data is None:
@@ -76,6 +78,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.checkpoint}: a run's config.yaml does not exist there or above, so its validation text is "
             "unknown: name a text with --data"
         )
+    device = device_of(arguments)
     if exported:
         from foldrank.export.onnx_model import OnnxModel
 
@@ -83,7 +86,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         tokenizer = load_tokenizer(arguments.checkpoint)
     else:
         model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
-        model.to(device_of(arguments))
+        model.to(device)
     trained_length = None if run is None else run.read_config().recipe.train.sequence_length
     length = arguments.sequence_length or trained_length or 256
     if not exported and (told := check_fits(model, tokenizer, length)):
@@ -124,8 +127,9 @@ def _tasks(arguments: argparse.Namespace) -> dict[str, Any]:
     if not (names := [name for name in arguments.tasks.split(",") if name]):
         raise ValueError("--tasks names none")
     notes: list[str] = []
+    device = device_of(arguments)
     model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
-    model.to(device_of(arguments))  # pyright: ignore[reportArgumentType]
+    model.to(device)  # pyright: ignore[reportArgumentType]
     scores = evaluate_tasks(model, tokenizer, names, batch_size=arguments.batch_size, limit=arguments.limit)
     result = {"checkpoint": str(arguments.checkpoint), "tasks": [score.to_dict() for score in scores]}
     return with_notes(result, notes)

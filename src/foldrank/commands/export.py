@@ -53,12 +53,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dense(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
     from foldrank.core.inventory import count_parameters
     from foldrank.hf.dense import to_dense
     from foldrank.train.run_folder import save
 
     dense = to_dense(model)
-    compared = _compared(arguments.checkpoint, model, lambda ids: dense(input_ids=ids).logits)
+    ids, logits = _reference(arguments.checkpoint, model)
+    with torch.no_grad():
+        compared = _compared(dense(input_ids=ids).logits, logits)
     save(dense, tokenizer, arguments.out)
     return {"model": type(dense).__name__, "parameters": count_parameters(dense), **compared}
 
@@ -67,32 +71,36 @@ def _onnx(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str
     import torch
 
     from foldrank.export.onnx import export_onnx
-    from foldrank.extras import needed
 
-    needed("onnxruntime", "export to ONNX", extra="onnx")
     precision = arguments.precision or "float32"
-    model.float()
-    # Before the slow part, and the folder, for what the weights themselves hold.
-    _compared(arguments.checkpoint, model, lambda ids: model(input_ids=ids).logits)
+    ids, logits = _reference(arguments.checkpoint, model.float())
     size = export_onnx(model, tokenizer, arguments.out, precision=precision)
-    from foldrank.runtime import Model
+    from foldrank.runtime import Model  # its packages are there, or the export had been refused
 
-    exported = Model(arguments.out)
-    compared = _compared(arguments.checkpoint, model, lambda ids: torch.from_numpy(exported.logits(ids.numpy())))
+    compared = _compared(torch.from_numpy(Model(arguments.out).logits(ids.numpy())), logits)
     return {"precision": precision, "bytes": size, **compared}
 
 
-def _compared(folder: Path, model: Any, logits: Any) -> dict[str, Any]:
-    """How far the logits of an exported model lie from those of the model, on random tokens."""
+def _reference(folder: Path, model: Any) -> tuple[Any, Any]:
+    """Random tokens, and the logits of the model with which those of the exported one are compared.
+
+    Raises:
+        ValueError: where they are not finite, before anything slow begins.
+    """
     import torch
 
     length = min(TOKENS, getattr(model.config, "max_position_embeddings", TOKENS))
     ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        change = (logits(ids) - model(input_ids=ids).logits).abs().max()
-    if not torch.isfinite(change):
+        logits = model(input_ids=ids).logits
+    if not torch.isfinite(logits).all():
         raise ValueError(f"{folder}: its outputs are not finite: its weights hold NaN or infinity")
-    return {"largest_change_of_a_logit": float(change), "tokens_compared": length}
+    return ids, logits
+
+
+def _compared(logits: Any, reference: Any) -> dict[str, Any]:
+    change = float((logits - reference).abs().max())
+    return {"largest_change_of_a_logit": change, "tokens_compared": reference.shape[1]}
 
 
 def show(result: dict[str, Any]) -> None:

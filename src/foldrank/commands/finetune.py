@@ -5,16 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from foldrank.commands.arguments import setting_value
 from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
-from foldrank.structured import parse_yaml, read_yaml, to_yaml
-
-TEXT = ("task", "data", "held_out", "optimizer", "dtype", "device")
-"""Settings that are text as they are typed; others are YAML."""
+from foldrank.structured import read_yaml, to_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
-    from foldrank.finetune.settings import default_of, setting_help
+    from foldrank.finetune.settings import default_of, setting_help, text_settings
 
     parser.description = (
         "Fine-tune a checkpoint on chats, prompts with answers, text, or labels, measure it on held-out examples "
@@ -33,20 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         settings.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
-            type=str if name in TEXT else _value,
+            type=setting_value(text_settings().get(name)),
             default=argparse.SUPPRESS,
             metavar="VALUE",
             help=shown.replace("%", "%%"),
         )
-
-
-def _value(text: str) -> Any:
-    try:
-        if not text.strip():
-            raise ValueError("it is empty; null is none")
-        return parse_yaml(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value: {error}") from error
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,13 @@ import argparse
 from typing import Any
 
 from foldrank.commands.arguments import number, whole_number
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
+from foldrank.commands.checkpoint_arguments import (
+    add_checkpoint_arguments,
+    add_device_argument,
+    device_of,
+    is_exported,
+    with_notes,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Generates."""
+    if not arguments.prompt:
+        raise ValueError("--prompt is empty: give at least one character to continue")
+    if is_exported(arguments):
+        return _exported(arguments)
     from foldrank.core.memory_format import to_column_major_
     from foldrank.hf.checkpoint import load
     from foldrank.hf.foreign import foreign
     from foldrank.train.evaluate import check_fits, continue_text
 
-    if not arguments.prompt:
-        raise ValueError("--prompt is empty: give at least one character to continue")
-    if (arguments.checkpoint / "runtime.json").is_file():
-        return _exported(arguments)
     notes: list[str] = []
     device = device_of(arguments)
     model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)
@@ -59,13 +65,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _exported(arguments: argparse.Namespace) -> dict[str, Any]:
-    from foldrank.extras import needed
-
-    needed("onnxruntime", f"running {arguments.checkpoint}", extra="onnx")
     from foldrank.runtime import Model, Sampling
 
-    if arguments.device == "cuda":
-        raise ValueError("--device is cuda, and an exported model runs on the CPU")
     text = Model(arguments.checkpoint).generate(
         arguments.prompt,
         max_new_tokens=arguments.max_new_tokens,

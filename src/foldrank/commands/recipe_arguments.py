@@ -4,11 +4,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from foldrank.commands.arguments import whole_number
+from foldrank.commands.arguments import setting_value, whole_number
 from foldrank.recipes import RECIPES
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe, field_help, text_settings
-from foldrank.structured import parse_yaml
 
 GROUPS = ("low_rank", "low_rank.residual")
 """Parts of a recipe that can be switched off as a whole with `null`."""
@@ -38,18 +37,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def setting_type(name: str) -> Callable[[str], Any]:
     """How the value of a setting is read from a command line: text as it is typed, anything else as YAML."""
-
-    def value(text: str) -> Any:
-        if name in text_settings():
-            return None if text == "null" and text_settings()[name] else text
-        if not text.strip():
-            raise argparse.ArgumentTypeError("it is empty; null is off")
-        try:
-            return parse_yaml(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value: {error}") from error
-
-    return value
+    return setting_value(text_settings().get(name))
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:

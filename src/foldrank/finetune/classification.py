@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from foldrank.data.tokenizer import pad_token
 from foldrank.finetune.rows import Row
+from foldrank.finetune.texts import encode_fields, padded
 from foldrank.hf.foreign import foreign
 from foldrank.hf.tokenizers import end_token
 
@@ -89,10 +90,7 @@ def classify_rows(rows: Sequence[Row], labels: Labels, tokenizer: PreTrainedToke
     examples, cut = [], 0
     for number, row in enumerate(rows):
         with foreign(f"example {number} cannot be read"):
-            texts = [row[name] for name in fields]
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{' and '.join(fields)} must be text")
-            parts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+            parts = encode_fields(row, fields, tokenizer)
         before = sum(map(len, parts))
         while sum(len(part) + 1 for part in parts) > length:
             max(parts, key=len).pop()
@@ -125,11 +123,10 @@ def load_classifier(
 
 def collate(pad: int, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """A batch, padding behind."""
-    longest = max(len(example["input_ids"]) for example in examples)
     ids = [example["input_ids"] for example in examples]
     return {
-        "input_ids": torch.tensor([each + [pad] * (longest - len(each)) for each in ids]),
-        "attention_mask": torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in ids]),
+        "input_ids": padded(ids, pad),
+        "attention_mask": padded(([1] * len(each) for each in ids), 0),
         "labels": torch.tensor([example["labels"] for example in examples]),
     }
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +11,7 @@ from foldrank.data.sequences import IGNORED
 from foldrank.data.tokenizer import ROLES
 from foldrank.finetune.rows import Row
 from foldrank.finetune.settings import FinetuneSettings
+from foldrank.finetune.texts import encode_fields, padded
 from foldrank.hf.foreign import foreign
 from foldrank.hf.tokenizers import end_token
 
@@ -58,12 +58,8 @@ class Tokenized:
 
 def collate(pad: int, examples: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
     """A batch, padding behind, where causal attention needs no mask."""
-    longest = max(len(example["input_ids"]) for example in examples)
     fills = {"input_ids": pad, "labels": IGNORED}
-    return {
-        name: torch.tensor([example[name] + [fill] * (longest - len(example[name])) for example in examples])
-        for name, fill in fills.items()
-    }
+    return {name: padded((example[name] for example in examples), fill) for name, fill in fills.items()}
 
 
 def set_chat_template_(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -136,11 +132,7 @@ def _encoded(row: Row, form: str, tokenizer: PreTrainedTokenizerBase) -> tuple[l
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         return list(encoded["input_ids"]), [bool(count) for count in encoded["assistant_masks"]]
-    texts = [row[name] for name in FORMS[form]]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{' and '.join(FORMS[form])} must be text")
-    parts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    *prompt, answer = parts
+    *prompt, answer = encode_fields(row, FORMS[form], tokenizer)
     before = [token for part in prompt for token in part]
     return [*before, *answer, end], [False] * len(before) + [True] * (len(answer) + 1)
 

@@ -1,7 +1,7 @@
 """What is asked of a fine-tuning, in one frozen, checked value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT
+from foldrank.recipes.schema import text_fields
 from foldrank.recipes.settings import OptimizerName
 
 Task = Literal["language", "classification"]
@@ -105,7 +106,7 @@ class FinetuneSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "FinetuneSettings":
@@ -123,18 +124,27 @@ class FinetuneSettings:
 
 def setting_help() -> dict[str, str]:
     """From each setting's name to what it means."""
-    properties = _adapter().json_schema()["properties"]
-    return {name: " ".join(schema.get("description", "").split()) for name, schema in properties.items()}
+    return {name: " ".join(schema.get("description", "").split()) for name, schema in _properties().items()}
+
+
+def text_settings() -> dict[str, bool]:
+    """The settings that are text, and whether they may be null."""
+    return text_fields(_properties())
 
 
 def default_of(name: str) -> Any:
     """The default of a setting, None where it has none."""
-    return _adapter().json_schema()["properties"][name].get("default")
+    return _properties()[name].get("default")
 
 
 @cache
 def _adapter() -> TypeAdapter[FinetuneSettings]:
     return TypeAdapter(FinetuneSettings)
+
+
+@cache
+def _properties() -> dict[str, dict[str, Any]]:
+    return _adapter().json_schema()["properties"]
 
 
 def _format_error(problem: Any) -> str:

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from accelerate import PartialState
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from foldrank.data.tokenizer import pad_token
 from foldrank.extras import needed
@@ -14,6 +22,7 @@ from foldrank.finetune.classification import Classified, collate
 from foldrank.finetune.language import Tokenized
 from foldrank.finetune.settings import FinetuneSettings
 from foldrank.optim import factor_optimizer
+from foldrank.recipes.settings import micro_batch_size
 from foldrank.train.safe_checkpoints import SafeCheckpoints
 
 
@@ -55,8 +64,6 @@ def make_trainer(
         "tokenizer": tokenizer,
     }
     if isinstance(examples, Classified):
-        from transformers import TrainingArguments
-
         trainer: Any = _ClassificationTrainer(
             args=TrainingArguments(**_arguments(settings, out), remove_unused_columns=False),
             train_dataset=list(examples.examples),  # pyright: ignore[reportArgumentType]
@@ -107,18 +114,13 @@ def _optimizer(model: PreTrainedModel, settings: FinetuneSettings) -> torch.opti
 
 def _arguments(settings: FinetuneSettings, out: Path) -> dict[str, Any]:
     on_accelerator = torch.accelerator.is_available() and settings.device != "cpu"
-    from accelerate import PartialState
-
     processes = PartialState(cpu=settings.device == "cpu").num_processes
-    if settings.batch_size % processes:
-        raise ValueError(f"batch_size {settings.batch_size} cannot be shared out evenly among {processes} processes")
-    mine = settings.batch_size // processes
-    micro = next(count for count in range(min(settings.micro_batch_size, mine), 0, -1) if mine % count == 0)
+    micro = micro_batch_size(settings.batch_size, settings.micro_batch_size, processes)
     return {
         "output_dir": str(out),
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": mine // micro,
+        "gradient_accumulation_steps": settings.batch_size // (processes * micro),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "linear",
         "warmup_steps": settings.warmup_ratio,  # below 1 it is a share

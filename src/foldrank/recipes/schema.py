@@ -146,7 +146,12 @@ def field_help() -> dict[str, str]:
 @cache
 def text_settings() -> dict[str, bool]:
     """The settings that are text, by dotted name, and whether they may be null."""
-    return {name: "null" in _kinds(part) for name, part in _fields().items() if _kinds(part) <= {"string", "null"}}
+    return text_fields(_fields())
+
+
+def text_fields(schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """Those of JSON schemas by name that are of text, and whether it may be null."""
+    return {name: "null" in _kinds(part) for name, part in schemas.items() if _kinds(part) <= {"string", "null"}}
 
 
 def _kinds(setting: Mapping[str, Any]) -> set[str | None]:

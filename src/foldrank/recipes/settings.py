@@ -305,11 +305,19 @@ class TrainConfig:
         Raises:
             ValueError: where a step's sequences cannot be shared out evenly.
         """
-        if processes < 1 or self.batch_size % processes:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared out evenly among {processes} processes: take a number "
-                "that divides it, or another batch_size"
-            )
-        batch = self.batch_size // processes
-        limit = min(self.micro_batch_size or batch, batch)
-        return next(count for count in range(limit, 0, -1) if batch % count == 0)
+        return micro_batch_size(self.batch_size, self.micro_batch_size, processes)
+
+
+def micro_batch_size(batch_size: int, limit: int | None, processes: int) -> int:
+    """Examples that each process takes in one forward pass: the most up to `limit` by which its share of a step goes.
+
+    Raises:
+        ValueError: where a step's examples cannot be shared out evenly.
+    """
+    if processes < 1 or batch_size % processes:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared out evenly among {processes} processes: take a number that "
+            "divides it, or another batch_size"
+        )
+    batch = batch_size // processes
+    return next(count for count in range(min(limit or batch, batch), 0, -1) if batch % count == 0)

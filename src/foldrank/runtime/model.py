@@ -180,11 +180,6 @@ class Model:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
-def is_exported(folder: str | Path) -> bool:
-    """Whether a folder holds what `foldrank export --format onnx` writes."""
-    return (Path(folder) / SETTINGS).is_file()
-
-
 def _settings(folder: Path) -> dict[str, Any]:
     missing = [name for name in (SETTINGS, GRAPH, TOKENIZER) if not (folder / name).is_file()]
     if missing:
