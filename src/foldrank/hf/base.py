@@ -78,7 +78,7 @@ class LowRankModelMixin(PreTrainedModel):
         # Mismatched shapes are let through here because transformers would say only that there are some.
         kwargs["ignore_mismatched_sizes"] = True
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_loaded(*loaded, new_head=_is_new_head(loaded[0]))
+        check_loaded(*loaded)
         return loaded if output_loading_info else loaded[0]
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -119,13 +119,12 @@ def _is_new_head(model: PreTrainedModel) -> bool:
     return name.endswith(tuple(HEADS)) and name not in (model.config.architectures or ())
 
 
-def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], *, new_head: bool = False) -> None:
+def check_loaded(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """Refuses a model that its checkpoint did not fill, given what `from_pretrained` says of the loading.
 
     Args:
         model: as loaded.
         info: `missing_keys`, `unexpected_keys` and `mismatched_keys`.
-        new_head: what lies outside of the base model may be missing.
 
     Raises:
         ValueError: for missing tensors, wrong shapes, and where config and weights disagree about the residual.
@@ -136,7 +135,7 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], *, new_head: b
         for name, layer in low_rank_layers(model).items()
         for part in layer.weight_parametrizations
     }
-    if new_head:
+    if _is_new_head(model):  # which starts as it was drawn
         missing = {key for key in missing if key.startswith(model.base_model_prefix + ".")}
     if parts and missing >= parts.keys():
         kinds = " and a ".join(sorted({part.kind for part in parts.values()}))
