@@ -80,7 +80,9 @@ def test_no_code_of_a_checkpoint_runs_unasked(elsewhere: dict[str, Any]) -> None
 
 
 def test_what_is_not_folded_does_not_load(elsewhere: dict[str, Any]) -> None:
-    assert "lowrank_llama" in elsewhere["unfolded"]
+    assert elsewhere["unfolded"] == (
+        "this checkpoint is not folded: import foldrank.hf, or fold it (foldrank fold CHECKPOINT)"
+    )
 
 
 @pytest.fixture(scope="module")

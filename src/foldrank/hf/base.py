@@ -17,13 +17,19 @@ from foldrank.core.fold import unfolded_keys
 from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.parametrization import SPEC
 from foldrank.core.surgery import allow_saving_, describe, factorize_
-from foldrank.hf.remote_code import HEADS, auto_map, is_portable, write_modeling
+from foldrank.hf.modeling_lowrank_llama import tensor_parallel_plan
+from foldrank.hf.remote_code import HEADS, refer_to_modeling, write_modeling
 
 
 class LowRankConfigMixin(PreTrainedConfig):
     """Adds `low_rank` to a transformers config: a `LowRankConfig` as plain values, or None for a dense model."""
 
     low_rank: dict | None = None
+
+    @property
+    def base_model_tp_plan(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """How servers split the model over ranks, by names of modules; None where it cannot be split."""
+        return tensor_parallel_plan(super().base_model_tp_plan, self.low_rank, self.num_hidden_layers)
 
     @classmethod
     def from_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
@@ -45,6 +51,12 @@ class LowRankConfigMixin(PreTrainedConfig):
             low_rank = LowRankConfig.from_dict(low_rank)
         self.low_rank = low_rank and low_rank.to_dict()
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; beside the config go the modelling files that its `auto_map` names."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.low_rank is not None and getattr(self, "auto_map", None) is not None:
+            write_modeling(self, self.low_rank, Path(save_directory))
 
 
 class LowRankModelMixin(PreTrainedModel):
@@ -84,11 +96,9 @@ class LowRankModelMixin(PreTrainedModel):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As in transformers; a folded model also saves the modelling file with which it loads without foldrank."""
-        portable = refresh_config(self)
+        """As in transformers; with the modelling files by which a folded model loads without foldrank."""
+        refresh_config(self)
         super().save_pretrained(save_directory, is_main_process, **kwargs)
-        if portable and is_main_process:
-            write_modeling(self.config, self.config.low_rank, Path(save_directory))
 
 
 def check_saved(low_rank: Any) -> None:
@@ -174,8 +184,8 @@ def _by_full_names(model: PreTrainedModel, config: LowRankConfig) -> LowRankConf
     return replace(config, rank=full(config.rank), residual=residual)
 
 
-def refresh_config(model: PreTrainedModel) -> bool:
-    """Writes the low-rank layers of `model` as they are into its config; whether it then loads without foldrank."""
+def refresh_config(model: PreTrainedModel) -> None:
+    """Writes the low-rank layers of `model` as they are into its config, and where its classes are found."""
     low_rank = describe(model)
     fields = low_rank and low_rank.to_dict()
     if fields is not None:
@@ -185,9 +195,4 @@ def refresh_config(model: PreTrainedModel) -> bool:
             if table is not None and isinstance(table[key], dict):
                 table[key] = {name.removeprefix(prefix): value for name, value in table[key].items()}
     model.config.low_rank = fields
-    portable = fields is not None and is_portable(fields)
-    if fields is not None and portable:
-        model.config.auto_map = auto_map(model.config, fields)
-    else:
-        vars(model.config).pop("auto_map", None)
-    return portable
+    refer_to_modeling(model.config)

@@ -29,7 +29,7 @@ from foldrank.core.linear import PARAMETRIZATIONS
 from foldrank.hf.base import check_loaded, check_saved
 from foldrank.hf.checksums import CHECKSUMS, verify_checksums, write_checksums
 from foldrank.hf.foreign import foreign, one_line_of
-from foldrank.hf.remote_code import auto_map, is_portable, write_modeling
+from foldrank.hf.remote_code import refer_to_modeling
 from foldrank.hf.rewrite import rewrite
 from foldrank.hf.tokenizers import load_tokenizer
 from foldrank.structured import parse_json, read_json_table, read_text
@@ -220,9 +220,7 @@ def fold_checkpoint(
                 if file.is_file() and any(fnmatch(file.name, pattern) for pattern in COPIED):
                     shutil.copy2(file, work / file.name)
             config.low_rank = {**config.low_rank, **dict.fromkeys(PARAMETRIZATIONS)}
-            if is_portable(config.low_rank):
-                config.auto_map = auto_map(config, config.low_rank)
-                write_modeling(config, config.low_rank, work)
+            refer_to_modeling(config)
             config.save_pretrained(work)
             if (folder / CHECKSUMS).is_file():  # what nobody vouched for has none
                 write_checksums(work)

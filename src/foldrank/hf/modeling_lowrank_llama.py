@@ -4,6 +4,8 @@ foldrank writes this file into each folded checkpoint. It needs torch and transf
 Each converted layer computes y = B act(A x) (arXiv 2606.28932, after the fold), on SLTrain's backbone plus S x.
 """
 
+import re
+from collections import Counter
 from typing import Any
 
 import torch
@@ -57,12 +59,38 @@ class SparseLowRankLinear(LowRankLinear):
 BACKBONES = {"lowrank": LowRankLinear, "sltrain": SparseLowRankLinear}
 
 
+def tensor_parallel_plan(dense: dict[str, str] | None, low_rank: dict | None, blocks: int) -> dict[str, str] | None:
+    """How a server splits a model over ranks: never the rank, so that what ranks sum is as wide as the latent.
+
+    Of a layer that the dense architecture splits by its outputs, `up` is split by them; of one that it splits by its
+    inputs, `down` is; the other factor is on each rank.
+
+    Args:
+        dense: the architecture's plan, from the pattern of a module's name to how it is split; None has none.
+        low_rank: the config's.
+        blocks: decoder blocks of the model.
+
+    Returns:
+        The plan; None where there is none: unfolded, on another backbone, or with a layer dense in some blocks alone.
+    """
+    if dense is None or low_rank is None:
+        return dense
+    unfolded = low_rank["residual"] is not None or low_rank["scale"] is not None
+    if unfolded or low_rank["backbone"] != "lowrank" or not isinstance(low_rank["rank"], dict):
+        return None
+    counts = Counter(re.sub(r"\d+", "*", name) for name in low_rank["rank"])
+    if not counts.keys() <= dense.keys() or any(count != blocks for count in counts.values()):
+        return None
+    factors = {pattern: f"{pattern}.{'up' if dense[pattern].startswith('col') else 'down'}" for pattern in counts}
+    return {factors.get(pattern, pattern): style for pattern, style in dense.items()}
+
+
 def _insert_low_rank_layers(model: PreTrainedModel) -> None:
     low_rank = model.config.low_rank
     if low_rank is None:
         return
     if low_rank["residual"] is not None or low_rank["scale"] is not None:
-        raise ValueError("this checkpoint is not folded: load it with foldrank, or fold it first (foldrank fold)")
+        raise ValueError("this checkpoint is not folded: import foldrank.hf, or fold it (foldrank fold CHECKPOINT)")
     layer_class, prefix = BACKBONES[low_rank["backbone"]], model.base_model_prefix + "."
     for name, dense in list(model.named_modules()):
         rank = low_rank["rank"].get(name.removeprefix(prefix))
@@ -79,6 +107,10 @@ class LowRankLlamaConfig(DenseConfig):
 
     model_type = "lowrank_llama"
     low_rank: dict | None = None
+
+    @property
+    def base_model_tp_plan(self) -> Any:
+        return tensor_parallel_plan(super().base_model_tp_plan, self.low_rank, self.num_hidden_layers)
 
 
 class LowRankLlamaModel(DenseModel):

@@ -1,5 +1,7 @@
 """What lets a folded checkpoint load without foldrank: a modelling file, written for Llama, named for each family.
 
+An unfolded checkpoint has it too, which then says what to do instead of a library's guess.
+
 CR-Net has a second one, for Llama alone, which imports the first.
 """
 
@@ -50,9 +52,15 @@ FAMILIES: dict[type[PreTrainedConfig], Family] = {}
 """From each low-rank config class to its family; `low_rank_classes` fills it."""
 
 
-def is_portable(low_rank: Mapping[str, Any]) -> bool:
-    """Whether a model of this `LowRankConfig` loads from the modelling file: folded, and on a backbone it knows."""
-    return low_rank["residual"] is None and low_rank["scale"] is None and low_rank["backbone"] in template.BACKBONES
+def refer_to_modeling(config: Any) -> None:
+    """Sets a config's `auto_map` to the modelling files; takes it away where they know no such model.
+
+    Args:
+        config: of a low-rank class, its `low_rank` that of the model.
+    """
+    vars(config).pop("auto_map", None)
+    if config.low_rank is not None and config.low_rank["backbone"] in template.BACKBONES:
+        config.auto_map = auto_map(config, config.low_rank)
 
 
 def auto_map(config: PreTrainedConfig, low_rank: Mapping[str, Any]) -> dict[str, str]:
