@@ -125,7 +125,10 @@ def test_a_file_that_will_not_do_is_one_line(tmp_path: Path, fields: dict[str, A
         ),
         ({"model.fields": {"num_layers": 2}}, "fields are of a config, and none is named"),
         ({"model.config": "nowhere"}, "nowhere cannot be read as JSON"),
-        ({"model.config": "no/where"}, "model.config no/where: no such file, and on the hub"),
+        (
+            {"model.config": "no/where"},
+            "model.config: there is no such file here; on the hub no/where: the hub cannot be reached",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line(settings: dict[str, Any], says: str):

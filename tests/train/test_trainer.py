@@ -1,6 +1,7 @@
 """What Trainer is told: which weights decay, the learning rate at each step, and the data in our order."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from foldrank.data.order import ShuffledDataset
 from foldrank.data.sequences import PackedBlocks
@@ -130,6 +132,15 @@ def test_accumulated_steps_are_the_steps_of_the_whole_batch(micro_batch_size: in
 def test_a_forward_pass_takes_at_most_a_micro_batch(tmp_path: Path) -> None:
     arguments = training_arguments(SMALL.override({"train.batch_size": 8, "train.micro_batch_size": 3}), tmp_path)
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 4)
+
+
+def test_other_logs_know_the_run_by_its_folder_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    recipe = SMALL.override({"seed": 7, "train.report_to": ["all"]})
+    arguments = training_arguments(recipe, tmp_path / "wide")
+    assert (arguments.run_name, arguments.project) == ("wide-seed7", "foldrank")
+    assert set(arguments.report_to) == set(get_available_reporting_integrations())
+    assert os.environ["WANDB_PROJECT"] == "foldrank"
 
 
 @pytest.mark.parametrize(("dtype", "bf16"), [("float32", False), ("bfloat16", True)])

@@ -4,15 +4,28 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from foldrank.hub import PREFIX, download
+
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, what: str = "folder of a checkpoint") -> None:
     """Adds the checkpoint, and whether one that is not as it was saved is accepted."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=what)
+    what += f", or a repository on the Hugging Face hub as {PREFIX}OWNER/NAME"
+    parser.add_argument("checkpoint", type=checkpoint_folder, metavar="CHECKPOINT", help=what)
     parser.add_argument(
         "--accept-changes",
         action="store_true",
         help="read it although files are not as they were saved, because another tool has rewritten them",
     )
+
+
+def checkpoint_folder(text: str) -> Path:
+    """The folder of a checkpoint; of one on the hub, where it was downloaded to."""
+    if not text.startswith(PREFIX):
+        return Path(text)
+    try:
+        return download(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

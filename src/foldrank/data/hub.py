@@ -8,6 +8,7 @@ from typing import Any
 from foldrank.data.config import DataConfig
 from foldrank.data.files import missing_field
 from foldrank.extras import needed
+from foldrank.hub import is_reachable
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files by which a folder that `save_to_disk` wrote is known."""
@@ -56,6 +57,8 @@ def _load(datasets: Any, config: DataConfig, split: str) -> tuple[Any, int | Non
             raise ValueError("it has no splits")
         return saved, len(saved)
     name, _, revision = config.source.partition("@")
+    if not Path(name).exists() and not is_reachable():  # its library tries for half a minute
+        raise ValueError("the hub cannot be reached")
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

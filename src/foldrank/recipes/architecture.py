@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foldrank.hub import download
 from foldrank.structured import read_json_table
 
 OF_OTHERS = (
@@ -116,10 +117,7 @@ def _file(where: str) -> Path:
         return path / "config.json"
     if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", where) is None:
         return path
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(where, "config.json"))
-    except Exception as error:  # its own, and those of two libraries below it
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"model.config {where}: no such file, and on the hub: {reason}") from error
+        return download(where, ["config.json"]) / "config.json"
+    except ValueError as error:
+        raise ValueError(f"model.config: there is no such file here; on the hub {error}") from error

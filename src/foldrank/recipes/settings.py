@@ -242,7 +242,7 @@ class TrainConfig:
     """Steps between log entries."""
 
     report_to: Sequence[str] = ()
-    """Further logs, through Trainer's own integrations: tensorboard, trackio, wandb."""
+    """Further logs, through Trainer's own integrations: tensorboard, trackio, wandb; all: each that is installed."""
 
     loader_workers: Annotated[int, Bounds(0, 256)] = 0
     """Processes that read the data; 0: the training process itself."""

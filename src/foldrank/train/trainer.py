@@ -1,5 +1,6 @@
 """`Trainer` as a pre-training run needs it: our order of data, our perplexity, checkpoints that are whole or absent."""
 
+import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,6 +25,9 @@ from foldrank.train.block_costs import widths
 from foldrank.train.evaluate import by_source, evaluate_loss
 from foldrank.train.safe_checkpoints import SafeCheckpoints
 from foldrank.train.schedule import scheduler_arguments
+
+PROJECT = "foldrank"
+"""What trackers file a run under."""
 
 
 class PretrainTrainer(SafeCheckpoints):
@@ -179,10 +183,12 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """The recipe in `Trainer`'s terms. Activation checkpointing is not among them: the model has it (`build_model`)."""
     train = recipe.train
     known = get_available_reporting_integrations()
-    if missing := [name for name in train.report_to if name not in known]:
+    if missing := [name for name in train.report_to if name not in (*known, "all")]:
         raise ValueError(
             f"train.report_to: {missing[0]!r} is not installed; here there are: {', '.join(known) or 'none'}"
         )
+    if train.report_to:
+        os.environ.setdefault("WANDB_PROJECT", PROJECT)  # it takes it from nowhere else
     on_accelerator = torch.accelerator.is_available() and train.device != "cpu"
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
@@ -202,7 +208,9 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         bf16=train.dtype == "bfloat16",
         use_cpu=not on_accelerator,  # or bfloat16 would want an accelerator
         seed=recipe.seed,
-        report_to=list(train.report_to),
+        report_to=known if "all" in train.report_to else list(train.report_to),
+        project=PROJECT,
+        run_name=f"{out.absolute().name}-seed{recipe.seed}",
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         dataloader_num_workers=train.loader_workers,
