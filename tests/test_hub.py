@@ -38,7 +38,7 @@ def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("form", ["folded", "unfolded"])
 @pytest.mark.parametrize("call", ["push_to_hub", "save_pretrained"])
 def test_a_push_takes_the_modelling_file_along(uploaded: list[str], call: str, form: str, tmp_path: Path) -> None:
-    model = trained()
+    model: Any = trained()
     if form == "folded":
         fold_(model)
     if call == "push_to_hub":

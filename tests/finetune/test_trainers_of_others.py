@@ -56,7 +56,7 @@ def test_preferences_are_learned(folded: str, given: str, tmp_path: Path) -> Non
     model: Any = folded if given == "path" else AutoModelForCausalLM.from_pretrained(folded)
     arguments = DPOConfig(output_dir=str(tmp_path), max_length=64, **ARGUMENTS)
     data, tokenizer = Dataset.from_list(PAIRS).remove_columns("text"), AutoTokenizer.from_pretrained(folded)
-    trainer = DPOTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer)
+    trainer: Any = DPOTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer)
     trainer.train()
     assert low_rank_layers(trainer.model)
     assert len(learned(trainer.model, folded)) > len(low_rank_layers(trainer.model))
@@ -69,7 +69,8 @@ def test_rewards_are_learned(folded: str, tmp_path: Path) -> None:
     def letters(completions: list[str], **_: Any) -> list[float]:
         return [float(sum(letter == "e" for letter in text)) for text in completions]
 
-    trainer = GRPOTrainer(folded, letters, args=arguments, train_dataset=data, processing_class=tokenizer)
+    reward: Any = letters
+    trainer: Any = GRPOTrainer(folded, reward, args=arguments, train_dataset=data, processing_class=tokenizer)
     trainer.train()
     assert low_rank_layers(trainer.model)
 
@@ -89,7 +90,7 @@ def test_texts_and_chats_are_learned(finished_run: Run, rows: Any, tmp_path: Pat
         output_dir=str(tmp_path), max_length=64, assistant_only_loss="messages" in data.column_names, **ARGUMENTS
     )
     source: Any = data.to_iterable_dataset() if rows == "stream" else data
-    trainer = SFTTrainer(folded, args=arguments, train_dataset=source, processing_class=tokenizer)
+    trainer: Any = SFTTrainer(folded, args=arguments, train_dataset=source, processing_class=tokenizer)
     trainer.train()
     assert len(learned(trainer.model, folded)) > len(low_rank_layers(trainer.model))
 

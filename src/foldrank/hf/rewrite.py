@@ -45,8 +45,8 @@ def rewrite(
         OSError: where a file cannot be read or written.
     """
     with source.open("rb") as stream, _written(source, target) as out:
-        start, selected = _selected(stream, names)
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        start, metadata, selected = _selected(stream, names)
+        header: dict[str, Any] = {"__metadata__": metadata}
         end = 0
         for name, entry in selected:
             begin, end = end, end + _num_bytes(entry)
@@ -62,15 +62,15 @@ def rewrite(
     return end
 
 
-def _selected(stream: BinaryIO, names: Mapping[str, str]) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
-    """Where the tensors' bytes start, and the header's entries that `names` holds, as they will be written."""
+def _selected(stream: BinaryIO, names: Mapping[str, str]) -> tuple[int, Any, list[tuple[str, dict[str, Any]]]]:
+    """Where the tensors' bytes start, the file's metadata, and the entries that `names` holds, as they are written."""
     size = int.from_bytes(stream.read(8), "little")
     header = json.loads(stream.read(size))
     entries = [(name, header[name]) for name in header if name in names]
     entries.sort(key=lambda item: item[1]["data_offsets"][0])
     # As the library writes them already; others need not. Sorting keeps the order of those that are equally wide.
     entries.sort(key=lambda item: -_bits(item[1]["dtype"]))
-    return 8 + size, entries
+    return 8 + size, {"format": "pt"} | header.get("__metadata__", {}), entries
 
 
 def _encoded(header: Mapping[str, Any]) -> bytes:
