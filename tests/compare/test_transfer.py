@@ -64,6 +64,14 @@ def test_a_study_fine_tunes_what_it_compares_and_reports_it(corpus: Path, tmp_pa
     # What a killed process had finished of a run is not run again.
     name = next(record.id for record in finals if record.method == "cola")
     one = records[name]
+    failed = {**one.finetuned, "answers": {"error": "ValueError: the loss is nan at step 3"}}
+    write_record(out, replace(one, finetuned=failed))
+    analysis = analyse_folder(out)
+    (failure,) = analysis.failures
+    assert (failure.id, failure.stage) == (name, "fine-tuned: answers")
+    assert [len(each.records) for each in analysis.tables[0].transfers] == [1, 2, 2, 2]
+    assert foldrank("report", out).code == 0
+    assert "the loss is nan at step 3" in (out / "report.md").read_text()
     assert json.loads((out / "records" / f"{name}.json").read_text())["finetuned"].keys() == tasks.keys()
     write_record(out, replace(one, finetuned={}))
     refused = foldrank("compare", file, "--out", out)

@@ -26,9 +26,8 @@ from tests.runs import Run
 pytestmark = pytest.mark.apart
 
 GREEDY = Sampling(temperature=0)
-PROMPTS = [
-    f"{first} {second}" for first in ("bar", "kelt star", "mide nun losh", "Text 1\n") for second in ("b", "star")
-]
+STARTS, ENDS = ("bar", "kelt star", "mide nun losh", "Text 1\n"), ("b", "star", "nun", "x", "losh mide")
+PROMPTS = [f"{first} {second}" for first in STARTS for second in ENDS]
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +35,12 @@ def exported(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> dic
     model, tokenizer = load(finished_run.out / "folded")
     root = tmp_path_factory.mktemp("exported")
     export_onnx(model, tokenizer, root / "int8", precision="int8")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        command = ("export", finished_run.out / "folded", "--format", "onnx", "--out", root / "float32", "--json")
-        assert main([str(part) for part in command]) == 0
-    (root / "printed.json").write_text(printed.getvalue())
-    return {"float32": root / "float32", "int8": root / "int8"}
+    for name, form in (("float32", "onnx"), ("openvino", "openvino")):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            command = ("export", finished_run.out / "folded", "--format", form, "--out", root / name, "--json")
+            assert main([str(part) for part in command]) == 0
+        (root / f"{name}.json").write_text(printed.getvalue())
+    return {name: root / name for name in ("float32", "int8", "openvino")}
 
 
 def eager(folder: Path, prompt: str, count: int) -> str:
@@ -50,9 +50,10 @@ def eager(folder: Path, prompt: str, count: int) -> str:
     return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-def test_logits_and_greedy_texts_are_those_of_eager(finished_run: Run, exported: dict[str, Path]) -> None:
+@pytest.mark.parametrize("form", ["float32", "openvino"])
+def test_logits_and_greedy_texts_are_those_of_eager(finished_run: Run, exported: dict[str, Path], form: str) -> None:
     model, _ = load(finished_run.out / "folded")
-    runtime = Model(exported["float32"])
+    runtime = Model(exported[form])
     ids = torch.randint(320, (3, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(
@@ -64,15 +65,16 @@ def test_logits_and_greedy_texts_are_those_of_eager(finished_run: Run, exported:
         assert "".join(runtime.stream(prompt, max_new_tokens=20, sampling=GREEDY)) == text
 
 
-def test_a_batch_of_prompts_of_other_lengths_gives_what_each_gives_alone(exported: dict[str, Path]) -> None:
-    runtime = Model(exported["float32"])
+@pytest.mark.parametrize("form", ["float32", "openvino"])
+def test_a_batch_of_prompts_of_other_lengths_gives_what_each_gives_alone(exported: dict[str, Path], form: str) -> None:
+    runtime = Model(exported[form])
     alone = [runtime.generate(prompt, max_new_tokens=15, sampling=GREEDY)[0] for prompt in PROMPTS]
     assert runtime.generate(PROMPTS, max_new_tokens=15, sampling=GREEDY) == alone
 
 
 def test_int8_is_a_quarter_and_close(finished_run: Run, exported: dict[str, Path], foldrank: Foldrank) -> None:
     # Of a model as small as this one the graph is most of the file: the weights are compared.
-    sizes = {name: (folder / "model.onnx.data").stat().st_size for name, folder in exported.items()}
+    sizes = {name: (exported[name] / "model.onnx.data").stat().st_size for name in ("float32", "int8")}
     assert sizes["int8"] <= 0.3 * sizes["float32"]
     assert (exported["int8"] / "model.onnx.data").stat().st_mode == (exported["int8"] / "model.onnx").stat().st_mode
     source = Path(
@@ -131,7 +133,7 @@ def test_the_command_says_what_it_wrote_and_others_take_it(
     finished_run: Run, exported: dict[str, Path], tmp_path: Path, foldrank: Foldrank
 ) -> None:
     folded, out = finished_run.out / "folded", exported["float32"]
-    done = json.loads((out.parent / "printed.json").read_text())
+    done = json.loads(out.with_suffix(".json").read_text())
     assert done["largest_change_of_a_logit"] < 1e-4
     assert done["bytes"] == sum(file.stat().st_size for file in out.glob("model.onnx*"))
     again = foldrank("generate", out, "--prompt", "bar", "--temperature", 0, "--max-new-tokens", 9, "--json")
@@ -154,14 +156,24 @@ def test_the_command_says_what_it_wrote_and_others_take_it(
         assert "--device is cuda, and an exported model runs on the CPU" in refused.stderr
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "runtime.json", "model.onnx.data"])
+def test_a_graph_for_openvino_is_of_float32(finished_run: Run, exported: dict[str, Path], foldrank: Foldrank) -> None:
+    folder = exported["openvino"]
+    done = json.loads(folder.with_suffix(".json").read_text())
+    assert done["largest_change_of_a_logit"] < 1e-4
+    assert done["bytes"] > 4 * done["parameters_low_rank"]
+    assert {"model.xml", "model.bin", "runtime.json", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    again = foldrank("generate", folder, "--prompt", "bar", "--temperature", 0, "--max-new-tokens", 9, "--json")
+    assert again.json["text"] == "bar" + eager(finished_run.out / "folded", "bar", 9)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "runtime.json", "model.onnx.data", "model.xml"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "rubbish"])
 def test_a_damaged_folder_is_refused_in_one_line(
     exported: dict[str, Path], tmp_path: Path, foldrank: Foldrank, name: str, damage: str
 ) -> None:
     folder = tmp_path / "damaged"
     folder.mkdir()
-    for file in exported["float32"].iterdir():
+    for file in exported["openvino" if name == "model.xml" else "float32"].iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     content = (folder / name).read_bytes()
     (folder / name).unlink()

@@ -108,6 +108,8 @@ def test_what_is_no_data_is_refused(tmp_path: Path, settings: dict[str, str], me
     ("settings", "message"),
     [
         ({"data": "x", "epochs": 0}, "epochs must be a number above 0, got 0"),
+        ({"data": "x", "epochs": "3"}, "epochs: should be a number, got '3'"),
+        ({"data": "x", "batch_size": True}, "batch_size: should be a number, got True"),
         ({"data": "x", "learning_rat": 1}, "there is no setting 'learning_rat'"),
         ({"data": "x", "task": "chat"}, "task: Input should be"),
         ({}, "data is missing"),

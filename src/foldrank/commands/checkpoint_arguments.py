@@ -51,16 +51,13 @@ def device_of(arguments: argparse.Namespace) -> str:
 
 
 def is_exported(arguments: argparse.Namespace) -> bool:
-    """Whether the checkpoint is what `foldrank export --format onnx` writes, which ONNX Runtime runs on the CPU.
+    """Whether the checkpoint is a graph that `foldrank export` wrote, which its runtime runs on the CPU.
 
     Raises:
-        ValueError: where it is, and onnxruntime is not installed or another device is asked for.
+        ValueError: where it is, and another device is asked for.
     """
-    from foldrank.extras import needed
-
     if not (arguments.checkpoint / "runtime.json").is_file():
         return False
-    needed("onnxruntime", f"running {arguments.checkpoint}", extra="onnx")
     if arguments.device == "cuda":
         raise ValueError("--device is cuda, and an exported model runs on the CPU")
     return True

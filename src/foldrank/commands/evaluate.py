@@ -80,9 +80,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     device = device_of(arguments)
     if exported:
-        from foldrank.export.onnx_model import OnnxModel
+        from foldrank.export.exported_model import ExportedModel
 
-        model: Any = OnnxModel(arguments.checkpoint)
+        model: Any = ExportedModel(arguments.checkpoint)
         tokenizer = load_tokenizer(arguments.checkpoint)
     else:
         model, tokenizer = load(arguments.checkpoint, accept_changes=arguments.accept_changes, tell=notes.append)

@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write a checkpoint for other tools. dense: a plain model of its family, W = B A, for tools that know nothing "
         "of low rank (llama.cpp, Ollama, any serving); as large as the dense model again, and possible where nothing "
-        "stands between the factors. onnx: a graph with a key-value cache and its tokenizer, which foldrank.runtime "
-        "runs without torch (docs/export.md)."
+        "stands between the factors. onnx, openvino: a graph with a key-value cache and its tokenizer, which "
+        "foldrank.runtime runs without torch (docs/export.md)."
     )
     add_checkpoint_arguments(parser, "folder of a folded checkpoint")
-    parser.add_argument("--format", choices=("dense", "onnx"), default="dense", help="default: dense")
+    parser.add_argument("--format", choices=("dense", "onnx", "openvino"), default="dense", help="default: dense")
     parser.add_argument(
         "--precision", choices=("float32", "int8"), help="of the weights of --format onnx (default: float32)"
     )
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     refuse_existing(out, option="--out")
     notes: list[str] = []
     model, tokenizer = load(folder, accept_changes=arguments.accept_changes, tell=notes.append)
-    of_format = _onnx if arguments.format == "onnx" else _dense
+    of_format = _dense if arguments.format == "dense" else _graph
     result = {
         "checkpoint": str(folder),
         "out": str(out),
@@ -67,14 +67,18 @@ def _dense(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[st
     return {"model": type(dense).__name__, "parameters": count_parameters(dense), **compared}
 
 
-def _onnx(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+def _graph(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from foldrank.export.onnx import export_onnx
+    from foldrank.export.openvino import export_openvino
 
     precision = arguments.precision or "float32"
     ids, logits = _reference(arguments.checkpoint, model.float())
-    size = export_onnx(model, tokenizer, arguments.out, precision=precision)
+    if arguments.format == "onnx":
+        size = export_onnx(model, tokenizer, arguments.out, precision=precision)
+    else:
+        size = export_openvino(model, tokenizer, arguments.out)
     from foldrank.runtime import Model  # its packages are there, or the export had been refused
 
     compared = _compared(torch.from_numpy(Model(arguments.out).logits(ids.numpy())), logits)
@@ -109,9 +113,10 @@ def show(result: dict[str, Any]) -> None:
         f"largest change of a logit {result['largest_change_of_a_logit']:.1e} over {result['tokens_compared']} random "
         "tokens"
     )
-    if result["format"] == "onnx":
+    if result["format"] != "dense":
+        name = {"onnx": "ONNX", "openvino": "OpenVINO"}[result["format"]]
         print(
-            f"{result['out']}: an ONNX graph in {result['precision']}, {result['bytes']:,} bytes, "
+            f"{result['out']}: a graph for {name} in {result['precision']}, {result['bytes']:,} bytes, "
             f"{result['parameters_low_rank']:,} parameters; {change}"
         )
         print(f"let it write: foldrank generate {result['out']} --prompt TEXT, or python -m foldrank.runtime")

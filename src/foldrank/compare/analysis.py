@@ -1,7 +1,7 @@
 """From a study and its records to everything that a report shows: one frozen tree of plain data."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """A run that failed."""
+    """A run that failed, or a fine-tuning of one."""
 
     id: str
     corpus: str
@@ -144,7 +144,7 @@ def analyse(study: Study, records: Mapping[str, Record], unfinished: Sequence[Un
         seeds=tuple(study.seeds),
         sweep_seeds=tuple(study.sweep.seeds),
         tables=tables,
-        failures=tuple(_failure(run) for run in known.values() if failed(run)),
+        failures=tuple(failure for run in known.values() for failure in _failures(run)),
         orphaned_records=tuple(name for name in records if name not in known),
         unfinished=tuple(unfinished),
         made_with=_made_with(known.values()),
@@ -270,17 +270,21 @@ def _spectra(runs: Mapping[str, Sequence[Record]]) -> tuple[Spectrum, ...]:
     return tuple(sorted(found, key=lambda entry: _natural(entry.layer)))
 
 
-def _failure(run: Record) -> Failure:
-    return Failure(
-        id=run.id,
-        corpus=run.corpus,
-        size=run.size,
-        method=run.method,
-        stage=run.stage,
-        learning_rate=run.learning_rate,
-        seed=run.seed,
-        error=_printable(run.error or "it finished with a loss that is not a number"),
-    )
+def _failures(run: Record) -> Iterator[Failure]:
+    """Of a run, and of its fine-tunings."""
+    errors = {run.stage: run.error or "it finished with a loss that is not a number"} if failed(run) else {}
+    errors |= {f"fine-tuned: {name}": each["error"] for name, each in run.finetuned.items() if "error" in each}
+    for stage, error in errors.items():
+        yield Failure(
+            id=run.id,
+            corpus=run.corpus,
+            size=run.size,
+            method=run.method,
+            stage=stage,
+            learning_rate=run.learning_rate,
+            seed=run.seed,
+            error=_printable(error),
+        )
 
 
 def _pairs_of(table: Table) -> Iterable[Against]:

@@ -48,7 +48,7 @@ class Record:
     layer those of B A, whatever stands between the factors. Only of the first seed of a method's final runs."""
 
     finetuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What the fine-tunings of its folded model measured, by their names in the study."""
+    """What the fine-tunings of its folded model measured, by their names in the study; of one that failed, `error`."""
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """All settings of the run."""
@@ -70,6 +70,11 @@ class Record:
     def finished(self) -> bool:
         """Whether the run finished."""
         return self.error is None and self.metrics is not None
+
+    def tuned(self, task: str) -> Mapping[str, Any] | None:
+        """What a fine-tuning measured; None where there was none, or it failed."""
+        figures = self.finetuned.get(task)
+        return None if figures is None or "error" in figures else figures
 
 
 def write_record(study: Path, record: Record) -> None:

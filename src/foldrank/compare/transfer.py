@@ -39,13 +39,13 @@ def transfers(finished: Mapping[str, Sequence[Record]], against: Mapping[str, Se
         _transfer(task, method, finished, against.get(method, ()))
         for task in tasks
         for method, runs in finished.items()
-        if any(task in run.finetuned for run in runs)
+        if any(run.tuned(task) for run in runs)
     )
 
 
 def _transfer(task: str, method: str, finished: Mapping[str, Sequence[Record]], others: Sequence[str]) -> Transfer:
-    runs = [run for run in finished[method] if task in run.finetuned]
-    figures = [run.finetuned[task] for run in runs]
+    runs = [run for run in finished[method] if run.tuned(task)]
+    figures = [figures for run in runs if (figures := run.tuned(task))]
     accuracies = [each["after"]["accuracy"] for each in figures if "accuracy" in each["after"]]
     return Transfer(
         task=task,
@@ -64,4 +64,4 @@ def _transfer(task: str, method: str, finished: Mapping[str, Sequence[Record]], 
 
 
 def _losses(runs: Sequence[Record], task: str) -> dict[int, float]:
-    return {run.seed: run.finetuned[task]["after"]["loss"] for run in runs if task in run.finetuned}
+    return {run.seed: figures["after"]["loss"] for run in runs if (figures := run.tuned(task))}

@@ -142,7 +142,12 @@ def _finetuned(study: Study, name: str, run: Run, folder: RunFolder) -> dict[str
     tuned = FinetuneFolder(out)
     if tuned.metrics.exists():
         return read_json_table(tuned.metrics)
-    return finetune(folder.folded, settings, out, resume=tuned.is_run(), quiet=True).to_dict()
+    begun = tuned.is_run()
+    try:
+        return finetune(folder.folded, settings, out, resume=begun, quiet=True).to_dict()
+    except ValueError as error:
+        _free_memory()
+        return {"error": _line(error)}  # as of a run: what a method does is a result
 
 
 def _line(error: BaseException) -> str:

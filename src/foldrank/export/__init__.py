@@ -1,1 +1,1 @@
-"""Folded checkpoints in forms for other runtimes. `runtime` runs what `onnx` writes."""
+"""Folded checkpoints in forms for other runtimes. `runtime` runs what `onnx` and `openvino` write."""

@@ -141,6 +141,7 @@ def _settings(
     rotary = any("rotary" in name for name, _ in model.named_modules())
     return {
         "schema": SCHEMA,
+        "format": "onnx",
         "model_type": model.config.model_type,
         "precision": precision,
         "vocab_size": model.config.vocab_size,

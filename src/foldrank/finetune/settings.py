@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT
-from foldrank.recipes.schema import text_fields
+from foldrank.recipes.schema import others_in_place_of_numbers, text_fields
 from foldrank.recipes.settings import OptimizerName
 
 Task = Literal["language", "classification"]
@@ -115,6 +115,8 @@ class FinetuneSettings:
         Raises:
             ValueError: one line that names what is unknown, of the wrong type or out of range.
         """
+        if problems := others_in_place_of_numbers(values, _properties()):
+            raise ValueError("; ".join(problems))
         try:
             return _adapter().validate_python(dict(values), strict=False)
         except ValidationError as error:

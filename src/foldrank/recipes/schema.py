@@ -76,7 +76,7 @@ class Recipe:
         Raises:
             ValueError: one line that names each setting that is unknown, of the wrong type or out of range.
         """
-        if problems := [*_others_in_place_of_numbers(settings), *_short_form_beside_config(settings)]:
+        if problems := [*others_in_place_of_numbers(settings, _fields()), *_short_form_beside_config(settings)]:
             raise ValueError("; ".join(problems))
         try:
             recipe = _ADAPTER.validate_python(_with_tuples(_with_new_names(settings)))
@@ -154,7 +154,7 @@ def text_fields(schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
     return {name: "null" in _kinds(part) for name, part in schemas.items() if _kinds(part) <= {"string", "null"}}
 
 
-def _kinds(setting: Mapping[str, Any]) -> set[str | None]:
+def _kinds(setting: Mapping[str, Any]) -> set[Any]:
     """The types of JSON that a setting may have."""
     return {choice.get("type") for choice in setting.get("anyOf", [setting])}
 
@@ -169,10 +169,15 @@ def _types(schema: Any) -> set[str]:
     return own.union(*map(_types, schema.values()))
 
 
-def _others_in_place_of_numbers(settings: Mapping[str, Any]) -> list[str]:
-    """Pydantic would take `1_000` for a thousand, and `true` for one."""
+def others_in_place_of_numbers(settings: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is wrong with settings that pydantic would let pass: it takes `1_000` for a thousand, and `true` for one.
+
+    Args:
+        settings: a tree of values.
+        schemas: from each setting's dotted name to its JSON schema.
+    """
     problems = []
-    for dotted, setting in _fields().items():
+    for dotted, setting in schemas.items():
         value: Any = settings
         for name in dotted.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None

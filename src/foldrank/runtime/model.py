@@ -6,53 +6,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime import OrtValue
 from tokenizers import Tokenizer
 
+from foldrank.runtime.engines import ENGINES, Engine
 from foldrank.runtime.sampling import Sampling, next_tokens
 
-SETTINGS, GRAPH, TOKENIZER = "runtime.json", "model.onnx", "tokenizer.json"
-
-CACHE = "input.past_key_values."
-"""How the names of the cache's inputs begin; its outputs come in the same order, after the logits."""
+SETTINGS, TOKENIZER = "runtime.json", "tokenizer.json"
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer writes for a character of which bytes are missing."""
 
 
 class Model:
-    """A model in a folder that `foldrank export --format onnx` wrote.
+    """A model in a folder that `foldrank export` wrote, as ONNX or for OpenVINO.
 
     Args:
-        folder: with `model.onnx`, `tokenizer.json` and `runtime.json`.
-        threads: of the processor; None: as many as onnxruntime takes.
+        folder: with `model.onnx` or `model.xml`, `tokenizer.json` and `runtime.json`.
+        threads: of the processor; None: as many as the engine takes.
 
     Raises:
-        ValueError: where the folder holds no such model, or it is damaged.
+        ValueError: where the folder holds no such model, it is damaged, or its engine is not installed.
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
         folder = Path(folder)
         self.settings = _settings(folder)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # Both keep memory for the next step, which is a longer one.
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        package, engine = ENGINES[self.settings["format"]]
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-            self.session = onnxruntime.InferenceSession(
-                str(folder / GRAPH), options, providers=["CPUExecutionProvider"]
-            )
+            self.engine: Engine = engine(folder / engine.graph, threads)
+        except ImportError as error:
+            raise ValueError(f"running {folder} needs the package {package}: pip install {package}") from error
         except Exception as error:
             raise ValueError(f"{folder} holds a damaged model: {' '.join(str(error).split())}") from error
         self.ends: frozenset[int] = frozenset(self.settings["end_tokens"])
         self.max_positions: int | None = self.settings["max_positions"]
-        self._outputs = [output.name for output in self.session.get_outputs()]
-        self._caches = [value.name for value in self.session.get_inputs() if value.name.startswith(CACHE)]
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens added."""
@@ -66,7 +55,7 @@ class Model:
         """
         batch, time = ids.shape
         mask = np.ones((batch, time), np.int64)
-        return self._run(ids, mask, self._empty_cache(batch), np.arange(time))[0].numpy()
+        return self._run(ids, mask, self._empty_cache(batch), np.arange(time))[0]
 
     def generate(
         self,
@@ -150,8 +139,8 @@ class Model:
         mask = np.array([[0] * (longest - len(each)) + [1] * len(each) for each in encoded], np.int64)
         cache, random = self._empty_cache(len(prompts)), np.random.default_rng(seed)
         for _ in range(max_new_tokens):
-            logits, *cache = self._run(ids, mask, cache, np.array([ids.shape[1] - 1]))
-            last = logits.numpy()[:, -1]
+            logits, cache = self._run(ids, mask, cache, np.array([ids.shape[1] - 1]))
+            last = logits[:, -1]
             if not np.isfinite(last).all():
                 raise ValueError("the model's outputs are not finite: its weights hold NaN or infinity")
             tokens = next_tokens(last, sampling, random)
@@ -159,7 +148,7 @@ class Model:
             ids = tokens.astype(np.int64)[:, None]
             mask = np.concatenate([mask, np.ones((len(prompts), 1), np.int64)], axis=1)
 
-    def _run(self, ids: NDArray, mask: NDArray, cache: Sequence[OrtValue], kept: NDArray) -> list[OrtValue]:
+    def _run(self, ids: NDArray, mask: NDArray, cache: Sequence[Any], kept: NDArray) -> tuple[NDArray, list[Any]]:
         """Logits of the positions `kept`, and the cache that grew."""
         positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         feeds = {
@@ -168,31 +157,33 @@ class Model:
             "position_ids": np.ascontiguousarray(positions, np.int64),
             "logits_to_keep": kept.astype(np.int64),
         }
-        values: dict[str, Any] = {name: OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
-        values |= dict(zip(self._caches, cache, strict=True))
-        return list(self.session.run_with_ort_values(self._outputs, values))
+        return self.engine.run(feeds, cache)
 
-    def _empty_cache(self, batch: int) -> list[OrtValue]:
-        shape = (batch, self.settings["key_value_heads"], 0, self.settings["head_size"])
-        return [OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for _ in self._caches]
+    def _empty_cache(self, batch: int) -> list[Any]:
+        return self.engine.empty_cache(batch, self.settings["key_value_heads"], self.settings["head_size"])
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    missing = [name for name in (SETTINGS, GRAPH, TOKENIZER) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder} is no exported model: it has no {missing[0]} (foldrank export --format onnx)")
+    _refuse_missing(folder, SETTINGS, TOKENIZER)
     try:
         settings = json.loads((folder / SETTINGS).read_text("utf-8"))
+        graph = ENGINES[settings["format"]][1].graph
         heads, size, most = (settings[name] for name in ("key_value_heads", "head_size", "max_positions"))
         whole = [heads, size, *settings["end_tokens"], *([] if most is None else [most])]
         if not all(isinstance(value, int) and value >= 0 for value in whole):
             raise TypeError("numbers")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
+    _refuse_missing(folder, graph)
     return settings
+
+
+def _refuse_missing(folder: Path, *names: str) -> None:
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} is no exported model: it has no {missing[0]} (foldrank export --format onnx)")
 
 
 def _cut(text: str, stop: Sequence[str]) -> int | None:

@@ -10,11 +10,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from foldrank.runtime import Model
 
 
-class OnnxModel(nn.Module):
-    """Logits by ONNX Runtime. It has no parameters but one, which says that it lives on the CPU.
+class ExportedModel(nn.Module):
+    """Logits by the runtime of an exported model. It has no parameters but one, which says that it lives on the CPU.
 
     Args:
-        folder: that `foldrank export --format onnx` wrote.
+        folder: that `foldrank export` wrote, as ONNX or for OpenVINO.
 
     Raises:
         ValueError: where it holds no such model.
