@@ -56,6 +56,15 @@ def one_thread() -> None:
 
 
 @pytest.fixture
+def graphs_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled blocks run the operations of their graph as they are: a kernel takes four seconds to compile."""
+    from torch import nn
+
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **how: compile_(module, **{"backend": "aot_eager", **how}))
+
+
+@pytest.fixture
 def usual_memory() -> Iterator[None]:
     """An environment that says nothing of memory; what the test, or foldrank in it, sets there is gone afterwards."""
     with patch.dict(os.environ):

@@ -1,6 +1,6 @@
 """Malformed calls, drawn from a fixed seed: exit 0 or 2, one line, no traceback, nothing left behind, no code run.
 
-FUZZ_SECONDS bounds the time (40 in the suite) and FUZZ_SEED starts elsewhere; a failure names the call that made it.
+FUZZ_SECONDS bounds the time (30 in the suite) and FUZZ_SEED starts elsewhere; a failure names the call that made it.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from foldrank.recipes.schema import field_help
 from .called import tree
 from .runs import Run
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "40"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "30"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 LIMIT = 60
 """Seconds of one call, far above what any takes."""

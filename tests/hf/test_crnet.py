@@ -167,6 +167,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients(keeps: Any) -> N
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.usefixtures("graphs_without_kernels")
 def test_blocks_compile_one_by_one() -> None:
     torch.compiler.reset()
     plain: Any = trained(CRNET["dlr"], **DEEP).train()

@@ -57,6 +57,7 @@ def test_a_run_with_compiled_blocks_is_the_same_run_and_goes_on(recipe_file: Pat
         assert torch.equal(tensor, weights[name])
 
 
+@pytest.mark.usefixtures("graphs_without_kernels")
 def test_gradients_of_compiled_blocks_that_are_computed_again_under_a_loss_by_chunks() -> None:
     memory = {"train.activation_checkpointing": "block", "train.chunked_loss": True}
     recipe = RECIPES["demo"].override({**SMALL_MODEL, **memory})
@@ -71,6 +72,7 @@ def test_gradients_of_compiled_blocks_that_are_computed_again_under_a_loss_by_ch
         assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-7), name
 
 
+@pytest.mark.usefixtures("graphs_without_kernels")
 def test_blocks_that_keep_their_latents_are_right_where_they_are_asked_to_be_compiled() -> None:
     recipe = RECIPES["demo"].override({**SMALL_MODEL, "train.activation_checkpointing": "latents"})
     ids = torch.arange(2 * 16).view(2, 16)

@@ -87,7 +87,7 @@ def assert_same_run(out: Path, other: Path) -> None:
         assert one[key] == two[key]
 
 
-def test_killed_a_dozen_times_it_ends_as_if_never_interrupted(
+def test_killed_again_and_again_it_ends_as_if_never_interrupted(
     recipe: Path, undisturbed: Path, start: Callable[..., BaseProcess], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -95,7 +95,7 @@ def test_killed_a_dozen_times_it_ends_as_if_never_interrupted(
     partial = out / "checkpoints" / "partial"
     kills = during_save = 0
     resume: list[str] = []
-    while kills < 12:
+    while kills < 8:
         process = start("pretrain", recipe, "--out", out, "--json", *resume)
         done = max((entry["step"] for entry in logged(out)), default=0) if resume else 0
         in_save = chance.random() < 0.5
@@ -117,8 +117,8 @@ def test_killed_a_dozen_times_it_ends_as_if_never_interrupted(
             break
         if (out / "config.yaml").exists():
             resume = ["--resume"]
-    assert kills == 12
-    assert during_save >= 3
+    assert kills == 8
+    assert during_save >= 2
     final = start("pretrain", recipe, "--out", out, "--json", "--resume")
     final.join()
     assert final.exitcode == 0

@@ -1,4 +1,4 @@
-"""Runs a model that `foldrank export --format onnx` wrote: onnxruntime, tokenizers and numpy, no torch.
+"""Runs a model that `foldrank export` wrote: onnxruntime or OpenVINO, tokenizers and numpy, no torch.
 
 It imports nothing else of foldrank, and is a wheel of its own, `foldrank-runtime`, for devices that are to hold little.
 

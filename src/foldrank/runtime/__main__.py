@@ -10,7 +10,7 @@ from foldrank.runtime.sampling import Sampling
 def main() -> int:
     """Returns 0, or 2 after one line that says what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m foldrank.runtime", description="Let an exported model write.")
-    parser.add_argument("folder", help="that foldrank export --format onnx wrote")
+    parser.add_argument("folder", help="that foldrank export wrote, as onnx or openvino")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max-new-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token")
