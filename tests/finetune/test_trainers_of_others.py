@@ -75,7 +75,9 @@ def test_rewards_are_learned(folded: str, tmp_path: Path) -> None:
     assert low_rank_layers(trainer.model)
 
 
-@pytest.mark.parametrize("rows", [PAIRS, "stream", chats(16)], ids=["text", "stream", "messages"])
+@pytest.mark.parametrize(
+    "rows", [PAIRS, "stream", chats(16), prompts(16)], ids=["text", "stream", "messages", "prompts"]
+)
 def test_texts_and_chats_are_learned(finished_run: Run, rows: Any, tmp_path: Path) -> None:
     folded = str(finished_run.out / "folded")
     data = Dataset.from_list(PAIRS if rows == "stream" else rows)

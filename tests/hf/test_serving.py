@@ -16,6 +16,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
@@ -88,6 +89,44 @@ def test_each_way_to_generate_comes_to_the_same_tokens(root: Path, form: str, ho
     made = {"assistant_model": lambda: load(root / "folded"), "streamer": lambda: TextStreamer(words())}
     how = {name: made[name]() if name in made else value for name, value in how.items()}
     assert torch.equal(model.generate(prompt, **GREEDY, **how), model.generate(prompt, **GREEDY))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_beams_are_at_least_as_likely_as_the_greedy_tokens(root: Path, form: str) -> None:
+    model, prompt = load(root / form), TOKENS[:1, 1:5]
+
+    def likelihood(**how: Any) -> float:
+        tokens = model.generate(prompt, **GREEDY, **how)
+        with torch.no_grad():
+            return -model(input_ids=tokens, labels=tokens).loss.item()
+
+    assert likelihood(num_beams=3) >= likelihood() - 1e-6
+
+
+@pytest.mark.apart
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_it_is_exported_and_compiled_ahead_of_time(root: Path, tmp_path: Path) -> None:
+    model = load(root / "folded")
+    program = torch.export.export(model, (), {"input_ids": TOKENS, "use_cache": False}, strict=False)
+    expected = logits(model)
+    torch.testing.assert_close(program.module()(input_ids=TOKENS, use_cache=False).logits, expected)
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    compiled: Any = torch._inductor.aoti_load_package(package)
+    torch.testing.assert_close(compiled(input_ids=TOKENS, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_average_of_its_weights_is_a_model_that_folds(root: Path, form: str, tmp_path: Path) -> None:
+    model = load(root / form)
+    average: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    average.update_parameters(model)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    average.update_parameters(model)
+    assert bool(fold_(average.module).errors) == (form == "unfolded")
+    average.module.save_pretrained(tmp_path)
+    expected = 2 * logits(load(root / form))
+    torch.testing.assert_close(logits(load(tmp_path)), expected, rtol=1e-4, atol=1e-5)
 
 
 def words() -> PreTrainedTokenizerFast:

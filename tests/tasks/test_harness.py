@@ -1,6 +1,8 @@
 """Tasks through lm-eval: its scores are those of the model, and chance stands beside them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,20 @@ def test_what_is_no_task_is_refused(
     done = foldrank("evaluate", finished_run.out / "folded", *arguments)
     assert (done.code, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
+
+
+def test_lm_evals_own_command_takes_the_checkpoint(finished_run: Run, tmp_path: Path) -> None:
+    file, folded = local_task(tmp_path), finished_run.out / "folded"
+    (ours,) = evaluate_tasks(*load(folded), [str(file)], limit=None, batch_size=4)
+    program = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--include_path", str(tmp_path)]
+    program += ["--model_args", f"pretrained={folded},trust_remote_code=True", "--device", "cpu"]
+    done = subprocess.run(
+        [*program, "--tasks", "local_choice", "--output_path", str(tmp_path / "out.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (written,) = tmp_path.rglob("out*.json")
+    theirs = json.loads(written.read_text())["results"]["local_choice"]["acc,none"]
+    assert theirs == pytest.approx(ours.value)

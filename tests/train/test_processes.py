@@ -1,6 +1,7 @@
 """The same command under torchrun: the same run, shared by two processes, folded at its end or at its start."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -46,7 +47,6 @@ def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Pat
             "sequence_length": 16,
             "eval_every": 4,
             "save_every": 4,
-            "device": "cpu",
             "weight_decay": 3.0,  # strong, so that one without its anchor would show in these few steps
         },
     }
@@ -74,13 +74,16 @@ def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Pat
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     program = tmp_path / "several.py"
     program.write_text(SEVERAL)
-    done = subprocess.run([*launch, str(program), str(commands)], capture_output=True, text=True, check=False)
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, str(program), str(commands)], capture_output=True, text=True, check=False, env=hidden
+    )
     assert done.returncode == 0, done.stderr
     printed = [json.loads(text) for text in done.stdout.split("\f") if text.strip()]
     assert len(printed) == len(arms)  # one object each, although two processes ran
     for number, ((optimizer, options), two) in enumerate(zip(arms, printed, strict=True)):
         mixture = {"data.sources": sources, "train.document_mask": True} if options is mixed else {}
-        asked = load_recipe(str(recipe), {"train.optimizer": optimizer, **mixture})
+        asked = load_recipe(str(recipe), {"train.optimizer": optimizer, "train.device": "cpu", **mixture})
         one = pretrain(asked, tmp_path / f"one-{number}", quiet=True)
         assert two["tokens_by_source"] == one.tokens_by_source
         assert two["val_tokens"] == one.val_tokens

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.core.inventory import count_parameters
@@ -29,6 +28,7 @@ from foldrank.provenance import commit, sha256_of_file, versions
 from foldrank.train.callbacks import JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.evaluate import check_fits, evaluate_loss
 from foldrank.train.pretrain import InterruptedRunError
+from foldrank.train.processes import shared_by
 from foldrank.train.run_folder import save
 
 DEFAULT_LENGTH = 512
@@ -76,7 +76,7 @@ def finetune(
         FileExistsError: where `out` holds something and neither `overwrite` nor `resume` is given.
         InterruptedRunError: after SIGTERM, SIGINT or SIGHUP, with a checkpoint saved.
     """
-    processes = PartialState(cpu=settings.device == "cpu")
+    processes = shared_by(settings.device)
     folder = FinetuneFolder(out)
     with folder.claimed() if processes.is_main_process else nullcontext():
         # Refuse what cannot work before anything is made or deleted.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,6 +22,7 @@ from foldrank.finetune.language import Tokenized
 from foldrank.finetune.settings import FinetuneSettings
 from foldrank.optim import factor_optimizer
 from foldrank.recipes.settings import micro_batch_size
+from foldrank.train.processes import shared_by
 from foldrank.train.safe_checkpoints import SafeCheckpoints
 
 
@@ -114,7 +114,7 @@ def _optimizer(model: PreTrainedModel, settings: FinetuneSettings) -> torch.opti
 
 def _arguments(settings: FinetuneSettings, out: Path) -> dict[str, Any]:
     on_accelerator = torch.accelerator.is_available() and settings.device != "cpu"
-    processes = PartialState(cpu=settings.device == "cpu").num_processes
+    processes = shared_by(settings.device).num_processes
     micro = micro_batch_size(settings.batch_size, settings.micro_batch_size, processes)
     return {
         "output_dir": str(out),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback
 
 from foldrank.atomic import write_text
@@ -32,6 +31,7 @@ from foldrank.train.metrics import RunMetrics
 from foldrank.train.model import build_model, check_recipe, resolve_vocab_size
 from foldrank.train.model_card import model_card
 from foldrank.train.perturbation import start_losses
+from foldrank.train.processes import shared_by
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.schedule import stable_until
 from foldrank.train.trainer import PretrainTrainer, training_arguments
@@ -97,7 +97,7 @@ def pretrain(
         InterruptedRunError: after SIGTERM, SIGINT or SIGHUP, with a checkpoint saved.
         PausedRunError: after `pause_after`.
     """
-    processes = PartialState(cpu=recipe.train.device == "cpu")
+    processes = shared_by(recipe.train.device)
     recipe = replace(recipe, data=resolve_source(recipe.data))
     run = RunFolder(out)
     claimed = run.claimed() if processes.is_main_process else nullcontext()
