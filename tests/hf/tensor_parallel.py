@@ -1,4 +1,4 @@
-"""Run under torchrun by test_serving.py: a folded checkpoint split over two processes, with foldrank and without.
+"""Run under torchrun by test_serving.py: a checkpoint split over two processes, by tensors or by FSDP2.
 
 Arguments: the folder with the checkpoints. Writes `facts.json` there.
 """
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -44,6 +46,19 @@ def is_split(value: Any) -> bool:
     return hasattr(value, "to_local") and value.to_local().shape != value.shape
 
 
+def resaved(folder: Path, out: Path) -> bool:
+    """Whether a model that FSDP2 sharded saves, from both processes, what it was."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    mesh = init_device_mesh("cpu", (2,))
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.save_pretrained(out)
+    dist.barrier()
+    one, two = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -55,6 +70,8 @@ if __name__ == "__main__":
     import foldrank.hf  # noqa: F401 - registers the classes
 
     within = {path.name: facts(path) for path in sorted(root.iterdir()) if path.is_dir()}
+    saved = {name: resaved(root / name, root / f"{name}.sharded") for name in ("cola", "unfolded")}
     if dist.get_rank() == 0:
-        (root / "facts.json").write_text(json.dumps({"without foldrank": without, "with foldrank": within}))
+        found = {"without foldrank": without, "with foldrank": within, "sharded": saved}
+        (root / "facts.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -289,7 +289,7 @@ def test_a_config_that_no_model_has_yet_has_no_plan() -> None:
 
 
 @pytest.mark.apart
-def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_compute_and_save_what_one_does(tmp_path: Path) -> None:
     for name, low_rank in (("cola", COLA_DLR), ("linear", LowRankConfig(rank=3, residual=ResidualConfig()))):
         model = trained(low_rank, num_key_value_heads=2)
         if name == "cola":
@@ -302,7 +302,9 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program]
     done = subprocess.run([*launch, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    for where, by_name in json.loads((tmp_path / "facts.json").read_text()).items():
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts.pop("sharded") == {"cola": True, "unfolded": True}
+    for where, by_name in facts.items():
         assert by_name["cola"]["module"] == ("foldrank" if where == "with foldrank" else "transformers_modules")
         for name in ("cola", "linear"):
             assert by_name[name]["apart"] < 3e-7

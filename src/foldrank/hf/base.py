@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from foldrank.core.config import LowRankConfig, is_name
+from foldrank.core.dtensor import full_tensor, is_dtensor
 from foldrank.core.fold import unfolded_keys
 from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.parametrization import SPEC
@@ -96,8 +98,17 @@ class LowRankModelMixin(PreTrainedModel):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As in transformers; with the modelling files by which a folded model loads without foldrank."""
+        """As in transformers; with the modelling files by which a folded model loads without foldrank.
+
+        A model that FSDP2 sharded is gathered: all its processes must call, and the first one saves.
+        """
         refresh_config(self)
+        by_transformers = getattr(self.config, "distributed_config", None) is not None
+        if not by_transformers and any(map(is_dtensor, self.parameters())):
+            weights = {name: full_tensor(value) for name, value in self.state_dict().items()}
+            if torch.distributed.get_rank() > 0:
+                return
+            kwargs["state_dict"] = weights
         super().save_pretrained(save_directory, is_main_process, **kwargs)
 
 
