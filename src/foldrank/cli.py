@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from foldrank import __version__
-from foldrank.console import one_line, setup_streams
+from foldrank.console import one_line, setup_streams, speaks_for_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +89,7 @@ def _run(module: Any, arguments: argparse.Namespace) -> int:
         _quiet()
         result: dict[str, Any] = module.run(arguments)
         show: Callable[[dict[str, Any]], None] = module.show
-        if os.environ.get("RANK", "0") == "0":  # one process of a torchrun speaks for all
+        if speaks_for_all():
             if arguments.json:
                 _print_json(result)
                 return 0

@@ -1,6 +1,7 @@
 """The door for output: what comes from outside is never markup, and a message is one line of bounded length."""
 
 import io
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,11 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE = 300
 """Characters of a message, the command's name included."""
+
+
+def speaks_for_all() -> bool:
+    """Whether this process is the one of those that share a run, under torchrun, which says what all would say."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def setup_streams() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from foldrank.commands.arguments import setting_value
 from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
+from foldrank.console import speaks_for_all
 from foldrank.structured import read_yaml, to_yaml
 
 
@@ -51,8 +52,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from foldrank.finetune.finetune import finetune
+    from foldrank.finetune.folder import FinetuneFolder
     from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError
+    from foldrank.train.processes import is_restart
 
     if settings.device == "cpu" or not torch.accelerator.is_available():
         apply_malloc_settings()
@@ -63,12 +66,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             settings,
             arguments.out,
             overwrite=arguments.overwrite,
-            resume=arguments.resume,
+            resume=arguments.resume or (is_restart() and FinetuneFolder(arguments.out).is_run()),
             accept_changes=arguments.accept_changes,
             tell=notes.append,
         )
     except InterruptedRunError as stopped:
-        print(f"foldrank finetune: {stopped}", file=sys.stderr)
+        if speaks_for_all():
+            print(f"foldrank finetune: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal_number) from stopped
     return with_notes({**metrics.to_dict(), "out": str(arguments.out)}, notes)
 

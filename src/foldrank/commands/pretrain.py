@@ -11,7 +11,7 @@ from rich.text import Text
 
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
-from foldrank.console import console
+from foldrank.console import console, speaks_for_all
 from foldrank.structured import to_yaml
 
 GIB = 1 << 30
@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError, pretrain
+    from foldrank.train.processes import is_restart
+    from foldrank.train.run_folder import RunFolder
 
     name = Path(arguments.recipe).stem
     out = arguments.out or Path("runs") / name
@@ -69,13 +71,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 out,
                 name=name,
                 overwrite=arguments.overwrite,
-                resume=arguments.resume,
+                resume=arguments.resume or (is_restart() and RunFolder(out).is_run()),
                 branch_from=arguments.branch_from,
                 init_from=arguments.init_from,
                 progress=progress,
             )
     except InterruptedRunError as stopped:
-        print(f"foldrank pretrain: {stopped}", file=sys.stderr)
+        if speaks_for_all():
+            print(f"foldrank pretrain: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal_number) from stopped
     return {**metrics.to_dict(), "out": str(out)}
 

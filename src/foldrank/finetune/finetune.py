@@ -28,7 +28,7 @@ from foldrank.provenance import commit, sha256_of_file, versions
 from foldrank.train.callbacks import JsonLines, StopOnSignal, TrainingProgressBar
 from foldrank.train.evaluate import check_fits, evaluate_loss
 from foldrank.train.pretrain import InterruptedRunError
-from foldrank.train.processes import shared_by
+from foldrank.train.processes import peers_watched, shared_by
 from foldrank.train.run_folder import save
 
 DEFAULT_LENGTH = 512
@@ -189,9 +189,10 @@ def _train(
     generation, config = copy.deepcopy(getattr(job.model, "generation_config", None)), copy.deepcopy(job.model.config)
     trainer = make_trainer(model, job.training, copy.deepcopy(job.tokenizer), settings, folder.checkpoints, callbacks)
     began = time.perf_counter()
-    with stop, warnings.catch_warnings():
+    with stop, peers_watched(folder.path), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT's and TRL's own use of transformers
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
+        trainer.accelerator.wait_for_everyone()  # for the first one, which writes: a launcher kills what is left
     seconds = time.perf_counter() - began
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedRunError(

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from foldrank.atomic import write_text
 from foldrank.console import console
 from foldrank.structured import parse_json, to_json
+from foldrank.train.processes import agreement, end_with_launcher
 
 PLAIN_LINES = 10
 """Progress lines of a run whose output is no terminal."""
@@ -188,6 +189,8 @@ class GradientSpikes(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """On SIGTERM, SIGINT or SIGHUP (a closed terminal): saves a checkpoint after the step in progress and ends.
 
+    A signal to any one of the processes that share a run ends all of them after the same step.
+
     A second signal acts as it would without this class. Enter it as a context around the training. In a thread other
     than the main one, where Python knows no handlers, it does nothing.
     """
@@ -197,6 +200,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._largest: Callable[[int], int] = lambda number: number
 
     def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
@@ -204,13 +208,16 @@ class StopOnSignal(TrainerCallback):
             ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             handled = [number for number in self.SIGNALS if number != signal.SIGHUP or not ignored]
             self._before = {number: signal.signal(number, self._receive) for number in handled}
+            end_with_launcher()
+        self._largest = agreement()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.received is not None:
+        if number := self._largest(self.received or 0):
+            self.received = signal.Signals(number)
             control.should_save = True
             control.should_training_stop = True
 

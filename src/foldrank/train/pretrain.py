@@ -31,7 +31,7 @@ from foldrank.train.metrics import RunMetrics
 from foldrank.train.model import build_model, check_recipe, resolve_vocab_size
 from foldrank.train.model_card import model_card
 from foldrank.train.perturbation import start_losses
-from foldrank.train.processes import shared_by
+from foldrank.train.processes import peers_watched, shared_by
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.schedule import stable_until
 from foldrank.train.trainer import PretrainTrainer, training_arguments
@@ -214,8 +214,9 @@ def _train(
         callbacks=[stop, *pause, SaveAfter(before_decay), GradientSpikes(quiet=quiet), *shown, JsonLines(run.log)],
     )
     trainer.remove_callback(PrinterCallback)
-    with stop:
+    with stop, peers_watched(run.path):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.accelerator.wait_for_everyone()  # for the first one, which writes: a launcher kills what is left
     if stop.received is not None and trainer.state.global_step < train.steps:
         raise InterruptedRunError(
             stop.received,

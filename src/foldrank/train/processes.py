@@ -1,7 +1,21 @@
-"""The processes that share a run, as torchrun or `accelerate launch` started them."""
+"""The processes that share a run, as torchrun or `accelerate launch` started them, and what becomes of one."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
+
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when the one that started it ends."""
 
 
 def shared_by(device: str) -> PartialState:
@@ -10,4 +24,58 @@ def shared_by(device: str) -> PartialState:
     Args:
         device: `auto`, or `cpu`.
     """
-    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    if is_restart() and not dist.is_initialized():
+        # torchrun keeps its store over a restart (2.13), with the addresses of the processes that are gone.
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        attempt = dist.PrefixStore(f"attempt-{os.environ[RESTARTS]}", store)
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group("gloo" if on_cpu else None, store=attempt, rank=rank, world_size=size)
+    return PartialState(cpu=on_cpu)
+
+
+def agreement() -> Callable[[int], int]:
+    """From a number of each process to the largest, the same on all, which must all ask; no GPU waits for it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return lambda number: number
+    group = dist.new_group(backend="gloo")
+
+    def largest(number: int) -> int:
+        numbers = torch.tensor([number])
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group)
+        return int(numbers)
+
+    return largest
+
+
+def is_restart() -> bool:
+    """Whether torchrun started these processes anew, because one of those before them was lost (`--max-restarts`)."""
+    return "RANK" in os.environ and int(os.environ.get(RESTARTS, "0")) > 0
+
+
+def end_with_launcher() -> None:
+    """Lets a process that torchrun started get SIGTERM when torchrun is killed, which could not pass it on (Linux)."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def peers_watched(out: Path) -> Iterator[None]:
+    """Says in one line that another process was lost, where a collective fails in the block.
+
+    Raises:
+        ConnectionError: in place of what the network's library says.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (dist.is_initialized() and dist.get_world_size() > 1 and _is_of_network(error)):
+            raise
+        raise ConnectionError(
+            f"rank {dist.get_rank()} of {dist.get_world_size()} lost the connection to another process, which has "
+            f"ended or cannot be reached (its own message tells why): go on with --out {out} --resume"
+        ) from error
+
+
+def _is_of_network(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)

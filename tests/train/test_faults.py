@@ -1,0 +1,166 @@
+"""Several processes that share a run, and what happens to one of them: a signal, a death, the death of the launcher."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.apart
+
+STEPS = 300
+SETTINGS = {"train.steps": STEPS, "train.save_every": 20, "train.eval_every": STEPS, "train.optimizer": "muon"}
+IN_TIME = 30.0
+"""Seconds after which torchrun kills what is left."""
+
+
+@pytest.fixture(scope="module")
+def recipe(recipe_file: Path) -> Path:
+    return recipe_file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run by two processes that nothing happens to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    launcher = launched(recipe, out)
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, said
+    return out
+
+
+def launched(recipe: Path, out: Path, *more: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
+    settings = [part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--standalone", "--max-restarts", str(restarts), "-m", "foldrank"]
+    return subprocess.Popen(
+        [*command, "pretrain", str(recipe), *settings, "--out", str(out), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        start_new_session=True,
+    )
+
+
+def ranks(launcher: subprocess.Popen[str]) -> dict[int, int]:
+    """From the rank of each process that trains to its number."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = dict(each.partition("=")[::2] for each in (folder / "environ").read_text().split("\0"))
+        except (OSError, ValueError):
+            continue
+        if parent == launcher.pid and "RANK" in variables:
+            found[int(variables["RANK"])] = int(folder.name)
+    return found
+
+
+def step(out: Path) -> int:
+    if not (out / "log.jsonl").exists():
+        return 0
+    lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ended(launcher: subprocess.Popen[str], processes: dict[int, int]) -> str:
+    """What was said on standard error; all have ended in time."""
+    began = time.monotonic()
+    said = launcher.communicate(timeout=IN_TIME)[1]
+    wait(lambda: not any(map(is_alive, processes.values())), IN_TIME - (time.monotonic() - began))
+    return said
+
+
+def newest(out: Path) -> int:
+    assert not (out / "checkpoints" / "partial").exists()
+    return max(int(folder.name.partition("-")[2]) for folder in (out / "checkpoints").glob("checkpoint-*"))
+
+
+def assert_goes_on(recipe: Path, out: Path, undisturbed: Path, processes: int) -> None:
+    launcher = launched(recipe, out, "--resume", processes=processes)
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, said
+    if processes == 2:
+        assert_same(out, undisturbed)
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (undisturbed, out))
+    # Another number of processes sums in another order, and a few hundred steps make it larger.
+    assert two["val_loss_folded"] == pytest.approx(one["val_loss_folded"], rel=1e-4)
+
+
+def assert_same(out: Path, undisturbed: Path) -> None:
+    weights = [load_file(folder / "folded" / "model.safetensors") for folder in (undisturbed, out)]
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize(("number", "rank", "resumed_by"), [(signal.SIGTERM, 1, 1), (signal.SIGINT, 0, 2)])
+def test_a_signal_to_one_process_ends_all_after_one_step(
+    recipe: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals, rank: int, resumed_by: int
+) -> None:
+    out = tmp_path / "run"
+    launcher = launched(recipe, out)
+    wait(lambda: step(out) >= 25)
+    processes = ranks(launcher)
+    os.kill(processes[rank], number)
+    said = ended(launcher, processes)
+    (line,) = {line for line in said.splitlines() if line.startswith("foldrank pretrain: ")}
+    at = newest(out)
+    assert f"stopped by {number.name} after step {at} of {STEPS}" in line
+    assert at % 20  # its own checkpoint
+    assert_goes_on(recipe, out, undisturbed, resumed_by)
+
+
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    launcher = launched(recipe, out)
+    wait(lambda: step(out) >= 45)
+    processes = ranks(launcher)
+    os.kill(processes[1], signal.SIGKILL)
+    said = ended(launcher, processes)
+    assert "rank 0 of 2 lost the connection to another process" in said
+    assert "defect of foldrank" not in said
+    assert newest(out) % 20 == 0  # none on the way out
+    assert_goes_on(recipe, out, undisturbed, 1)
+
+
+def test_processes_end_with_a_launcher_that_is_killed(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    launcher = launched(recipe, out)
+    wait(lambda: step(out) >= 5)
+    processes = ranks(launcher)
+    launcher.kill()
+    said = ended(launcher, processes)
+    assert processes
+    assert "stopped by SIGTERM after step" in said
+    assert 0 < newest(out) < STEPS
+
+
+def test_a_launcher_that_restarts_its_processes_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    launcher = launched(recipe, out, restarts=1)
+    wait(lambda: step(out) >= 25)
+    os.kill(ranks(launcher)[0], signal.SIGKILL)
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, said
+    assert_same(out, undisturbed)
