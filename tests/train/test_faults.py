@@ -56,9 +56,10 @@ def ranks(launcher: subprocess.Popen[str]) -> dict[int, int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            variables = dict(each.partition("=")[::2] for each in (folder / "environ").read_text().split("\0"))
+            entries = [each.partition("=") for each in (folder / "environ").read_text().split("\0")]
         except (OSError, ValueError):
             continue
+        variables = {name: value for name, _, value in entries}
         if parent == launcher.pid and "RANK" in variables:
             found[int(variables["RANK"])] = int(folder.name)
     return found
