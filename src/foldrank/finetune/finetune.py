@@ -137,6 +137,7 @@ def _prepare(
     if settings.task == "classification":
         labels = labels_of(rows.training, rows.held_out, rows.label_names)
         parts = [classify_rows(part, labels, tokenizer, length) for part in (rows.training, rows.held_out)]
+        del model  # checked, and loaded again with its new head
         model = load_classifier(checkpoint, labels.names, tokenizer, seed=settings.seed)
         return Job(
             model=model,

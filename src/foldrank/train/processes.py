@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage] - they are documented
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
@@ -27,8 +28,8 @@ def shared_by(device: str) -> PartialState:
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     if is_restart() and not dist.is_initialized():
         # torchrun keeps its store over a restart (2.13), with the addresses of the processes that are gone.
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        attempt = dist.PrefixStore(f"attempt-{os.environ[RESTARTS]}", store)
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        attempt = PrefixStore(f"attempt-{os.environ[RESTARTS]}", store)
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         dist.init_process_group("gloo" if on_cpu else None, store=attempt, rank=rank, world_size=size)
     return PartialState(cpu=on_cpu)
