@@ -39,7 +39,7 @@ demo: install ## pre-train the demo recipe on this machine, into runs/demo
 	$(BIN)/foldrank pretrain demo --out runs/demo
 
 test: install ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not apart'
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not apart'
 
 test-apart: install ## run those in a browser, and of what is exported and released
 	$(BIN)/python -m pytest -n auto --dist loadfile -m apart tests

@@ -6,7 +6,17 @@ from pathlib import Path
 PREFIX = "hf://"
 """Before the name of a repository on the hub, where a folder could be meant too."""
 
-CHECKPOINT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.md", "*.onnx*", "chat_template*")
+CHECKPOINT = (
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.md",
+    "*.onnx*",
+    "model.xml",
+    "model.bin",
+    "chat_template*",
+)
 """Of a repository, what a checkpoint needs: no code, no pickles, no weights in other formats."""
 
 TIMEOUT = 10.0

@@ -33,6 +33,7 @@ def losses(out: Path) -> list[float]:
     return [entry.get("loss", entry.get("eval_loss")) for entry in entries if "loss" in entry or "eval_loss" in entry]
 
 
+@pytest.mark.usefixtures("graphs_without_kernels")
 def test_a_run_with_compiled_blocks_is_the_same_run_and_goes_on(recipe_file: Path, tmp_path: Path) -> None:
     plain = pretrain(load_recipe(str(recipe_file), SHORT), tmp_path / "none")
     torch.compiler.reset()

@@ -115,21 +115,18 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
 
 
-@pytest.mark.parametrize(("number", "rank", "resumed_by"), [(signal.SIGTERM, 1, 1), (signal.SIGINT, 0, 2)])
-def test_a_signal_to_one_process_ends_all_after_one_step(
-    recipe: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals, rank: int, resumed_by: int
-) -> None:
+def test_a_signal_to_one_process_ends_all_after_one_step(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     launcher = launched(recipe, out)
     wait(lambda: step(out) >= 25)
     processes = ranks(launcher)
-    os.kill(processes[rank], number)
+    os.kill(processes[1], signal.SIGTERM)
     said = ended(launcher, processes)
     (line,) = {line for line in said.splitlines() if line.startswith("foldrank pretrain: ")}
     at = newest(out)
-    assert f"stopped by {number.name} after step {at} of {STEPS}" in line
+    assert f"stopped by SIGTERM after step {at} of {STEPS}" in line
     assert at % 20  # its own checkpoint
-    assert_goes_on(recipe, out, undisturbed, resumed_by)
+    assert_goes_on(recipe, out, undisturbed, 2)
 
 
 def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from foldrank.structured import read_json_table
 from foldrank.train.metrics import RunMetrics
 from foldrank.train.pretrain import PausedRunError, pretrain
 from foldrank.train.run_folder import RunFolder
+from foldrank.train.safe_checkpoints import DivergedError
 
 PASSING = (RuntimeError, MemoryError)
 """What may go as it came, such as memory that another process had for a while."""
@@ -145,9 +146,9 @@ def _finetuned(study: Study, name: str, run: Run, folder: RunFolder) -> dict[str
     begun = tuned.is_run()
     try:
         return finetune(folder.folded, settings, out, resume=begun, quiet=True).to_dict()
-    except ValueError as error:
+    except DivergedError as error:  # as of a run: what a method does is a result
         _free_memory()
-        return {"error": _line(error)}  # as of a run: what a method does is a result
+        return {"error": _line(error)}
 
 
 def _line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from foldrank.finetune.settings import FinetuneSettings
 from foldrank.optim import factor_optimizer
 from foldrank.recipes.settings import micro_batch_size
 from foldrank.train.processes import shared_by
-from foldrank.train.safe_checkpoints import SafeCheckpoints
+from foldrank.train.safe_checkpoints import DivergedError, SafeCheckpoints
 
 
 class StopAtNaN(TrainerCallback):
@@ -36,7 +36,7 @@ class StopAtNaN(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
-            raise ValueError(
+            raise DivergedError(
                 f"the loss of step {state.global_step} is {loss}: the checkpoints before it are good. Try a lower "
                 "learning_rate or a smaller max_grad_norm"
             )

@@ -1,6 +1,6 @@
 """A folded low-rank Llama for plain transformers: `from_pretrained(DIR, trust_remote_code=True)`.
 
-foldrank writes this file into each folded checkpoint. It needs torch and transformers, nothing else.
+foldrank writes this file into each checkpoint. It needs torch and transformers, nothing else.
 Each converted layer computes y = B act(A x) (arXiv 2606.28932, after the fold), on SLTrain's backbone plus S x.
 """
 

@@ -16,6 +16,10 @@ from foldrank.hf.checksums import write_checksums
 from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
 
 
+class DivergedError(ValueError):
+    """A loss or weights that are not finite."""
+
+
 class SafeCheckpoints(Trainer):
     """Mixed into a trainer: writes a checkpoint beside the others, checks it, and gives it its name when it is whole.
 
@@ -50,7 +54,7 @@ class SafeCheckpoints(Trainer):
         # The loss that would tell is that of the next step.
         for name, parameter in model.named_parameters():
             if not all_finite(to_local(parameter.detach())):
-                raise ValueError(
+                raise DivergedError(
                     f"after step {self.state.global_step} {name} holds NaN or infinity: no checkpoint of it is kept. "
                     "Try a lower train.learning_rate, a longer train.warmup_ratio or a smaller train.max_grad_norm"
                 )

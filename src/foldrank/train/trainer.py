@@ -23,7 +23,7 @@ from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import OptimizerName
 from foldrank.train.block_costs import widths
 from foldrank.train.evaluate import by_source, evaluate_loss
-from foldrank.train.safe_checkpoints import SafeCheckpoints
+from foldrank.train.safe_checkpoints import DivergedError, SafeCheckpoints
 from foldrank.train.schedule import scheduler_arguments
 
 PROJECT = "foldrank"
@@ -151,7 +151,7 @@ class PretrainTrainer(SafeCheckpoints):
             return
         step, loss = bad[0]
         size = self.sequences_per_step
-        raise ValueError(
+        raise DivergedError(
             f"the loss of step {step} is {float(loss)}; its batch is sequences {(step - 1) * size} to {step * size - 1}"
             " of the training order. The checkpoints before it are good. Try a lower train.learning_rate, a longer"
             " train.warmup_ratio or a smaller train.max_grad_norm"
