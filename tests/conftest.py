@@ -43,6 +43,27 @@ sample_prompt: bar
 """
 """The demo, with everything small. The rank divides no width, and an evaluation is shorter than the split."""
 
+SLOWEST = (
+    "compare/test_compare_command.py",
+    "train/test_interruption.py",
+    "train/test_run_folder.py",
+    "train/test_fold_at_start.py",
+    "train/test_processes.py",
+    "train/test_optimizers.py",
+    "hf/test_families.py",
+    "bench/test_benchmarks.py",
+    "core/test_transforms.py",
+    "finetune/test_finetune.py",
+    "examples/test_examples.py",
+    "test_fuzz.py",
+    "compare/test_halving.py",
+)
+"""Files that begin first, so that no processor waits for another's last one (make test keeps the order)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(SLOWEST))
+
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
