@@ -72,6 +72,15 @@ def step(out: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
+def under_way(
+    recipe: Path, out: Path, least: int, *, restarts: int = 0
+) -> tuple[subprocess.Popen[str], dict[int, int]]:
+    """The launcher of a run that has come to a step, and its processes by rank."""
+    launcher = launched(recipe, out, restarts=restarts)
+    wait(lambda: step(out) >= least)
+    return launcher, ranks(launcher)
+
+
 def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -117,9 +126,7 @@ def assert_same(out: Path, undisturbed: Path) -> None:
 
 def test_a_signal_to_one_process_ends_all_after_one_step(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher = launched(recipe, out)
-    wait(lambda: step(out) >= 25)
-    processes = ranks(launcher)
+    launcher, processes = under_way(recipe, out, 25)
     os.kill(processes[1], signal.SIGTERM)
     said = ended(launcher, processes)
     (line,) = {line for line in said.splitlines() if line.startswith("foldrank pretrain: ")}
@@ -131,9 +138,7 @@ def test_a_signal_to_one_process_ends_all_after_one_step(recipe: Path, undisturb
 
 def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher = launched(recipe, out)
-    wait(lambda: step(out) >= 45)
-    processes = ranks(launcher)
+    launcher, processes = under_way(recipe, out, 45)
     os.kill(processes[1], signal.SIGKILL)
     said = ended(launcher, processes)
     assert "rank 0 of 2 lost the connection to another process" in said
@@ -144,9 +149,7 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(recipe: Path, und
 
 def test_processes_end_with_a_launcher_that_is_killed(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher = launched(recipe, out)
-    wait(lambda: step(out) >= 5)
-    processes = ranks(launcher)
+    launcher, processes = under_way(recipe, out, 5)
     launcher.kill()
     said = ended(launcher, processes)
     assert processes
@@ -156,9 +159,8 @@ def test_processes_end_with_a_launcher_that_is_killed(recipe: Path, tmp_path: Pa
 
 def test_a_launcher_that_restarts_its_processes_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher = launched(recipe, out, restarts=1)
-    wait(lambda: step(out) >= 25)
-    os.kill(ranks(launcher)[0], signal.SIGKILL)
+    launcher, processes = under_way(recipe, out, 25, restarts=1)
+    os.kill(processes[0], signal.SIGKILL)
     _, said = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, said
     assert_same(out, undisturbed)
