@@ -140,7 +140,7 @@ def test_projections_are_no_target_for_adapters(folded: str) -> None:
         get_peft_model(AutoModelForCausalLM.from_pretrained(folded), LoraConfig(target_modules=["q_proj", "v_proj"]))
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "schedule_free_adamw", "sgd"])
 def test_optimizers_of_transformers_train_the_unfolded_model(finished_run: Run, optimizer: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished_run.out / "unfolded")
     rows = [{"input_ids": torch.arange(12) + row, "labels": torch.arange(12) + row} for row in range(8)]

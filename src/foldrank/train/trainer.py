@@ -185,7 +185,8 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     known = get_available_reporting_integrations()
     if missing := [name for name in train.report_to if name not in (*known, "all")]:
         raise ValueError(
-            f"train.report_to: {missing[0]!r} is not installed; here there are: {', '.join(known) or 'none'}"
+            f"train.report_to: {missing[0]!r} is not installed (pip install 'foldrank[trackers]'); "
+            f"here there are: {', '.join(known) or 'none'}"
         )
     if train.report_to:
         os.environ.setdefault("WANDB_PROJECT", PROJECT)  # it takes it from nowhere else
