@@ -337,7 +337,7 @@ def test_shares_under_fsdp_are_those_allocated(method: str, checkpointing: Way):
     def local_bytes(tensors: Any) -> int:
         return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
 
-    used = memory(with_way(recipe, checkpointing), gpus=4, sharded=True)
+    used = memory(with_way(recipe, checkpointing).override({"train.sharding": "fsdp"}), gpus=4)
     # CR-Net's scalars, 14 here, cannot be shared out: the first process has them all.
     scalars = 4 * 14 if method == "crnet-dlr" else 0
     assert used.weights == pytest.approx(local_bytes((*model.parameters(), *indices_of(model))), rel=0, abs=scalars)
@@ -361,11 +361,11 @@ def test_chunks_save_the_logits(dtype: str, chunk: int, monkeypatch: pytest.Monk
 
 
 @EVERY_EACH_WAY
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
 @pytest.mark.parametrize("gpus", [1, 8])
-def test_parts_of_the_memory_sum_to_its_total(method: str, checkpointing: Way, sharded: bool, gpus: int):
-    recipe = recipe_of(method)
-    used = memory(with_way(recipe, checkpointing), gpus=gpus, sharded=sharded)
+def test_parts_of_the_memory_sum_to_its_total(method: str, checkpointing: Way, sharding: str, gpus: int):
+    recipe = with_way(recipe_of(method), checkpointing).override({"train.sharding": sharding})
+    used = memory(recipe, gpus=gpus)
     assert sum(used.parts().values()) == used.total
     assert all(amount >= 0 for amount in used.parts().values())
 
@@ -462,9 +462,9 @@ def test_one_block_stands_for_all_that_equal_it(low_rank: LowRankConfig | None, 
     for way in ways:
         train = replace(recipe.train, activation_checkpointing=way)
         assert flops_per_token(shape, train, tokens_per_pass=9) == flops_per_token(whole, train, tokens_per_pass=9)
-        for gpus, sharded in ((1, False), (4, False), (4, True)):
-            planned = model_memory(shape, train, gpus=gpus, sharded=sharded)
-            assert planned == model_memory(whole, train, gpus=gpus, sharded=sharded)
+        for gpus, sharding in ((1, "none"), (4, "none"), (4, "fsdp")):
+            train = replace(train, sharding=sharding)
+            assert model_memory(shape, train, gpus=gpus) == model_memory(whole, train, gpus=gpus)
 
 
 def test_a_plan_of_many_blocks_builds_few():

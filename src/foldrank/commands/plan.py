@@ -88,13 +88,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "hours": of_a_gpu * train.steps / (peak * mfu) / 3600,
             }
         )
-    for sharded in (False, True) if gpus > 1 else (False,):
+    for sharding in ("none", "fsdp") if gpus > 1 else (train.sharding,):
         for checkpointing, way in recipes.items():
-            used = memory(way, gpus=gpus, sharded=sharded)
-            evaluation = evaluation_memory(way, gpus=gpus, sharded=sharded)
+            way = way.override({"train.sharding": sharding})
+            used, evaluation = memory(way, gpus=gpus), evaluation_memory(way, gpus=gpus)
             uses.append(
                 {
-                    "strategy": ("FSDP" if sharded else "DDP") if gpus > 1 else "one GPU",
+                    "strategy": ("FSDP" if sharding == "fsdp" else "DDP") if gpus > 1 else "one GPU",
                     "activation_checkpointing": checkpointing,
                     "bytes_per_gpu": {**used.parts(), "total": used.total},
                     "bytes_per_gpu_in_evaluation": evaluation,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from foldrank.core.config import LowRankConfig, is_name
@@ -104,12 +105,32 @@ class LowRankModelMixin(PreTrainedModel):
         """
         refresh_config(self)
         by_transformers = getattr(self.config, "distributed_config", None) is not None
-        if not by_transformers and any(map(is_dtensor, self.parameters())):
-            weights = {name: full_tensor(value) for name, value in self.state_dict().items()}
+        if not by_transformers and "state_dict" not in kwargs and any(map(is_dtensor, self.parameters())):
+            kwargs["state_dict"] = gathered(self)
             if torch.distributed.get_rank() > 0:
                 return
-            kwargs["state_dict"] = weights
         super().save_pretrained(save_directory, is_main_process, **kwargs)
+
+
+def gathered(model: PreTrainedModel) -> dict[str, Tensor]:
+    """All of a sharded model's state dict on the CPU of the first process, which alone holds it; all must call."""
+    first, weights = torch.distributed.get_rank() == 0, {}
+    for name, value in model.state_dict().items():
+        whole = full_tensor(value)
+        if first:
+            weights[name] = whole.cpu()
+    return weights
+
+
+def save_description(model: PreTrainedModel, folder: Path) -> None:
+    """What `save_pretrained` writes beside the weights: configs, and the modelling file that travels along."""
+    if isinstance(model, LowRankModelMixin):
+        refresh_config(model)
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 def check_saved(low_rank: Any) -> None:

@@ -19,6 +19,9 @@ Compile = Literal["auto", "none", "blocks", "step"]
 OptimizerName = Literal["adamw", "muon", "spectron"]
 """Of foldrank.optim: AdamW; Muon on the blocks' matrices; Spectron on the factors of low-rank layers."""
 
+Sharding = Literal["none", "fsdp"]
+"""Who holds the weights, gradients and optimizer state of a run on several processes."""
+
 Schedule = Literal["cosine", "wsd", "constant"]
 """How the learning rate goes along a run, see train/schedule.py."""
 
@@ -174,6 +177,13 @@ class TrainConfig:
     """What torch.compile compiles: none; blocks, one block once for all; step, the whole forward and backward pass, in
     CUDA graphs; auto: blocks on a GPU, none on a CPU."""
 
+    sharding: Sharding = "none"
+    """Of several processes, none: each holds the whole model (DDP); fsdp: each holds its share of weights, gradients and
+    optimizer state, gathered block by block where they are needed (FSDP2)."""
+
+    tensor_parallel: Annotated[int, Bounds(1, 1 << 10)] = 1
+    """Processes that share the layers of each block, the rank never split: all of them see the same sequences."""
+
     sequence_length: Annotated[int, Bounds(2, 1 << 20)] = 256
     """Tokens per sequence."""
 
@@ -268,6 +278,10 @@ class TrainConfig:
         problems = out_of_bounds(self)
         if self.test_tokens is not None and self.eval_tokens is None:
             problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
+        if self.sharding == "fsdp" and self.tensor_parallel > 1:
+            problems.append("sharding fsdp and tensor_parallel are not built to go together: give one of them")
+        if self.ablation is not None and (self.sharding == "fsdp" or self.tensor_parallel > 1):
+            problems.append("ablation is for studies in one process: leave out sharding and tensor_parallel")
         if self.ablation is not None and self.fold_at_start:
             problems.append("ablation and fold_at_start both take the residual away: give one of them")
         if not 0 <= self.warmup_ratio < 1:

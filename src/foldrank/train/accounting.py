@@ -207,28 +207,27 @@ def training_flops(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None = No
     return flops_per_token(shape_of(recipe, vocab_size), recipe.train, tokens_per_pass=tokens)
 
 
-def memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, vocab_size: int | None = None) -> Memory:
+def memory(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None = None) -> Memory:
     """Bytes on each GPU at the peak of a step of the recipe (`model_memory`).
 
     Args:
         recipe: all settings.
         gpus: processes, each with one GPU.
-        sharded: FSDP, everything sharded, instead of DDP.
         vocab_size: entries of the embedding; None: as many as the recipe says.
 
     Raises:
         ValueError: where a step's sequences cannot be shared out among the GPUs.
     """
-    return model_memory(shape_of(recipe, vocab_size), recipe.train, gpus=gpus, sharded=sharded)
+    return model_memory(shape_of(recipe, vocab_size), recipe.train, gpus=gpus)
 
 
-def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, vocab_size: int | None = None) -> int:
+def evaluation_memory(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None = None) -> int:
     """Bytes on each GPU at the peak of an evaluation, and of the check of the fold: an upper bound.
 
     Arguments and errors are those of `memory`.
     """
     model, train = shape_of(recipe, vocab_size), recipe.train
-    shards = gpus if sharded else 1
+    shards = _shards(train, gpus)
     tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
     (d, f, *_), vocabulary = widths(model.config), model.config.vocab_size
     rows = min(chunked_loss.CHUNK, tokens) if train.chunked_loss else tokens
@@ -241,18 +240,17 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, sharded: bool = False, v
     return state + body + max(logits, checked)
 
 
-def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, sharded: bool = False) -> Memory:
+def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1) -> Memory:
     """Bytes on each GPU at the peak of a step (top of this file).
 
-    Under FSDP (`sharded`; arXiv 2304.11277, each block a unit) weights, gradients and optimizer state are divided by
-    the GPUs. A GPU holds at one moment the gathered weights of embedding, head and two blocks (one prefetched), and the
-    gradients of embedding, head and one block, all as wide as the products.
+    Under FSDP (`train.sharding`; arXiv 2304.11277, each block a unit) weights, gradients and optimizer state are
+    divided by the GPUs. A GPU holds at one moment the gathered weights of embedding, head and two blocks (one
+    prefetched), and the gradients of embedding, head and one block, all as wide as the products.
 
     Args:
         model: a Llama, on any device.
         train: its training settings.
         gpus: processes, each with one GPU.
-        sharded: FSDP, everything sharded, instead of DDP.
 
     Raises:
         ValueError: where a step's sequences cannot be shared out among the GPUs.
@@ -267,9 +265,9 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
     saved = [tokens * (saved_per_token(block, model.config, width) + mask) for block in blocks]
     effective = [effective_weights(block, width) for block in blocks]
 
-    shards = gpus if sharded else 1
+    shards = _shards(train, gpus)
     communication = 0
-    if gpus > 1 and sharded:
+    if shards > 1:
         unit = max(count_parameters(block) for block in blocks)
         outside = count_parameters(model) - sum(count_parameters(block) for block in blocks)
         communication = width * (2 * outside + 3 * unit)
@@ -278,7 +276,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1, s
 
     # Weights that autocast copies; of a layer with a residual or a scale its effective weight is there in their place.
     copied = 0
-    if width == 2 and not sharded:
+    if width == 2 and train.sharding == "none":
         copied = total(model, products) - total(model, numbers_in_sparse) - total(model, numbers_of_effective_ups)
     head_and_loss = tokens * (saved_by_norm(model.config) + width * d)
     if train.chunked_loss:
@@ -338,6 +336,11 @@ def _transient_in_chunks(tokens: int, d: int, vocabulary: int, width: int) -> in
     weight, hidden = 4 * vocabulary * d, d * tokens
     scaled = weight + (6 if width == 2 else 4) * hidden
     return max(logits + cast + 4 * hidden, scaled, (3 * 4 - width) * hidden - weight)
+
+
+def _shards(train: TrainConfig, gpus: int) -> int:
+    """Among how many GPUs weights, gradients and optimizer state are divided."""
+    return gpus if train.sharding == "fsdp" else 1
 
 
 def _per_process(total: int, shards: int) -> int:

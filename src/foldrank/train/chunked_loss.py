@@ -65,7 +65,11 @@ def token_losses_by_chunks(model: PreTrainedModel, input_ids: Tensor, labels: Te
     Shape:
         input_ids (batch, time), labels (batch, time - 1): those of the positions from the second on, and the result.
     """
-    hidden_ND = model.base_model(input_ids, use_cache=False, **others).last_hidden_state[:, :-1].flatten(0, 1)
+    return model(input_ids, labels=labels, each_token=True, use_cache=False, **others)
+
+
+def _losses_of_tokens(model: Any, input_ids: Tensor, labels: Tensor, **others: Any) -> Tensor:
+    hidden_ND = model.base_model(input_ids, **others).last_hidden_state[:, :-1].flatten(0, 1)
     head: Any = model.get_output_embeddings()
     label_N = labels.flatten()
     # Allocated once: small results between the logits of two chunks would keep the heap from using their memory again.
@@ -169,8 +173,13 @@ def _model_forward(
     *args: Any,
     labels: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
+    each_token: bool = False,
     **kwargs: Any,
-) -> CausalLMOutputWithPast:
+) -> CausalLMOutputWithPast | Tensor:
+    if each_token:  # by the model's forward pass, which gathers what FSDP has sharded
+        assert input_ids is not None
+        assert labels is not None
+        return _losses_of_tokens(self, input_ids, labels, attention_mask=attention_mask, **kwargs)
     if labels is None or not (self.training and torch.is_grad_enabled()):
         given = {"labels": labels, "num_items_in_batch": num_items_in_batch, **kwargs}
         return type(self).forward(self, input_ids, attention_mask, *args, **given)

@@ -132,8 +132,10 @@ def evaluate_loss(
     processes = PartialState()
     total = len(sequences)  # pyright: ignore[reportArgumentType]
     mine = range(processes.process_index, total, processes.num_processes)
+    # A process with one fewer takes the first once more, and forgets it: sharded ones gather weights in each pass.
+    short = [0] * (len(range(0, total, processes.num_processes)) - len(mine))
     measured: list[tuple[int, float, int, int]] = []
-    for batch in _batches(model, Subset(sequences, mine), batch_size, collate):
+    for batch in _batches(model, Subset(sequences, [*mine, *short]), batch_size, collate):
         labels = batch["labels"][:, 1:]
         losses = _losses(model, batch, labels)
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()

@@ -1,10 +1,12 @@
 """The model that a recipe describes."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.core.anchored_decay import check_foldable_at_start
@@ -28,13 +30,14 @@ def build_model(
     vocab_size: int,
     *,
     device: torch.device | str = "cpu",
+    place: Callable[[nn.Module], object] | None = None,
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
 ) -> PreTrainedModel:
     """The recipe's model with fresh weights, float32; with one seed, layers that are not low-rank start equal.
 
     What it keeps for the backward pass is as the recipe says (`activation_checkpointing`). The start is the same on
-    every device (train/start.py).
+    every device, and however it is shared out (train/start.py).
 
     Raises:
         ValueError: where the low-rank settings do not fit the architecture, or latents are to be kept and there are
@@ -42,7 +45,7 @@ def build_model(
     """
     with torch.device("meta"):
         model = _build(recipe, vocab_size, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
-    start_(model, recipe.seed, device)
+    start_(model, recipe.seed, device, place=place)
     if recipe.train.chunked_loss:
         chunk_loss_(model)
     checkpoint_activations_(model, recipe.train.activation_checkpointing)

@@ -34,6 +34,7 @@ from foldrank.train.perturbation import start_losses
 from foldrank.train.processes import peers_watched, shared_by
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.schedule import stable_until
+from foldrank.train.sharding import Shards, is_sharded
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
 
@@ -165,7 +166,8 @@ def _build(
 ) -> tuple[PreTrainedModel, AnchoredDecay | None, tuple[float | None, float | None], tuple[str, ...]]:
     tokenizer, start, lineage = inputs.tokenizer, (None, None), ()
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, **special)
+    place = Shards(recipe.train, torch.device(device)).shard_ if recipe.train.sharding == "fsdp" else None
+    model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, place=place, **special)
     if init_from:
         lineage = initialize_(model, init_from, inputs.identity.tokenizer_sha256, seed=recipe.seed)
     if not isinstance(inputs.training, PackedStream):
@@ -208,6 +210,7 @@ def _train(
         decay=decay,
         optimizer=train.optimizer,
         newton_schulz_dtype=train.newton_schulz_dtype,
+        sharded=is_sharded(model),
         tokenizer=inputs.tokenizer,
         run_id=run.read_config().id,
         # Spikes before the log, which has them whether somebody watches or not.
@@ -216,6 +219,7 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     with stop, peers_watched(run.path):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.finish_saving()
         trainer.accelerator.wait_for_everyone()  # for the first one, which writes: a launcher kills what is left
     if stop.received is not None and trainer.state.global_step < train.steps:
         raise InterruptedRunError(
@@ -239,6 +243,7 @@ def _fold_and_verify(
     before = evaluate_loss(model, inputs.validation, batch_size=batch_size)
     verified_on = first(inputs.validation, FOLD_CHECK_SEQUENCES)
     logits_before = list(logits_of(model, verified_on, batch_size=batch_size))
+    save_here = save_here or is_sharded(model)
     if save_here:
         save(model, inputs.tokenizer, run.unfolded)
     report = fold_(model)

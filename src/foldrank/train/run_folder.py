@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.atomic import new_folder, write_text
+from foldrank.core.dtensor import is_dtensor
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import lock_folder
 from foldrank.data.stream import reopen_data, resolve_source
+from foldrank.hf.base import gathered
 from foldrank.hf.checksums import write_checksums
 from foldrank.provenance import commit, versions
 from foldrank.recipes.reading import diff
@@ -343,12 +346,18 @@ def find_run(checkpoint: Path) -> RunFolder | None:
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Model and tokenizer in the Hugging Face format, whole or not at all, in place of an attempt before.
 
+    Of a sharded model all processes must call; the first one gathers and writes it.
+
     Raises:
         OSError: where it cannot be written.
     """
+    sharded = any(map(is_dtensor, model.parameters()))
+    how = {"state_dict": gathered(model)} if sharded else {}
+    if sharded and torch.distributed.get_rank() > 0:
+        return
     try:
         with new_folder(folder, replace=True) as work:
-            model.save_pretrained(work)
+            model.save_pretrained(work, **how)
             tokenizer.save_pretrained(work)
             write_checksums(work)
     except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk

@@ -2,18 +2,21 @@
 
 import errno
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from foldrank.core.dtensor import to_local
 from foldrank.core.finite import all_finite
 from foldrank.hf.checksums import write_checksums
 from foldrank.train.checkpoints import PARTIAL, checkpoints, commit_checkpoint
+from foldrank.train.processes import agreement
 
 
 class DivergedError(ValueError):
@@ -49,15 +52,20 @@ class SafeCheckpoints(Trainer):
         self.always_keep = always_keep
         self.run_id = run_id
         self.tokenizer = tokenizer
+        self._largest: Callable[[int], int] | None = None
 
     def _check_weights(self, model: nn.Module) -> None:
         # The loss that would tell is that of the next step.
-        for name, parameter in model.named_parameters():
-            if not all_finite(to_local(parameter.detach())):
-                raise DivergedError(
-                    f"after step {self.state.global_step} {name} holds NaN or infinity: no checkpoint of it is kept. "
-                    "Try a lower train.learning_rate, a longer train.warmup_ratio or a smaller train.max_grad_norm"
-                )
+        names = [name for name, _ in model.named_parameters()]
+        finite = [all_finite(to_local(parameter.detach())) for parameter in model.parameters()]
+        if self._largest is None:
+            self._largest = agreement()
+        # A process that is the only one to see it, in its share, must not be the only one to stop.
+        if number := self._largest(len(names) - finite.index(False) if False in finite else 0):
+            raise DivergedError(
+                f"after step {self.state.global_step} {names[-number]} holds NaN or infinity: no checkpoint of it is "
+                "kept. Try a lower train.learning_rate, a longer train.warmup_ratio or a smaller train.max_grad_norm"
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(super()._get_output_dir(trial)) / PARTIAL)
@@ -79,31 +87,43 @@ class SafeCheckpoints(Trainer):
             write_checksums(Path(folder))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.finish_saving()
         self._check_weights(model)
         parent = Path(str(self.args.output_dir))
-        work = parent / PARTIAL
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(parent / PARTIAL, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        try:
+        with self._explained():
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                commit_checkpoint(
-                    work / name,
-                    parent / name,
-                    keep=self.keep_checkpoints,
-                    always_keep=self.always_keep,
-                    run_id=self.run_id,
-                )
-        except (OSError, SafetensorError, RuntimeError) as error:
+            self._commit(parent / PARTIAL / name, parent / name)
+
+    def _commit(self, work: Path, folder: Path) -> None:
+        """Gives what all processes have written its name."""
+        if self.args.should_save:
+            keep, always = self.keep_checkpoints, self.always_keep
+            commit_checkpoint(work, folder, keep=keep, always_keep=always, run_id=self.run_id)
+            shutil.rmtree(work.parent)
+
+    def finish_saving(self) -> None:
+        """Waits for a checkpoint that is written in the background, if there is one.
+
+        Raises:
+            OSError: where it cannot be written; the ones before it stay whole.
+        """
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        parent = Path(str(self.args.output_dir))
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
             # torch.save reports a full disk as a RuntimeError of its zip writer.
             remaining = checkpoints(parent)
             good = f"{remaining[-1]} is whole" if remaining else "no earlier one was written"
             full = shutil.disk_usage(parent).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC
             why = "the disk is full" if full else " ".join(str(error).split())
-            raise OSError(f"the checkpoint of step {self.state.global_step} was not written: {why}; {good}") from error
-        finally:
             if self.args.should_save:
-                shutil.rmtree(work, ignore_errors=True)
+                shutil.rmtree(parent / PARTIAL, ignore_errors=True)
+            raise OSError(f"the checkpoint of step {self.state.global_step} was not written: {why}; {good}") from error

@@ -1,13 +1,13 @@
 """The start of a model: from the meta device, where it has shapes alone, to the device that trains it.
 
     each module, its children first (a low-rank layer as one)
-      -> memory on the CPU -> drawn there by a generator named by the seed and the module -> each block to the device
+      -> memory on the CPU -> drawn there by a generator named by the seed and the module -> each block to its place
 
 So no start depends on what else is drawn, in which order, by which method, on which device or in how many processes;
 nothing dense is drawn that surgery would throw away; and no more than one block lies in memory twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,13 @@ from foldrank.core.linear import LowRankLinear
 
 
 @torch.no_grad()
-def start_(model: PreTrainedModel, seed: int, device: torch.device | str = "cpu") -> tuple[str, ...]:
+def start_(
+    model: PreTrainedModel,
+    seed: int,
+    device: torch.device | str = "cpu",
+    *,
+    place: Callable[[nn.Module], object] | None = None,
+) -> tuple[str, ...]:
     """Fills a model on the meta device with its initial weights, in place.
 
     Low-rank layers start as their backbone says (`reset_parameters`), all other modules as transformers starts them
@@ -30,6 +36,7 @@ def start_(model: PreTrainedModel, seed: int, device: torch.device | str = "cpu"
         model: on the meta device, all of it.
         seed: of all that is drawn.
         device: where the weights go.
+        place: takes each block, and at the end the model, to where it belongs, in place; None: to the device.
 
     Returns:
         The names of the modules that have been given memory, in order.
@@ -38,26 +45,36 @@ def start_(model: PreTrainedModel, seed: int, device: torch.device | str = "cpu"
         ValueError: naming a parameter or buffer that nothing initializes.
     """
     # A parameter that modules share is drawn under its first name, and is no memory under its others.
-    owners = inventory(model).parameter_owners.values()
+    contents = inventory(model)
+    owners = contents.parameter_owners.values()
     shared = {other: names[0] for names in owners for other in names[1:]}
+    blocks, _ = contents.blocks([*contents.low_rank_layers, *contents.linear_specs])
+    place = place or (lambda module: module.to(device))
+    filled: list[str] = []
     with torch.random.fork_rng(devices=()):
-        filled = tuple(_filled(model, "", model, seed, torch.device(device), shared))
+        filled.extend(_filled(model, "", model, seed, shared, {blocks: place} if blocks else {}))
     for other, name in shared.items():
         holder, _, attribute = other.rpartition(".")
         setattr(model.get_submodule(holder), attribute, model.get_parameter(name))
-    model.to(device)  # pyright: ignore[reportArgumentType]
-    return filled
+    place(model)
+    return tuple(filled)
 
 
 def _filled(
-    module: nn.Module, name: str, owner: PreTrainedModel, seed: int, device: torch.device, shared: dict[str, str]
+    module: nn.Module,
+    name: str,
+    owner: PreTrainedModel,
+    seed: int,
+    shared: dict[str, str],
+    places: Mapping[str, Callable[[nn.Module], object]],
 ) -> Iterator[str]:
+    """Fills a module and those in it; what `places` has under its name is done with each of its children."""
     owner = module if isinstance(module, PreTrainedModel) else owner
     low_rank = isinstance(module, LowRankLinear)
     for attribute, child in () if low_rank else module.named_children():
-        yield from _filled(child, _join(name, attribute), owner, seed, device, shared)
-        if isinstance(module, nn.ModuleList):
-            child.to(device)
+        yield from _filled(child, _join(name, attribute), owner, seed, shared, places)
+        if name in places:
+            places[name](child)
     parts = dict(module.named_modules()) if low_rank else {"": module}
     tensors = [_join(name, path, key) for path, part in parts.items() for key, _ in _tensors(part)]
     if tensors and all(tensor in shared for tensor in tensors):

@@ -23,14 +23,15 @@ from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import OptimizerName
 from foldrank.train.block_costs import widths
 from foldrank.train.evaluate import by_source, evaluate_loss
-from foldrank.train.safe_checkpoints import DivergedError, SafeCheckpoints
+from foldrank.train.safe_checkpoints import DivergedError
 from foldrank.train.schedule import scheduler_arguments
+from foldrank.train.sharded_checkpoints import ShardedCheckpoints
 
 PROJECT = "foldrank"
 """What trackers file a run under."""
 
 
-class PretrainTrainer(SafeCheckpoints):
+class PretrainTrainer(ShardedCheckpoints):
     """Trains on the sequences of a dataset or a stream as they come, and evaluates by tokens.
 
     Raises:

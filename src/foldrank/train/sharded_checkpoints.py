@@ -1,0 +1,230 @@
+"""Checkpoints of a sharded model: each process writes its shares in the background, and any number of them reads on.
+
+    shares of weights and optimizer state -> staged on the CPU -> files of each process (torch.distributed.checkpoint)
+      -> the first process: weights gathered a file at a time into an ordinary checkpoint, manifest, name
+
+    checkpoint-STEP/  config, tokenizer, model.safetensors     whole, as of any other run: to evaluate, fold, load
+                      optimizer/                               the shares of the optimizer's state
+                      scheduler.pt, rng_state_*, trainer_state.json, manifest.json
+
+All of it is safetensors: PyTorch's own format of such checkpoints would have to be unpickled.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from foldrank.hf.base import save_description
+from foldrank.hf.checkpoint import INDEX
+from foldrank.hf.checksums import write_checksums
+from foldrank.structured import to_json
+from foldrank.train.safe_checkpoints import SafeCheckpoints
+
+OPTIMIZER = "optimizer"
+"""Folder of the shares of the optimizer's state, in a checkpoint."""
+
+WEIGHTS, STATE = 1, 2
+"""Numbers of the two files that each process writes."""
+
+SCALAR = "scalar "
+"""Begins the key of a number, which is stored as a vector of one."""
+
+LARGEST_FILE = 4 << 30
+"""Bytes of weights in a file, all of which the first process holds at one moment."""
+
+
+class ShardedCheckpoints(SafeCheckpoints):
+    """As `SafeCheckpoints`; where `sharded`, of a model that is spread over processes.
+
+    Args:
+        sharded: whether the model is.
+        kwargs: as of `SafeCheckpoints`.
+    """
+
+    def __init__(self, *, sharded: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sharded = sharded
+        # transformers' word for a model that is not to be wrapped or moved: gradients are summed where they are shared.
+        self.is_distributed_loading_by_transformers = sharded
+        self._group = dist.new_group(backend="gloo") if sharded else None
+        self._executor = ThreadPoolExecutor(1)
+        self._written: Any = None
+        self._saving: Future[None] | None = None
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        """Of accumulated gradients the last alone are summed over the processes."""
+        return _without_reduction(self.model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.sharded:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            assert isinstance(self.model, PreTrainedModel)
+            assert output_dir is not None
+            assert self.tokenizer is not None
+            save_description(self.model, Path(output_dir))
+            self.tokenizer.save_pretrained(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+        weights, state = weights_of(self.model), state_of(self.model, self.optimizer)
+        writer = dcp.HuggingFaceStorageWriter(
+            str(Path(output_dir) / OPTIMIZER),
+            fqn_to_index_mapping={**dict.fromkeys(weights, WEIGHTS), **dict.fromkeys(state, STATE)},
+            save_distributed=True,
+        )
+        self._written = dcp.async_save({**weights, **state}, storage_writer=writer, process_group=self._group)
+        return None
+
+    def _commit(self, work: Path, folder: Path) -> None:
+        if not self.sharded:
+            return super()._commit(work, folder)
+        self._saving = self._executor.submit(self._finish, self._written, work, folder)
+        return None
+
+    def _finish(self, written: Future[Any], work: Path, folder: Path) -> None:
+        written.result()
+        if self.args.should_save:
+            gather_weights(work / OPTIMIZER, work)
+            write_checksums(work)
+            super()._commit(work, folder)
+
+    def finish_saving(self) -> None:
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            with self._explained():
+                saving.result()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.sharded:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        return load_weights_(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.sharded or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_state_(self.model, self.optimizer, Path(checkpoint) / OPTIMIZER)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        return None
+
+
+class _without_reduction:  # noqa: N801 - a context
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.model.set_requires_gradient_sync(False)
+
+    def __exit__(self, *_: object) -> None:
+        self.model.set_requires_gradient_sync(True)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state dict, each once, where several names have one."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(named.values())
+
+
+def state_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The tensors that an optimizer keeps, by what they are and whose."""
+    return {
+        _key(kind, name, scalar=value.dim() == 0): value.reshape(1) if value.dim() == 0 else value
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_weights_(model: nn.Module, folder: Path) -> None:
+    """Gives each process its shares of the weights in a checkpoint, in place."""
+    dcp.load(weights_of(model), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+
+
+def load_state_(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
+    """Gives an optimizer its shares of the state that any number of processes has written."""
+    stored = _stored(folder)
+    parameters, state = dict(model.named_parameters()), {}
+    for key, about in stored.items():
+        parameter = parameters[_name(key)]
+        shared = about.size == parameter.shape and not key.startswith(SCALAR)
+        dtype = about.properties.dtype
+        state[key] = (
+            torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+            if shared
+            else torch.zeros(about.size, dtype=dtype, device=parameter.device)
+        )
+    dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    for key, value in state.items():
+        kind = key.removeprefix(SCALAR).partition("/")[0]
+        optimizer.state[parameters[_name(key)]][kind] = value.reshape(()) if key.startswith(SCALAR) else value
+
+
+def gather_weights(shares: Path, folder: Path) -> None:
+    """Makes of the shares of weights the files of an ordinary checkpoint, one after the other, and removes the shares.
+
+    Args:
+        shares: what all processes have written.
+        folder: gets `model.safetensors`, or several and their index.
+    """
+    stored = {key: about for key, about in _stored(shares).items() if "/" not in key}
+    files = list(_by_file(stored))
+    names = {}
+    for number, keys in enumerate(files, start=1):
+        weights = {key: torch.empty(stored[key].size, dtype=stored[key].properties.dtype) for key in keys}
+        dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(str(shares)), no_dist=True)
+        file = f"model-{number:05}-of-{len(files):05}.safetensors" if len(files) > 1 else "model.safetensors"
+        save_file(weights, folder / file, metadata={"format": "pt"})
+        names |= dict.fromkeys(keys, file)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": sum(map(_bytes, stored.values()))}, "weight_map": names}
+        (folder / INDEX).write_text(to_json(index, indent=2) + "\n")
+    for file in shares.glob(f"*-{WEIGHTS:05}-of-*"):
+        file.unlink()
+
+
+def _stored(folder: Path) -> dict[str, TensorStorageMetadata]:
+    stored: Any = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return stored
+
+
+def _by_file(stored: Mapping[str, TensorStorageMetadata]) -> Iterator[list[str]]:
+    keys, size = [], 0
+    for key, about in stored.items():
+        if keys and size + _bytes(about) > LARGEST_FILE:
+            yield keys
+            keys, size = [], 0
+        keys.append(key)
+        size += _bytes(about)
+    yield keys
+
+
+def _bytes(about: TensorStorageMetadata) -> int:
+    return about.size.numel() * about.properties.dtype.itemsize
+
+
+def _key(kind: str, name: str, *, scalar: bool) -> str:
+    return f"{SCALAR if scalar else ''}{kind}/{name}"
+
+
+def _name(key: str) -> str:
+    return key.partition("/")[2]
