@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from foldrank.core.config import LowRankConfig, is_name
@@ -112,10 +112,18 @@ class LowRankModelMixin(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, **kwargs)
 
 
+def distinct_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state dict, each once, where several names have one."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(named.values())
+
+
 def gathered(model: PreTrainedModel) -> dict[str, Tensor]:
-    """All of a sharded model's state dict on the CPU of the first process, which alone holds it; all must call."""
+    """All weights of a sharded model on the CPU of the first process, which alone holds them; all must call."""
     first, weights = torch.distributed.get_rank() == 0, {}
-    for name, value in model.state_dict().items():
+    for name, value in distinct_weights(model).items():
         whole = full_tensor(value)
         if first:
             weights[name] = whole.cpu()

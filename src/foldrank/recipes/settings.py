@@ -178,8 +178,8 @@ class TrainConfig:
     CUDA graphs; auto: blocks on a GPU, none on a CPU."""
 
     sharding: Sharding = "none"
-    """Of several processes, none: each holds the whole model (DDP); fsdp: each holds its share of weights, gradients and
-    optimizer state, gathered block by block where they are needed (FSDP2)."""
+    """Of several processes, none: each holds the whole model (DDP); fsdp: each holds its share of weights, gradients
+    and optimizer state, gathered block by block where they are needed (FSDP2)."""
 
     tensor_parallel: Annotated[int, Bounds(1, 1 << 10)] = 1
     """Processes that share the layers of each block, the rank never split: all of them see the same sequences."""

@@ -172,7 +172,10 @@ def _build(
         lineage = initialize_(model, init_from, inputs.identity.tokenizer_sha256, seed=recipe.seed)
     if not isinstance(inputs.training, PackedStream):
         size = recipe.train.micro_batch_size or recipe.train.batch_size
-        start = start_losses(model, first(inputs.training, size), batch_size=size)
+        # Blocks whose weights are gathered in bfloat16 need what Trainer brings later.
+        narrow = recipe.train.dtype == "bfloat16" and is_sharded(model)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=narrow):
+            start = start_losses(model, first(inputs.training, size), batch_size=size)
     decay = fold_at_start_(model).decay if recipe.train.fold_at_start else None
     if recipe.train.ablation is not None:
         start_as_ablation_(model, recipe.train.ablation, recipe.seed)

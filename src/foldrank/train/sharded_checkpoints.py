@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from foldrank.hf.base import save_description
+from foldrank.hf.base import distinct_weights, save_description
 from foldrank.hf.checkpoint import INDEX
 from foldrank.hf.checksums import write_checksums
 from foldrank.structured import to_json
@@ -84,7 +84,7 @@ class ShardedCheckpoints(SafeCheckpoints):
             return super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
-        weights, state = weights_of(self.model), state_of(self.model, self.optimizer)
+        weights, state = distinct_weights(self.model), state_of(self.model, self.optimizer)
         writer = dcp.HuggingFaceStorageWriter(
             str(Path(output_dir) / OPTIMIZER),
             fqn_to_index_mapping={**dict.fromkeys(weights, WEIGHTS), **dict.fromkeys(state, STATE)},
@@ -138,14 +138,6 @@ class _without_reduction:  # noqa: N801 - a context
         self.model.set_requires_gradient_sync(True)
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model's state dict, each once, where several names have one."""
-    named: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        named.setdefault(id(tensor), (name, tensor.detach()))
-    return dict(named.values())
-
-
 def state_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The tensors that an optimizer keeps, by what they are and whose."""
     return {
@@ -157,7 +149,7 @@ def state_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 def load_weights_(model: nn.Module, folder: Path) -> None:
     """Gives each process its shares of the weights in a checkpoint, in place."""
-    dcp.load(weights_of(model), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    dcp.load(distinct_weights(model), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
 
 
 def load_state_(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
 
 from foldrank.recipes.settings import TrainConfig
 
@@ -21,7 +22,7 @@ class Shards:
     """How a run shards its model over all its processes; one process alone holds all shares.
 
     Args:
-        train: its `dtype`: with bfloat16 weights are gathered in it, and gradients summed in float32.
+        train: its `dtype`: with bfloat16 the blocks' weights are gathered in it, and gradients summed in float32.
         device: of this process.
     """
 
@@ -30,13 +31,14 @@ class Shards:
             backend = "gloo" if device.type == "cpu" else "nccl"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         self.mesh: DeviceMesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        narrow = train.dtype == "bfloat16"
-        self.policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if narrow else None
+        # Autocast says what is computed in bfloat16: what goes from block to block stays in float32, as without shards.
+        narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        self.of_blocks = narrow if train.dtype == "bfloat16" else MixedPrecisionPolicy()
 
     def shard_(self, module: nn.Module) -> None:
-        """Leaves this process its share of a module's weights, in place. All processes have the same whole weights."""
-        how = {} if self.policy is None else {"mp_policy": self.policy}
-        fully_shard(module, mesh=self.mesh, **how)
+        """Leaves this process its share of a block's or the model's weights, of which each has all, in place."""
+        outermost = isinstance(module, PreTrainedModel)
+        fully_shard(module, mesh=self.mesh, mp_policy=MixedPrecisionPolicy() if outermost else self.of_blocks)
 
 
 def is_sharded(model: nn.Module) -> bool:
