@@ -34,6 +34,12 @@ class LowRankConfigMixin(PreTrainedConfig):
         """How servers split the model over ranks, by names of modules; None where it cannot be split."""
         return tensor_parallel_plan(super().base_model_tp_plan, self.low_rank, self.num_hidden_layers)
 
+    @property
+    def tp_plan_without_residual(self) -> dict[str, str] | None:
+        """The plan of the model once its residuals are folded, which is when it can be split."""
+        low_rank = self.low_rank and {**self.low_rank, "residual": None}
+        return tensor_parallel_plan(super().base_model_tp_plan, low_rank, self.num_hidden_layers)
+
     @classmethod
     def from_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
         """As in transformers; of a file, `low_rank` names each layer, and no pattern is compiled.

@@ -21,6 +21,7 @@ from foldrank.hf.tokenizers import embedding_size
 from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
 from foldrank.train.compilation import uncompiled
 from foldrank.train.metrics import perplexity_of
+from foldrank.train.sharding import is_split
 
 COMPILED_FROM = 512
 """New tokens from which on a GPU compiles the model, which takes as long as some hundreds of them (not measured)."""
@@ -129,11 +130,12 @@ def evaluate_loss(
     Raises:
         ValueError: where no label counts.
     """
-    processes = PartialState()
     total = len(sequences)  # pyright: ignore[reportArgumentType]
-    mine = range(processes.process_index, total, processes.num_processes)
+    alone = is_split(model)  # or rather all in one
+    rank, processes = (0, 1) if alone else (PartialState().process_index, PartialState().num_processes)
+    mine = range(rank, total, processes)
     # A process with one fewer takes the first once more, and forgets it: sharded ones gather weights in each pass.
-    short = [0] * (len(range(0, total, processes.num_processes)) - len(mine))
+    short = [0] * (len(range(0, total, processes)) - len(mine))
     measured: list[tuple[int, float, int, int]] = []
     for batch in _batches(model, Subset(sequences, [*mine, *short]), batch_size, collate):
         labels = batch["labels"][:, 1:]
@@ -141,7 +143,7 @@ def evaluate_loss(
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
         sizes = [0] * len(sums) if token_bytes is None else _bytes_of(labels.cpu(), token_bytes)
         measured += zip(mine[len(measured) :], sums, counts, sizes, strict=False)
-    everyone = sorted(gather_object(measured))
+    everyone = measured if alone else sorted(gather_object(measured))
     if not any(count for _, _, count, _ in everyone):
         raise ValueError(f"there is no token to predict in these {total} sequences")
     return Evaluation(

@@ -21,6 +21,7 @@ from foldrank.train.ablations import check_ablation
 from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents
 from foldrank.train.architecture import causal_class, check_architecture, config_of
 from foldrank.train.chunked_loss import chunk_loss_
+from foldrank.train.sharding import check_spread
 from foldrank.train.stand_ins import blocks_of, stand_in_, total, with_fewer_blocks
 from foldrank.train.start import start_
 
@@ -68,6 +69,7 @@ def check_recipe(recipe: Recipe) -> None:
     parameters_by_rule(model, recipe.train.optimizer)  # refuses an optimizer that does not fit the layers
     if recipe.train.ablation is not None:
         check_ablation(model)
+    check_spread(model, recipe.train)
     recipe.train.resolve_micro_batch_size()
 
 

@@ -34,7 +34,7 @@ from foldrank.train.perturbation import start_losses
 from foldrank.train.processes import peers_watched, shared_by
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.schedule import stable_until
-from foldrank.train.sharding import Shards, is_sharded
+from foldrank.train.sharding import check_processes, is_spread, shards, split_
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
 
@@ -105,7 +105,7 @@ def pretrain(
     with _environment_restored(), claimed:
         # Refuse what cannot work, before anything slow begins and before anything is made or deleted.
         check_recipe(recipe)
-        device, gpus = torch.device(str(processes.device)), processes.num_processes
+        device, gpus = torch.device(str(processes.device)), check_processes(recipe.train, processes.num_processes)
         compiled = resolve_compile(recipe.train, device.type)
         fitted = fit(recipe, room(device), processes=gpus, vocab_size=recipe.nominal_vocab_size)
         if gpus == 1:
@@ -166,17 +166,19 @@ def _build(
 ) -> tuple[PreTrainedModel, AnchoredDecay | None, tuple[float | None, float | None], tuple[str, ...]]:
     tokenizer, start, lineage = inputs.tokenizer, (None, None), ()
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    place = Shards(recipe.train, torch.device(device)).shard_ if recipe.train.sharding == "fsdp" else None
+    place = shards(recipe.train, torch.device(device)) if recipe.train.sharding == "fsdp" else None
     model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, place=place, **special)
     if init_from:
         lineage = initialize_(model, init_from, inputs.identity.tokenizer_sha256, seed=recipe.seed)
     if not isinstance(inputs.training, PackedStream):
         size = recipe.train.micro_batch_size or recipe.train.batch_size
         # Blocks whose weights are gathered in bfloat16 need what Trainer brings later.
-        narrow = recipe.train.dtype == "bfloat16" and is_sharded(model)
+        narrow = recipe.train.dtype == "bfloat16" and is_spread(model)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=narrow):
             start = start_losses(model, first(inputs.training, size), batch_size=size)
     decay = fold_at_start_(model).decay if recipe.train.fold_at_start else None
+    if recipe.train.tensor_parallel > 1:
+        split_(model)
     if recipe.train.ablation is not None:
         start_as_ablation_(model, recipe.train.ablation, recipe.seed)
     return model, decay, start, lineage
@@ -213,7 +215,6 @@ def _train(
         decay=decay,
         optimizer=train.optimizer,
         newton_schulz_dtype=train.newton_schulz_dtype,
-        sharded=is_sharded(model),
         tokenizer=inputs.tokenizer,
         run_id=run.read_config().id,
         # Spikes before the log, which has them whether somebody watches or not.
@@ -246,7 +247,7 @@ def _fold_and_verify(
     before = evaluate_loss(model, inputs.validation, batch_size=batch_size)
     verified_on = first(inputs.validation, FOLD_CHECK_SEQUENCES)
     logits_before = list(logits_of(model, verified_on, batch_size=batch_size))
-    save_here = save_here or is_sharded(model)
+    save_here = save_here or is_spread(model)
     if save_here:
         save(model, inputs.tokenizer, run.unfolded)
     report = fold_(model)

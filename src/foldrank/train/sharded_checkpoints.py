@@ -29,6 +29,7 @@ from foldrank.hf.checkpoint import INDEX
 from foldrank.hf.checksums import write_checksums
 from foldrank.structured import to_json
 from foldrank.train.safe_checkpoints import SafeCheckpoints
+from foldrank.train.sharding import is_split, is_spread
 
 OPTIMIZER = "optimizer"
 """Folder of the shares of the optimizer's state, in a checkpoint."""
@@ -44,16 +45,16 @@ LARGEST_FILE = 4 << 30
 
 
 class ShardedCheckpoints(SafeCheckpoints):
-    """As `SafeCheckpoints`; where `sharded`, of a model that is spread over processes.
+    """As `SafeCheckpoints`, also of a model that is spread over processes (train/sharding.py).
 
     Args:
-        sharded: whether the model is.
         kwargs: as of `SafeCheckpoints`.
     """
 
-    def __init__(self, *, sharded: bool = False, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sharded = sharded
+        assert isinstance(self.model, nn.Module)
+        self.sharded = sharded = is_spread(self.model)
         # transformers' word for a model that is not to be wrapped or moved: gradients are summed where they are shared.
         self.is_distributed_loading_by_transformers = sharded
         self._group = dist.new_group(backend="gloo") if sharded else None
@@ -64,6 +65,11 @@ class ShardedCheckpoints(SafeCheckpoints):
     def _defer_fsdp_gradient_reduction(self) -> Any:
         """Of accumulated gradients the last alone are summed over the processes."""
         return _without_reduction(self.model)
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """What is not split has the same gradient on all processes, as they see the same sequences."""
+        if not is_split(model):
+            super()._sync_replicated_trainable_parameters(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)

@@ -1,46 +1,161 @@
-"""Weights of which each process holds a share (FSDP2), from the model's first moment on.
+"""A model spread over the processes of a run: each holds a share of all weights (FSDP2), or a part of each layer (TP).
+
+`sharding: fsdp`
 
     meta device -> a block is filled (train/start.py) -> sharded -> the next block ... -> the rest is filled, sharded
 
 So no process holds more than its shares, one block, and what lies outside of the blocks. A unit is a block: gathered
 before its forward and backward pass, its gradients summed into the shares behind it. What is outside of the blocks is
-one more, which is gathered by the model's own forward pass alone: nothing may call the embedding, the last norm or the
-head past it (`train/chunked_loss.py` does not).
+one more, which the model's own forward pass alone gathers: nothing may call the embedding, the last norm or the head
+past it.
+
+`tensor_parallel: N`
+
+    model, whole on each process -> folded at the start -> the layers of its blocks are split
+
+Of a layer that the architecture splits by its outputs, `up` is split by them, of one that it splits by its inputs,
+`down` is; the other factor, embedding, norms and head are on each process. The rank is never split, so that what
+processes sum is as wide as the latent. Numbers that they sum, a token and block:
+
+    forward   z of o and down, 2 r; backward   dz of q, k, v, gate and up, 5 r;   of a dense model 4 d in all
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
+from foldrank.core.dtensor import is_dtensor
+from foldrank.core.inventory import inventory
+from foldrank.hf.base import LowRankConfigMixin
 from foldrank.recipes.settings import TrainConfig
 
+TENSORS = "tensors"
+"""Name of the mesh over which layers are split."""
 
-class Shards:
-    """How a run shards its model over all its processes; one process alone holds all shares.
+STYLES: dict[str, Callable[[], ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+"""From transformers' words of a plan to PyTorch's."""
+
+OF_HEADS = "replicated_with_grad_allreduce"
+"""In a plan: a weight that each process has, and uses for its own heads alone (Qwen3's norms of q and k)."""
+
+
+def shards(train: TrainConfig, device: torch.device) -> Callable[[nn.Module], object]:
+    """What leaves this process its share of a block's, and then of the model's weights, in place (`build_model`).
 
     Args:
         train: its `dtype`: with bfloat16 the blocks' weights are gathered in it, and gradients summed in float32.
         device: of this process.
     """
+    if not dist.is_initialized():  # one process holds all shares
+        backend = "gloo" if device.type == "cpu" else "nccl"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # Autocast says what is computed in bfloat16: what goes from block to block stays in float32, as without shards.
+    narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    of_blocks = narrow if train.dtype == "bfloat16" else MixedPrecisionPolicy()
 
-    def __init__(self, train: TrainConfig, device: torch.device) -> None:
-        if not dist.is_initialized():
-            backend = "gloo" if device.type == "cpu" else "nccl"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        self.mesh: DeviceMesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        # Autocast says what is computed in bfloat16: what goes from block to block stays in float32, as without shards.
-        narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        self.of_blocks = narrow if train.dtype == "bfloat16" else MixedPrecisionPolicy()
-
-    def shard_(self, module: nn.Module) -> None:
-        """Leaves this process its share of a block's or the model's weights, of which each has all, in place."""
+    def shard_(module: nn.Module) -> None:
         outermost = isinstance(module, PreTrainedModel)
-        fully_shard(module, mesh=self.mesh, mp_policy=MixedPrecisionPolicy() if outermost else self.of_blocks)
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy() if outermost else of_blocks)
+
+    return shard_
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a share of the model alone."""
-    return isinstance(model, FSDPModule)
+def split_(model: PreTrainedModel) -> None:
+    """Leaves this process its part of the layers of each block, in place. All processes have the whole model.
+
+    Args:
+        model: without residuals; those that are folded have none.
+    """
+    plan, parts = plan_of(model), dist.get_world_size()
+    mesh = init_device_mesh(model.device.type, (parts,), mesh_dim_names=(TENSORS,))
+
+    def summed(gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total, group=mesh.get_group())
+        return total
+
+    contents = inventory(model)
+    blocks, _ = contents.blocks([*contents.low_rank_layers, *contents.linear_specs])
+    for block in model.get_submodule(blocks).children():
+        styles = {name: STYLES[way]() for name, way in plan.items() if way in STYLES}
+        parallelize_module(block, mesh, styles, src_data_rank=None)
+        for name in (name for name, way in plan.items() if way == OF_HEADS):
+            for parameter in block.get_submodule(name).parameters():
+                parameter.register_hook(summed)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether each process holds a share or a part of the model alone."""
+    return any(map(is_dtensor, model.parameters()))
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether the model's layers are split (tensor parallelism), so that all processes see the same sequences."""
+    parameters: Any = model.parameters()
+    return any(TENSORS in (p.device_mesh.mesh_dim_names or ()) for p in parameters if is_dtensor(p))
+
+
+def check_processes(train: TrainConfig, processes: int) -> int:
+    """How many shares a step's sequences come in.
+
+    Raises:
+        ValueError: where the layers are split over another number of processes than there are.
+    """
+    parts = train.tensor_parallel
+    if parts not in (1, processes):
+        raise ValueError(
+            f"tensor_parallel {parts} splits each layer over {parts} processes, and there are {processes}: start "
+            f"{parts} (torchrun --nproc-per-node {parts} -m foldrank ...)"
+        )
+    return processes // parts
+
+
+def check_spread(model: PreTrainedModel, train: TrainConfig) -> None:
+    """Refuses a model, on any device, whose layers cannot be split as its settings ask.
+
+    Raises:
+        ValueError: saying why.
+    """
+    parts = train.tensor_parallel
+    if parts == 1:
+        return
+    low_rank = getattr(model.config, "low_rank", None)
+    if low_rank is not None and low_rank["residual"] is not None and not train.fold_at_start:
+        raise ValueError(
+            "tensor_parallel splits the outputs of up-projections, and a residual repeats each latent over them: set "
+            "train.fold_at_start true, which trains the same"
+        )
+    plan_of(model)
+    sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    for name, size in ((name, getattr(model.config, name)) for name in sizes):
+        if size % parts:
+            raise ValueError(f"tensor_parallel {parts} does not divide {name} {size}: take one that does")
+
+
+def plan_of(model: PreTrainedModel) -> dict[str, str]:
+    """How the layers of a block are split, from the name of each in it to the way.
+
+    Raises:
+        ValueError: where there is no plan: another backbone than low rank, a low-rank scale, a layer dense in some
+            blocks alone, or an architecture for which transformers has none.
+    """
+    config: Any = model.config
+    low_rank = isinstance(config, LowRankConfigMixin)
+    plan = config.tp_plan_without_residual if low_rank else config.base_model_tp_plan
+    if not plan:
+        raise ValueError(
+            f"tensor_parallel: there is no plan by which this {type(model).__name__} is split; there is one for dense "
+            "and low-rank layers without a scale, alike in all blocks, of architectures for which transformers has one"
+        )
+    in_block = {pattern.partition(".*.")[2]: way for pattern, way in plan.items() if ".*." in pattern}
+    if unknown := sorted(set(in_block.values()) - {*STYLES, OF_HEADS}):
+        raise ValueError(f"tensor_parallel: the plan of {type(model).__name__} splits {unknown[0]}, which is not built")
+    return in_block

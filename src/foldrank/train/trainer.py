@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.utils.import_utils import is_torch_tf32_available
@@ -26,6 +27,7 @@ from foldrank.train.evaluate import by_source, evaluate_loss
 from foldrank.train.safe_checkpoints import DivergedError
 from foldrank.train.schedule import scheduler_arguments
 from foldrank.train.sharded_checkpoints import ShardedCheckpoints
+from foldrank.train.sharding import is_split
 
 PROJECT = "foldrank"
 """What trackers file a run under."""
@@ -81,6 +83,19 @@ class PretrainTrainer(ShardedCheckpoints):
         self.ended = time.perf_counter()
         if self.args.device.type == "cuda":
             self.peak_memory = torch.cuda.max_memory_allocated()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; processes among which the layers are split all get all sequences."""
+        if self.get_tp_size() == 1:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.sequences,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
         assert not isinstance(self.sequences, PackedStream)  # a stream is asked for no sampler
@@ -143,7 +158,12 @@ class PretrainTrainer(ShardedCheckpoints):
     @property
     def sequences_per_step(self) -> int:
         """Over all processes and accumulation steps."""
-        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        of_a_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return of_a_process * self.args.world_size // self.get_tp_size()
+
+    def get_tp_size(self) -> int:
+        """Processes that see the same sequences."""
+        return self.args.world_size if is_split(self.accelerator.unwrap_model(self.model)) else 1
 
     def _check_losses(self) -> None:
         bad = [(step, loss) for step, loss in self._unchecked if not torch.isfinite(loss)]
@@ -221,7 +241,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         optim="adamw_torch_fused",
         tf32=True if train.dtype == "float32" and on_accelerator and is_torch_tf32_available() else None,
     )
-    devices = arguments.world_size * max(1, arguments.n_gpu)
+    devices = arguments.world_size // train.tensor_parallel * max(1, arguments.n_gpu)
     micro_batch = train.resolve_micro_batch_size(devices)
     arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = micro_batch
     arguments.gradient_accumulation_steps = train.batch_size // (devices * micro_batch)
