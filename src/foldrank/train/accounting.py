@@ -76,6 +76,7 @@ from foldrank.train.block_costs import (
 from foldrank.train.evaluate import MOST_LOGITS
 from foldrank.train.model import shape_of
 from foldrank.train.optimizer_cost import optimizer_bytes
+from foldrank.train.sharding import split_in
 from foldrank.train.stand_ins import blocks_of, stands_for, times_of, total
 
 PARTS = {
@@ -236,7 +237,7 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None =
     # The check of the fold holds the logits before and after, and their difference, at as many positions as allowed.
     checked = 4 * saved
     body = 4 * 3 * (d + f) * tokens
-    state = _per_process(4 * total(model, count_parameters), shards) + optimizer_bytes(model, train, shards=shards)
+    state = 4 * _held(model, train, gpus) + optimizer_bytes(model, train, shards=shards, parts=split_in(model, train))
     return state + body + max(logits, checked)
 
 
@@ -246,6 +247,9 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1) -
     Under FSDP (`train.sharding`; arXiv 2304.11277, each block a unit) weights, gradients and optimizer state are
     divided by the GPUs. A GPU holds at one moment the gathered weights of embedding, head and two blocks (one
     prefetched), and the gradients of embedding, head and one block, all as wide as the products.
+
+    Where layers are split (`train.tensor_parallel`; train/sharding.py) so are their weights, gradients and optimizer
+    state; what blocks keep counts as if it were not, which is more than there is.
 
     Args:
         model: a Llama, on any device.
@@ -301,10 +305,10 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1) -
         saved = [tokens * (4 * d + width * n) + latent for n, latent in zip(handed, latents, strict=True)]
         effective = [0] * len(blocks)
     return Memory(
-        weights=_per_process(4 * count, shards)
+        weights=4 * _held(model, train, gpus)
         + total(model, lambda part: sum(layer.rows.nbytes + layer.columns.nbytes for layer in sparse_in(part))),
-        gradients=_per_process(4 * count, shards),
-        optimizer=optimizer_bytes(model, train, shards=shards),
+        gradients=4 * _held(model, train, gpus),
+        optimizer=optimizer_bytes(model, train, shards=shards, parts=split_in(model, train)),
         communication=communication,
         weight_copies=2 * copied + _weighted(effective, times),
         blocks=_weighted(saved, times),
@@ -343,5 +347,11 @@ def _shards(train: TrainConfig, gpus: int) -> int:
     return gpus if train.sharding == "fsdp" else 1
 
 
-def _per_process(total: int, shards: int) -> int:
-    return -(-total // shards)
+def _held(model: PreTrainedModel, train: TrainConfig, gpus: int) -> int:
+    """Parameters that one GPU holds."""
+    parts, times = split_in(model, train), times_of(model)
+    numbers = sum(
+        times.get(id(parameter), 1) * (parameter.numel() // parts.get(id(parameter), 1))
+        for parameter in model.parameters()
+    )
+    return -(-numbers // _shards(train, gpus))

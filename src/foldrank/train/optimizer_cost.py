@@ -1,5 +1,8 @@
 """What an optimizer costs beside the passes: bytes of its state, and FLOPs of a step."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from torch import nn
 
 from foldrank.optim.factor_optimizer import parameters_by_rule
@@ -8,8 +11,12 @@ from foldrank.recipes.settings import TrainConfig
 from foldrank.train.stand_ins import times_of
 
 
-def optimizer_bytes(model: nn.Module, train: TrainConfig, *, shards: int = 1) -> int:
+def optimizer_bytes(
+    model: nn.Module, train: TrainConfig, *, shards: int = 1, parts: Mapping[int, int] = MappingProxyType({})
+) -> int:
     """Bytes of the state that an optimizer keeps in float32, on one of `shards` that share it.
+
+    `parts` has the number of parts that a parameter comes in, by its id, where that is not 1.
 
     AdamW keeps two averages, and a step counter for each tensor; Muon and Spectron one average, Spectron also a vector
     for each factor's norm, as long as a row of it.
@@ -19,7 +26,8 @@ def optimizer_bytes(model: nn.Module, train: TrainConfig, *, shards: int = 1) ->
     for rule, _, parameters in parameters_by_rule(model, train.optimizer):
         for parameter in parameters:
             number = times.get(id(parameter), 1)
-            averages += number * parameter.numel() * (8 if rule == "adamw" else 4)
+            numbers = number * parameter.numel() // parts.get(id(parameter), 1)
+            averages += numbers * (8 if rule == "adamw" else 4)
             if rule == "adamw":
                 others += number * 4
             if rule == "spectron":

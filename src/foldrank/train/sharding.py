@@ -20,21 +20,22 @@ processes sum is as wide as the latent. Numbers that they sum, a token and block
     forward   z of o and down, 2 r; backward   dz of q, k, v, gate and up, 5 r;   of a dense model 4 d in all
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
 from foldrank.core.dtensor import is_dtensor
-from foldrank.core.inventory import inventory
 from foldrank.hf.base import LowRankConfigMixin
 from foldrank.recipes.settings import TrainConfig
+from foldrank.train.stand_ins import blocks_of
 
 TENSORS = "tensors"
 """Name of the mesh over which layers are split."""
@@ -82,11 +83,11 @@ def split_(model: PreTrainedModel) -> None:
         dist.all_reduce(total, group=mesh.get_group())
         return total
 
-    contents = inventory(model)
-    blocks, _ = contents.blocks([*contents.low_rank_layers, *contents.linear_specs])
-    for block in model.get_submodule(blocks).children():
+    for block in blocks_of(model):
         styles = {name: STYLES[way]() for name, way in plan.items() if way in STYLES}
         parallelize_module(block, mesh, styles, src_data_rank=None)
+        for name in inputs_in_common(plan):
+            block.get_submodule(name).register_forward_pre_hook(_replicated_input(mesh), with_kwargs=True)
         for name in (name for name, way in plan.items() if way == OF_HEADS):
             for parameter in block.get_submodule(name).parameters():
                 parameter.register_hook(summed)
@@ -159,3 +160,38 @@ def plan_of(model: PreTrainedModel) -> dict[str, str]:
     if unknown := sorted(set(in_block.values()) - {*STYLES, OF_HEADS}):
         raise ValueError(f"tensor_parallel: the plan of {type(model).__name__} splits {unknown[0]}, which is not built")
     return in_block
+
+
+def inputs_in_common(plan: Mapping[str, str]) -> set[str]:
+    """The modules of a block whose dense layers share an input: its gradient is summed over them, then over processes.
+
+    Of low-rank layers each has a latent of its own, whose gradient is what is summed; beside one of them, dense layers
+    sum apart.
+    """
+    by_outputs = [name for name, way in plan.items() if way == "colwise"]
+    low_rank = {name.removesuffix(".up").rpartition(".")[0] for name in by_outputs if name.endswith(".up")}
+    return {name.rpartition(".")[0] for name in by_outputs if not name.endswith(".up")} - low_rank
+
+
+def _replicated_input(mesh: DeviceMesh) -> Callable[..., Any]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": DTensor.from_local(kwargs["hidden_states"], mesh, (Replicate(),))}
+        return (DTensor.from_local(args[0], mesh, (Replicate(),)), *args[1:]), kwargs
+
+    return hook
+
+
+def split_in(model: PreTrainedModel, train: TrainConfig) -> dict[int, int]:
+    """From the id of each weight that `train.tensor_parallel` splits to the number of its parts."""
+    if train.tensor_parallel == 1:
+        return {}
+    weights = {}
+    for block in blocks_of(model):
+        for name, way in plan_of(model).items():
+            layer: Any = block.get_submodule(name)
+            if way in STYLES:
+                weights[id(layer.weight)] = train.tensor_parallel
+            if way == "colwise" and layer.bias is not None:
+                weights[id(layer.bias)] = train.tensor_parallel
+    return weights

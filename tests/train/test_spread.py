@@ -1,0 +1,161 @@
+"""Several processes against one: by DDP, FSDP2 and tensor parallelism they come to the same weights."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.apart
+
+STEPS = 50
+FSDP, SPLIT = {"train.sharding": "fsdp"}, {"train.tensor_parallel": 2}
+MUON, FOLDED = {"train.optimizer": "muon"}, {"train.fold_at_start": True}
+PLAIN, COLA = {"low_rank.activation": None}, {"low_rank.activation": "silu"}
+NO_RESIDUAL = {"low_rank.residual": None}
+
+ARMS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "DDP, residual": ({}, {**COLA, **MUON}),
+    "DDP, folded at the start": ({}, {**PLAIN, **FOLDED}),
+    "FSDP, residual, AdamW": (FSDP, COLA),
+    "FSDP, residual, Muon": (FSDP, {**PLAIN, **MUON}),
+    "FSDP, folded at the start, Muon": (FSDP, {**COLA, **FOLDED, **MUON}),
+    "FSDP, folded at the start, AdamW": (FSDP, {**PLAIN, **FOLDED}),
+    "FSDP, no residual, accumulated": (FSDP, {**COLA, **NO_RESIDUAL, "train.micro_batch_size": 1}),
+    "split, folded at the start, AdamW": (SPLIT, {**COLA, **FOLDED}),
+    "split, folded at the start, Muon": (SPLIT, {**PLAIN, **FOLDED, **MUON}),
+    "split, no residual, by chunks": (SPLIT, {**COLA, **NO_RESIDUAL, "train.chunked_loss": True}),
+    "split, dense": (SPLIT, {"low_rank": None}),
+}
+"""How the processes share the work, and what they train."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("spread")
+    (folder / "text").mkdir()
+    words = random.Random(0)
+    for number in range(30):
+        text = " ".join(words.choices(["alpha", "beta", "gamma", "delta", "=", "1"], k=400))
+        (folder / "text" / f"{number}.txt").write_text(text)
+    settings = {
+        "base": "demo",
+        "model": {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 4},
+        "low_rank": {"rank": 4},
+        "data": {"source": str(folder / "text"), "vocab_size": 270, "validation_fraction": 0.2},
+        "train": {"steps": STEPS, "batch_size": 4, "sequence_length": 16, "eval_every": 25, "save_every": 25},
+    }
+    settings["train"] |= {"weight_decay": 3.0, "optimizer": "adamw", "device": "cpu"}  # strong, so that it shows
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def command(recipe: Path, settings: Mapping[str, Any], out: Path) -> list[str]:
+    options = [f"--{name}={'null' if value is None else json.dumps(value)}" for name, value in settings.items()]
+    return ["pretrain", str(recipe), *options, "--out", str(out), "--json"]
+
+
+def launch(tasks: Mapping[str, Any], folder: Path, *, processes: int, dtype: str = "float32") -> list[Any]:
+    """Does the tasks in so many processes, and gives the facts of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    program = [*(launcher if processes > 1 else []), "-m", "tests.train.spread"]
+    done = subprocess.run(
+        [sys.executable, *program, str(folder / "tasks.json"), dtype, str(folder)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"facts.{rank}.json").read_text()) for rank in range(processes)]
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def distance(one: Path, other: Path) -> float:
+    """The largest change of a folded weight, over the weights' norm."""
+    a, b = (load_file(out / "folded" / "model.safetensors") for out in (one, other))
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).norm() / a[name].norm()) for name in a if a[name].is_floating_point())
+
+
+@pytest.fixture(scope="module")
+def float64(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each arm in one process and in two, in float64."""
+    folder = tmp_path_factory.mktemp("arms")
+    for processes in (1, 2):
+        commands = [
+            command(recipe, {**(how if processes > 1 else {}), **what}, folder / str(processes) / name)
+            for name, (how, what) in ARMS.items()
+        ]
+        launch({"commands": commands}, folder / str(processes), processes=processes, dtype="float64")
+    return folder
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_two_processes_come_to_the_weights_of_one(float64: Path, arm: str) -> None:
+    one, two = (float64 / str(processes) / arm for processes in (1, 2))
+    metrics = [json.loads((out / "metrics.json").read_text()) for out in (one, two)]
+    assert metrics[1]["val_loss_folded"] == pytest.approx(metrics[0]["val_loss_folded"], rel=1e-9)
+    assert distance(one, two) < 1e-9
+    assert len(losses(one)) == STEPS
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)  # Trainer logs them in float32
+
+
+def test_four_processes_in_float32_whose_checkpoint_two_and_one_read(recipe: Path, tmp_path: Path) -> None:
+    arms: Sequence[tuple[dict[str, Any], dict[str, Any]]] = [
+        (FSDP, COLA),
+        ({}, {**COLA, **MUON}),
+        ({"train.tensor_parallel": 4}, {**COLA, **FOLDED, "train.steps": 10}),
+    ]
+    for processes in (1, 4):
+        commands = [
+            command(recipe, {**(how if processes > 1 else {}), **what}, tmp_path / f"{number}-{processes}")
+            for number, (how, what) in enumerate(arms)
+        ]
+        launch({"commands": commands}, tmp_path / str(processes), processes=processes)
+    for number in range(len(arms)):
+        one, four = (tmp_path / f"{number}-{processes}" for processes in (1, 4))
+        assert losses(four) == pytest.approx(losses(one), rel=1e-5)
+        assert distance(one, four) < 1e-5
+
+    checkpoint = tmp_path / "0-4" / "checkpoints" / f"checkpoint-{STEPS}"
+    read = {}
+    for processes in (2, 1):
+        folder = tmp_path / f"read-{processes}"
+        launch({"read": [str(recipe), str(checkpoint)]}, folder, processes=processes)
+        read[processes] = torch.load(folder / "read.pt")
+    weights = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(read[1][name], tensor) for name, tensor in weights.items())
+    assert len(read[1]) > 2 * len(weights)  # and the optimizer's state
+    assert all(torch.equal(read[2][name], tensor) for name, tensor in read[1].items())
+
+
+def test_what_processes_hold_and_what_they_sum(recipe: Path, tmp_path: Path) -> None:
+    wire = {
+        "low rank": (str(recipe), {**COLA, **FOLDED}),
+        "dense": (str(recipe), {"low_rank": None}),
+    }
+    (one,) = launch({"bytes": str(recipe)}, tmp_path / "one", processes=1)
+    two = launch({"bytes": str(recipe), "wire": wire}, tmp_path / "two", processes=2)
+    assert all(facts["bytes"] <= 0.6 * one["bytes"] for facts in two)
+    tokens, blocks, rank, width = 15, 2, 4, 16
+    for facts in two:
+        assert facts["low rank"] == 7 * rank * tokens * blocks
+        assert facts["dense"] == 4 * width * tokens * blocks
