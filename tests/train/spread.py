@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foldrank.cli import main
@@ -20,35 +21,65 @@ from foldrank.recipes import load_recipe
 from foldrank.train.model import build_model
 from foldrank.train.processes import shared_by
 from foldrank.train.sharded_checkpoints import OPTIMIZER, load_state_, load_weights_, state_of
-from foldrank.train.sharding import shards, split_
+from foldrank.train.sharding import is_spread, shards, split_
+from foldrank.train.wire import wire
 
 VOCABULARY = 320
+NO_BYTES = ("wait", "wrap")
 
 
-class SummedNumbers(TorchDispatchMode):
-    """Counts the numbers that processes sum, by the shape of the tensor."""
+class Counted(TorchDispatchMode):
+    """Counts the bytes of tensors that processes exchange, as large as they are when they are whole."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numbers = 0
+        self.bytes = {"summed": 0, "gathered": 0, "scattered": 0}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "all_reduce" in str(function):
-            tensor = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
-            self.numbers += tensor.numel()
+        name = str(function)
+        if name.startswith("c10d._allgather_base_"):
+            self.bytes["gathered"] += args[0].nbytes
+        elif name.startswith("c10d._reduce_scatter_base_"):
+            self.bytes["scattered"] += args[1].nbytes
+        elif name.startswith("c10d.allreduce_"):
+            self.bytes["summed"] += sum(tensor.nbytes for tensor in args[0])
+        elif name.startswith("_c10d_functional.all_reduce"):
+            self.bytes["summed"] += args[0].nbytes
+        else:
+            assert not (name.startswith(("c10d.", "_c10d")) and not any(word in name for word in NO_BYTES)), name
         return function(*args, **(kwargs or {}))
 
+    def of_bucket(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """What DDP sums is seen by its own hook alone."""
+        self.bytes["summed"] += bucket.buffer().nbytes
+        future: Any = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
 
-def numbers_on_the_wire(recipe_file: str, settings: dict[str, Any]) -> int:
-    """Of one forward and backward pass of a batch of 3 sequences of 5 tokens."""
-    model = build_model(load_recipe(recipe_file, settings), VOCABULARY)
-    if settings.get("train.fold_at_start"):
+
+def exchanged(recipe_file: str, settings: dict[str, Any]) -> list[dict[str, int]]:
+    """The bytes of one step, counted, and by the formula."""
+    recipe = load_recipe(recipe_file, settings)
+    train, device = recipe.train, torch.device("cpu")
+    model = build_model(recipe, VOCABULARY, place=shards(train, device) if train.sharding == "fsdp" else None)
+    if train.fold_at_start:
         fold_at_start_(model)
-    split_(model)
-    tokens = torch.arange(15).view(3, 5)
-    with SummedNumbers() as counted:
-        model(input_ids=tokens, labels=tokens).loss.backward()
-    return counted.numbers
+    if train.tensor_parallel > 1:
+        split_(model)
+    counted, runs = Counted(), model
+    if not is_spread(model):
+        runs = DistributedDataParallel(model, broadcast_buffers=False)
+        runs.register_comm_hook(None, counted.of_bucket)
+    size = train.resolve_micro_batch_size(2 // train.tensor_parallel)
+    passes = train.batch_size // (2 // train.tensor_parallel) // size
+    tokens = torch.arange(size * train.sequence_length).view(size, -1) % VOCABULARY
+    with counted:
+        for number in range(passes):
+            if train.sharding == "fsdp":
+                model.set_requires_gradient_sync(number == passes - 1)  # pyright: ignore[reportCallIssue]
+            runs(input_ids=tokens, labels=tokens).loss.backward()
+    formula = wire(recipe, gpus=2, vocab_size=VOCABULARY)
+    return [counted.bytes, {name: getattr(formula, name) for name in counted.bytes}]
 
 
 def bytes_held(recipe_file: str) -> int:
@@ -83,7 +114,7 @@ def work() -> None:
     for command in tasks.get("commands", ()):
         assert main(command) == 0, command
     for name, (recipe, settings) in tasks.get("wire", {}).items():
-        facts[name] = numbers_on_the_wire(recipe, settings)
+        facts[name] = exchanged(recipe, settings)
     if "bytes" in tasks:
         facts["bytes"] = bytes_held(tasks["bytes"])
     if "read" in tasks:

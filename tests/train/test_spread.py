@@ -147,15 +147,25 @@ def test_four_processes_in_float32_whose_checkpoint_two_and_one_read(recipe: Pat
     assert all(torch.equal(read[2][name], tensor) for name, tensor in read[1].items())
 
 
-def test_what_processes_hold_and_what_they_sum(recipe: Path, tmp_path: Path) -> None:
-    wire = {
-        "low rank": (str(recipe), {**COLA, **FOLDED}),
-        "dense": (str(recipe), {"low_rank": None}),
+def test_what_processes_hold_and_exchange(recipe: Path, tmp_path: Path) -> None:
+    block = {"train.activation_checkpointing": "block"}
+    ways: dict[str, dict[str, Any]] = {
+        "DDP": COLA,
+        "FSDP": {**FSDP, **COLA},
+        "FSDP, two passes": {**FSDP, **COLA, "train.micro_batch_size": 1},
+        "FSDP, computed again": {**FSDP, **COLA, **block},
+        "split": {**SPLIT, **COLA, **FOLDED},
+        "split, two passes": {**SPLIT, **COLA, **FOLDED, "train.micro_batch_size": 2},
+        "split, computed again": {**SPLIT, **COLA, **FOLDED, **block},
+        "split, dense": {**SPLIT, "low_rank": None},
     }
     (one,) = launch({"bytes": str(recipe)}, tmp_path / "one", processes=1)
-    two = launch({"bytes": str(recipe), "wire": wire}, tmp_path / "two", processes=2)
-    assert all(facts["bytes"] <= 0.6 * one["bytes"] for facts in two)
-    tokens, blocks, rank, width = 15, 2, 4, 16
-    for facts in two:
-        assert facts["low rank"] == 7 * rank * tokens * blocks
-        assert facts["dense"] == 4 * width * tokens * blocks
+    wire = {name: (str(recipe), settings) for name, settings in ways.items()}
+    for facts in launch({"bytes": str(recipe), "wire": wire}, tmp_path / "two", processes=2):
+        assert facts.pop("bytes") <= 0.6 * one["bytes"]
+        assert {name: counted for name, (counted, _) in facts.items()} == {
+            name: formula for name, (_, formula) in facts.items()
+        }
+        blocks, tokens, rank, width = 2, 4 * 16, 4, 16
+        assert facts["split"][0]["summed"] == 4 * 7 * rank * tokens * blocks
+        assert facts["split, dense"][0]["summed"] == 4 * 4 * width * tokens * blocks
