@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage] - DDP names it
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,7 +50,7 @@ class Counted(TorchDispatchMode):
             assert not (name.startswith(("c10d.", "_c10d")) and not any(word in name for word in NO_BYTES)), name
         return function(*args, **(kwargs or {}))
 
-    def of_bucket(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def of_bucket(self, _: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         """What DDP sums is seen by its own hook alone."""
         self.bytes["summed"] += bucket.buffer().nbytes
         future: Any = torch.futures.Future()
@@ -66,7 +67,8 @@ def exchanged(recipe_file: str, settings: dict[str, Any]) -> list[dict[str, int]
         fold_at_start_(model)
     if train.tensor_parallel > 1:
         split_(model)
-    counted, runs = Counted(), model
+    counted = Counted()
+    runs: Any = model
     if not is_spread(model):
         runs = DistributedDataParallel(model, broadcast_buffers=False)
         runs.register_comm_hook(None, counted.of_bucket)
@@ -76,7 +78,7 @@ def exchanged(recipe_file: str, settings: dict[str, Any]) -> list[dict[str, int]
     with counted:
         for number in range(passes):
             if train.sharding == "fsdp":
-                model.set_requires_gradient_sync(number == passes - 1)  # pyright: ignore[reportCallIssue]
+                runs.set_requires_gradient_sync(number == passes - 1)
             runs(input_ids=tokens, labels=tokens).loss.backward()
     formula = wire(recipe, gpus=2, vocab_size=VOCABULARY)
     return [counted.bytes, {name: getattr(formula, name) for name in counted.bytes}]
@@ -118,7 +120,8 @@ def work() -> None:
     if "bytes" in tasks:
         facts["bytes"] = bytes_held(tasks["bytes"])
     if "read" in tasks:
-        everything = read(*tasks["read"][:1], Path(tasks["read"][1]))
+        recipe_file, checkpoint = tasks["read"]
+        everything = read(recipe_file, Path(checkpoint))
         if int(os.environ.get("RANK", "0")) == 0:
             torch.save(everything, folder / "read.pt")
     (folder / f"facts.{os.environ.get('RANK', '0')}.json").write_text(json.dumps(facts))

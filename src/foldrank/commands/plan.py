@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from foldrank.commands.arguments import add_gpu_arguments, mfu_of, number
+from foldrank.commands.arguments import add_gpu_arguments, mfu_of, number, whole_number
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 from foldrank.console import console
 from foldrank.data.config import MULTIPLE
@@ -14,10 +14,15 @@ from foldrank.data.config import MULTIPLE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from foldrank.recipes.schema import Recipe
+
 H100_PEAK_FLOPS = 989e12
 """FLOP/s of an H100 SXM in bfloat16 without sparsity (NVIDIA H100 datasheet)."""
 
 GIB = 1 << 30
+
+H100_MEMORY_BANDWIDTH = 3.35e12
+"""Bytes a second between an H100 SXM and its memory (NVIDIA H100 datasheet)."""
 
 ASSUMPTIONS = (
     "FLOPs: 6 N + 12 L d T per token (PaLM, appendix B, arXiv 2204.02311), N the weights of the matrices that "
@@ -28,6 +33,9 @@ ASSUMPTIONS = (
     "weights, gradients and averages of the optimizer (arXiv 1910.02054); activations as autograd keeps them with a "
     "flash attention kernel and no mask, or with a mask in each block where documents are kept apart (on a GPU that is "
     "more than FlexAttention keeps). FSDP shards everything, each block a unit (arXiv 2304.11277).",
+    "Seconds of a step, with --bandwidth: of products, FLOPs over peak x MFU; of memory, weights read in each pass, "
+    "activations written and read once, weights, gradients and averages read and written by the optimizer; of the "
+    "wire, what a ring sends (foldrank/train/wire.py). A step takes at least the largest of the three.",
     "All formulas, with sources and assumptions: foldrank/train/accounting.py.",
 )
 
@@ -50,6 +58,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FLOPS",
         help="FLOP/s of one GPU, without sparsity (default: 989e12, an H100 SXM in bfloat16 by NVIDIA's datasheet)",
     )
+    parser.add_argument(
+        "--sharding", choices=("none", "fsdp"), help="short for --train.sharding; where it is left out, both are shown"
+    )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=whole_number(1, 1 << 10),
+        metavar="N",
+        help="short for --train.tensor_parallel, of as many GPUs, with --train.fold_at_start",
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=number(0),
+        metavar="GB/S",
+        help="10^9 bytes a second that a GPU sends to the others: adds the seconds of a step, beside a dense model's",
+    )
+    parser.add_argument(
+        "--memory-bandwidth",
+        type=number(0),
+        default=H100_MEMORY_BANDWIDTH / 1e9,
+        metavar="GB/S",
+        help="10^9 bytes a second between a GPU and its memory (default: 3350, an H100 SXM by NVIDIA's datasheet)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -59,23 +89,31 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.train.activation_checkpointing import without_latents
     from foldrank.train.model import check_recipe, dense_parameters, shape_of
     from foldrank.train.optimizer_cost import optimizer_flops
+    from foldrank.train.sharding import check_processes
+    from foldrank.train.step_time import beside_dense
 
     gpus, peak, mfu, limit = arguments.gpus, arguments.peak_flops, mfu_of(arguments), arguments.gpu_memory
-    if not peak > 0 or (limit is not None and not limit > 0):
-        raise ValueError("--peak-flops and --gpu-memory must be above 0")
+    speeds = (peak, arguments.memory_bandwidth, *(each for each in (limit, arguments.bandwidth) if each is not None))
+    if not all(speed > 0 for speed in speeds):
+        raise ValueError("--peak-flops, --gpu-memory, --bandwidth and --memory-bandwidth must be above 0")
     recipe = recipe_from(arguments)
+    if arguments.sharding is not None:
+        recipe = recipe.override({"train.sharding": arguments.sharding})
+    if arguments.tensor_parallel is not None:
+        recipe = recipe.override({"train.tensor_parallel": arguments.tensor_parallel, "train.fold_at_start": True})
     train = recipe.train
+    shares = check_processes(train, gpus)
     check_recipe(recipe)
     model = shape_of(recipe)
     ways: list[Checkpointing | None] = [None, "block"] if without_latents(model) else [None, "latents", "block"]
     trained = parameters(model)
     tokens_per_step = train.batch_size * train.sequence_length
-    micro_batch = train.resolve_micro_batch_size(gpus)
+    micro_batch = train.resolve_micro_batch_size(shares)
 
-    flops, uses, update = [], [], optimizer_flops(model, train)
+    flops, uses, steps, update = [], [], [], optimizer_flops(model, train)
     recipes = {way: recipe.override({"train.activation_checkpointing": way}) for way in ways}
     for checkpointing, way in recipes.items():
-        per_token = training_flops(way, gpus=gpus)
+        per_token = training_flops(way, gpus=shares)
         per_step = per_token.total * tokens_per_step
         # Of the optimizer, every GPU does all of it.
         of_a_gpu = per_step / gpus + update
@@ -88,19 +126,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "hours": of_a_gpu * train.steps / (peak * mfu) / 3600,
             }
         )
-    for sharding in ("none", "fsdp") if gpus > 1 else (train.sharding,):
+    both = gpus > 1 and train.tensor_parallel == 1 and arguments.sharding is None
+    for sharding in ("none", "fsdp") if both else (train.sharding,):
         for checkpointing, way in recipes.items():
             way = way.override({"train.sharding": sharding})
-            used, evaluation = memory(way, gpus=gpus), evaluation_memory(way, gpus=gpus)
+            used, evaluation = memory(way, gpus=shares), evaluation_memory(way, gpus=shares)
             uses.append(
                 {
-                    "strategy": ("FSDP" if sharding == "fsdp" else "DDP") if gpus > 1 else "one GPU",
+                    "strategy": _strategy(way, gpus),
                     "activation_checkpointing": checkpointing,
                     "bytes_per_gpu": {**used.parts(), "total": used.total},
                     "bytes_per_gpu_in_evaluation": evaluation,
                     "fits": None if limit is None else max(used.total, evaluation) <= limit * GIB,
                 }
             )
+            if arguments.bandwidth:
+                speeds = {"memory": 1e9 * arguments.memory_bandwidth, "bandwidth": 1e9 * arguments.bandwidth}
+                how = {"strategy": _strategy(way, gpus), "activation_checkpointing": checkpointing}
+                steps += [how | row for row in beside_dense(way, gpus=gpus, flops=peak * mfu, **speeds)]
     return {
         "recipe": Path(arguments.recipe).stem,
         "parameters": {**trained.parts(), "total": trained.total},
@@ -113,16 +156,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens": tokens_per_step * train.steps,
         "gpus": gpus,
         "micro_batch_size": micro_batch,
-        "accumulation_steps": train.batch_size // (gpus * micro_batch),
+        "accumulation_steps": train.batch_size // (shares * micro_batch),
         "dtype": train.dtype,
         "gpu_memory_gib": limit,
         "peak_flops": peak,
         "mfu": mfu,
         "flops": flops,
         "memory": uses,
+        "steps_seconds": steps,
         "assumptions": [*ASSUMPTIONS],
         "notes": _vocabulary_note(model),
     }
+
+
+def _strategy(recipe: "Recipe", gpus: int) -> str:
+    if gpus == 1:
+        return "one GPU"
+    if recipe.train.tensor_parallel > 1:
+        return "split"
+    return "FSDP" if recipe.train.sharding == "fsdp" else "DDP"
 
 
 def _vocabulary_note(model: "PreTrainedModel") -> list[str]:
@@ -180,6 +232,17 @@ def show(result: dict[str, Any]) -> None:
     if (limit := result["gpu_memory_gib"]) is not None:
         table.add_row(f"fits in {limit:g}", *("yes" if use["fits"] else "no" for use in uses))
     out.print(table)
+    if result["steps_seconds"]:
+        table = Table(title="seconds of a step, at least", title_justify="left")
+        for column in ("", "products", "memory", "wire", "GB sent", "at least", "over dense"):
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for step in result["steps_seconds"]:
+            how = (step["strategy"], step["activation_checkpointing"], step["model"])
+            seconds = (f"{step[name]:.4g}" for name in ("products", "memory", "wire"))
+            over = "" if step["over_dense"] is None else f"{step['over_dense']:.2f}"
+            sent = f"{step['bytes_sent'] / 1e9:.4g}"
+            table.add_row(" ".join(filter(None, how)), *seconds, sent, f"{step['at_least']:.4g}", over)
+        out.print(table)
     for assumption in result["assumptions"]:
         out.print(assumption, style="dim")
 

@@ -352,7 +352,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
         OSError: where it cannot be written.
     """
     sharded = any(map(is_dtensor, model.parameters()))
-    how = {"state_dict": gathered(model)} if sharded else {}
+    how: dict[str, Any] = {"state_dict": gathered(model)} if sharded else {}
     if sharded and torch.distributed.get_rank() > 0:
         return
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from foldrank.core.dtensor import to_local
@@ -94,7 +94,7 @@ class SafeCheckpoints(Trainer):
         if self.args.should_save:
             shutil.rmtree(parent / PARTIAL, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with self._explained():
+        with self._explained(self.state.global_step):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             self._commit(parent / PARTIAL / name, parent / name)
@@ -114,7 +114,7 @@ class SafeCheckpoints(Trainer):
         """
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, step: int) -> Iterator[None]:
         parent = Path(str(self.args.output_dir))
         try:
             yield
@@ -126,4 +126,4 @@ class SafeCheckpoints(Trainer):
             why = "the disk is full" if full else " ".join(str(error).split())
             if self.args.should_save:
                 shutil.rmtree(parent / PARTIAL, ignore_errors=True)
-            raise OSError(f"the checkpoint of step {self.state.global_step} was not written: {why}; {good}") from error
+            raise OSError(f"the checkpoint of step {step} was not written: {why}; {good}") from error

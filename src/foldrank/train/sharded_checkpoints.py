@@ -17,17 +17,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from foldrank.hf.base import distinct_weights, save_description
 from foldrank.hf.checkpoint import INDEX
 from foldrank.hf.checksums import write_checksums
 from foldrank.structured import to_json
+from foldrank.train.checkpoints import step_of
 from foldrank.train.safe_checkpoints import SafeCheckpoints
 from foldrank.train.sharding import is_split, is_spread
 
@@ -51,16 +53,19 @@ class ShardedCheckpoints(SafeCheckpoints):
         kwargs: as of `SafeCheckpoints`.
     """
 
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        assert isinstance(self.model, nn.Module)
         self.sharded = sharded = is_spread(self.model)
         # transformers' word for a model that is not to be wrapped or moved: gradients are summed where they are shared.
         self.is_distributed_loading_by_transformers = sharded
-        self._group = dist.new_group(backend="gloo") if sharded else None
+        self._group: Any = dist.new_group(backend="gloo") if sharded else None
         self._executor = ThreadPoolExecutor(1)
         self._written: Any = None
-        self._saving: Future[None] | None = None
+        self._saving: tuple[int, Future[None]] | None = None
 
     def _defer_fsdp_gradient_reduction(self) -> Any:
         """Of accumulated gradients the last alone are summed over the processes."""
@@ -72,14 +77,13 @@ class ShardedCheckpoints(SafeCheckpoints):
             super()._sync_replicated_trainable_parameters(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm: Any = super()._get_grad_norm(model, grad_norm)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.sharded:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            assert isinstance(self.model, PreTrainedModel)
             assert output_dir is not None
             assert self.tokenizer is not None
             save_description(self.model, Path(output_dir))
@@ -91,18 +95,18 @@ class ShardedCheckpoints(SafeCheckpoints):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
         weights, state = distinct_weights(self.model), state_of(self.model, self.optimizer)
-        writer = dcp.HuggingFaceStorageWriter(
+        writer = HuggingFaceStorageWriter(
             str(Path(output_dir) / OPTIMIZER),
             fqn_to_index_mapping={**dict.fromkeys(weights, WEIGHTS), **dict.fromkeys(state, STATE)},
             save_distributed=True,
         )
-        self._written = dcp.async_save({**weights, **state}, storage_writer=writer, process_group=self._group)
+        self._written = async_save({**weights, **state}, storage_writer=writer, process_group=self._group)
         return None
 
     def _commit(self, work: Path, folder: Path) -> None:
         if not self.sharded:
             return super()._commit(work, folder)
-        self._saving = self._executor.submit(self._finish, self._written, work, folder)
+        self._saving = step_of(folder), self._executor.submit(self._finish, self._written, work, folder)
         return None
 
     def _finish(self, written: Future[Any], work: Path, folder: Path) -> None:
@@ -114,8 +118,8 @@ class ShardedCheckpoints(SafeCheckpoints):
 
     def finish_saving(self) -> None:
         if self._saving is not None:
-            saving, self._saving = self._saving, None
-            with self._explained():
+            (step, saving), self._saving = self._saving, None
+            with self._explained(step):
                 saving.result()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -155,7 +159,7 @@ def state_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 def load_weights_(model: nn.Module, folder: Path) -> None:
     """Gives each process its shares of the weights in a checkpoint, in place."""
-    dcp.load(distinct_weights(model), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    load(distinct_weights(model), storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
 def load_state_(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
@@ -171,7 +175,7 @@ def load_state_(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
             if shared
             else torch.zeros(about.size, dtype=dtype, device=parameter.device)
         )
-    dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
     for key, value in state.items():
         kind = key.removeprefix(SCALAR).partition("/")[0]
         optimizer.state[parameters[_name(key)]][kind] = value.reshape(()) if key.startswith(SCALAR) else value
@@ -189,7 +193,7 @@ def gather_weights(shares: Path, folder: Path) -> None:
     names = {}
     for number, keys in enumerate(files, start=1):
         weights = {key: torch.empty(stored[key].size, dtype=stored[key].properties.dtype) for key in keys}
-        dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(str(shares)), no_dist=True)
+        load(weights, storage_reader=HuggingFaceStorageReader(str(shares)), no_dist=True)
         file = f"model-{number:05}-of-{len(files):05}.safetensors" if len(files) > 1 else "model.safetensors"
         save_file(weights, folder / file, metadata={"format": "pt"})
         names |= dict.fromkeys(keys, file)
@@ -201,7 +205,7 @@ def gather_weights(shares: Path, folder: Path) -> None:
 
 
 def _stored(folder: Path) -> dict[str, TensorStorageMetadata]:
-    stored: Any = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    stored: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return stored
 
 
