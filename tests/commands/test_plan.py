@@ -101,6 +101,32 @@ def test_the_tables_name_what_a_person_looks_for(capsys, monkeypatch):
         assert text in printed
 
 
+def test_seconds_of_a_step_are_the_largest_of_three(capsys):
+    slow, fast = (
+        plan(capsys, "llama-7b-cola-dlr", "--gpus", "64", "--sharding", "fsdp", "--bandwidth", str(speed))[
+            "steps_seconds"
+        ]
+        for speed in (50, 1e6)
+    )
+    assert {row["strategy"] for row in slow} == {"FSDP"}
+    for row, faster in zip(slow, fast, strict=True):
+        assert row["at_least"] == row["wire"] == row["bytes_sent"] / 50e9
+        assert faster["at_least"] == max(faster["products"], faster["memory"])
+    low_rank, dense = slow[:2]
+    assert dense["model"] == "dense"
+    assert low_rank["over_dense"] == low_rank["wire"] / dense["wire"] < 1
+
+
+def test_layers_that_are_split_are_held_in_parts(capsys):
+    whole, split = (
+        plan(capsys, "llama-7b-cola-dlr", "--gpus", str(gpus), "--tensor-parallel", str(gpus)) for gpus in (1, 4)
+    )
+    assert [use["strategy"] for use in split["memory"]] == ["split"] * 3
+    ratio = whole["memory"][0]["bytes_per_gpu"]["weights"] / split["memory"][0]["bytes_per_gpu"]["weights"]
+    assert 1.5 < ratio < 1.9
+    assert split["accumulation_steps"] * split["micro_batch_size"] == 512
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,11 +134,16 @@ def test_the_tables_name_what_a_person_looks_for(capsys, monkeypatch):
         (["demo", "--gpus", "0"], "--gpus: must be at least 1, got 0"),
         (["demo", "--gpus", "3"], "batch_size 16 cannot be shared out evenly among 3 processes"),
         (["demo", "--mfu", "40"], "--mfu: must be a number of at least 0 and at most 1, got 40"),
-        (["demo", "--gpu-memory", "0"], "--peak-flops and --gpu-memory must be above 0"),
+        (["demo", "--gpu-memory", "0"], "--gpu-memory, --bandwidth and --memory-bandwidth must be above 0"),
         (["demo", "--peak-flops", "nan"], "--peak-flops: must be a number of at least 0, got nan"),
         (["demo", "--data.tokenizer", "gpt2"], "the vocabulary of the tokenizer gpt2 is unknown"),
         (["demo", "--low_rank.rank", "300"], "rank 300 is above the full rank 256"),
         (["llama-60m-dense", "--train.activation_checkpointing", "latents"], "the model is dense and has no latents"),
+        (["demo", "--gpus", "2", "--bandwidth", "0"], "--bandwidth and --memory-bandwidth must be above 0"),
+        (["demo", "--gpus", "2", "--tensor-parallel", "4"], "tensor_parallel 4 splits each layer over 4 processes"),
+        (["demo", "--gpus", "3", "--tensor-parallel", "3"], "tensor_parallel 3 does not divide num_attention_heads 4"),
+        (["demo", "--gpus", "2", "--train.tensor_parallel", "2"], "set train.fold_at_start true"),
+        (["llama-60m-sltrain", "--gpus", "2", "--tensor-parallel", "2"], "there is no plan by which this"),
         (["demo", "--train.activation_checkpointing", "true"], "should be 'block' or 'latents', got 'true'"),
     ],
 )

@@ -134,6 +134,78 @@ def test_a_signal_saves_and_says_how_to_go_on(undisturbed: tuple[Path, Path], st
     assert errors.read_text().rstrip().endswith("foldrank compare: stopped; the same command goes on")
 
 
+@pytest.mark.apart
+def test_machines_share_a_study_and_take_over_from_one_that_is_gone(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    study, whole = undisturbed
+    out = tmp_path / "out"
+
+    def begin(machine: str) -> subprocess.Popen[str]:
+        # Processes that do not share a cache share no locks: they are as on two machines.
+        environment = {**os.environ, "FOLDRANK_CACHE": str(tmp_path / machine), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "foldrank", "compare", str(study), "--out", str(out), "--lease", "2"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def begun() -> int:
+        return len(list(out.glob("runs/*/config.yaml")))
+
+    stays, goes = begin("stays"), begin("goes")
+    deadline = time.monotonic() + 120
+    for least in (2, 4, 6):
+        while begun() < least and stays.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        goes.kill()
+        goes.wait()
+        goes = begin("goes")
+    said = stays.communicate(timeout=120)[1]
+    assert stays.returncode == 0, said
+    goes.communicate(timeout=120)
+    assert goes.returncode == 0
+    assert facts(out) == facts(whole)
+
+
+@pytest.mark.apart
+def test_who_was_taken_over_ends(tmp_path: Path) -> None:
+    program = f"""
+import os, pathlib, time
+from foldrank.compare.lease import lease
+with lease(pathlib.Path({str(tmp_path)!r}), "run", 1.0) as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+    def holder(machine: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "FOLDRANK_CACHE": str(tmp_path / machine)}
+        return subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=-1, stderr=-1, text=True)
+
+    def first_line(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    first = holder("one")
+    assert first_line(first) == "True"
+    refused = holder("two")
+    assert first_line(refused) == "False"
+    refused.kill()
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    second = holder("two")
+    assert first_line(second) == "True"
+    first.send_signal(signal.SIGCONT)
+    assert "run was taken over by another process" in first.communicate(timeout=30)[1]
+    assert first.returncode == -signal.SIGKILL
+    assert second.poll() is None
+    second.kill()
+    # On its own machine there is nothing to wait for.
+    third = holder("two")
+    assert first_line(third) == "True"
+    third.kill()
+    for process in (refused, second, third):
+        process.communicate()
+
+
 def wait_until(process: BaseProcess, happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while process.is_alive() and not happened():

@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from foldrank.core.config import Activation, LowRankConfig, ResidualConfig
+from foldrank.core.dtensor import to_local
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.core.surgery import factorize_
+from foldrank.recipes import load_recipe
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import Checkpointing, ModelConfig, OptimizerName, TrainConfig
 from foldrank.train import accounting, chunked_loss
@@ -36,6 +38,7 @@ from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.evaluate import evaluate_loss, fold_error, logits_of
 from foldrank.train.model import build_model, dense_parameters, meta_model, shape_of
 from foldrank.train.optimizer_cost import optimizer_flops
+from foldrank.train.sharding import shards, split_
 from foldrank.train.stand_ins import blocks_of, stands_for
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
@@ -346,6 +349,23 @@ def test_shares_under_fsdp_are_those_allocated(method: str, checkpointing: Way):
     )
     state = local_bytes(t for state in optimizer.state.values() for t in state.values())
     assert used.optimizer == pytest.approx(state, rel=0, abs=2 * scalars)
+
+
+@pytest.mark.usefixtures("four_ranks")
+@pytest.mark.parametrize("settings", [{"train.sharding": "fsdp"}, {"train.tensor_parallel": 4}], ids=["FSDP", "split"])
+def test_a_process_of_four_holds_its_part_of_7b(settings: dict[str, Any]):
+    recipe = load_recipe("llama-7b-cola-dlr", {**settings, "low_rank.residual": None})
+    model = meta_model(recipe)
+    if recipe.train.sharding == "fsdp":
+        shard_ = shards(recipe.train, torch.device("cpu"))
+        for unit in (*blocks_of(model), model):
+            shard_(unit)
+    else:
+        split_(model)
+    held = sum(to_local(parameter).nbytes for parameter in model.parameters())
+    planned = memory(recipe, gpus=4 // recipe.train.tensor_parallel).weights
+    assert held == planned
+    assert held < (0.26 if recipe.train.sharding == "fsdp" else 0.6) * 4 * count_parameters(model)
 
 
 @pytest.mark.parametrize("chunk", [32, 1000])

@@ -73,10 +73,10 @@ def step(out: Path) -> int:
 
 
 def under_way(
-    recipe: Path, out: Path, least: int, *, restarts: int = 0
+    recipe: Path, out: Path, least: int, *more: str, restarts: int = 0
 ) -> tuple[subprocess.Popen[str], dict[int, int]]:
     """The launcher of a run that has come to a step, and its processes by rank."""
-    launcher = launched(recipe, out, restarts=restarts)
+    launcher = launched(recipe, out, *more, restarts=restarts)
     wait(lambda: step(out) >= least)
     return launcher, ranks(launcher)
 
@@ -108,8 +108,8 @@ def newest(out: Path) -> int:
     return max(int(folder.name.partition("-")[2]) for folder in (out / "checkpoints").glob("checkpoint-*"))
 
 
-def assert_goes_on(recipe: Path, out: Path, undisturbed: Path, processes: int) -> None:
-    launcher = launched(recipe, out, "--resume", processes=processes)
+def assert_goes_on(recipe: Path, out: Path, undisturbed: Path, processes: int, *more: str) -> None:
+    launcher = launched(recipe, out, "--resume", *more, processes=processes)
     _, said = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, said
     if processes == 2:
@@ -164,3 +164,30 @@ def test_a_launcher_that_restarts_its_processes_goes_on(recipe: Path, undisturbe
     _, said = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, said
     assert_same(out, undisturbed)
+
+
+def test_a_sharded_run_ends_and_goes_on_as_well(recipe: Path, tmp_path: Path) -> None:
+    how = ("--train.sharding", "fsdp", "--train.steps", "120")
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
+    launcher = launched(recipe, undisturbed, *how)
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, said
+    launcher, processes = under_way(recipe, out, 25, *how)
+    os.kill(processes[1], signal.SIGTERM)
+    said = ended(launcher, processes)
+    at = newest(out)
+    assert f"stopped by SIGTERM after step {at} of 120" in said
+    assert_goes_on(recipe, out, undisturbed, 2, *how)
+
+
+def test_a_process_that_stalls_ends_the_run(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    launcher, processes = under_way(recipe, out, 25, "--train.patience", "4")
+    os.kill(processes[1], signal.SIGSTOP)
+    try:
+        launcher.wait(timeout=2 * IN_TIME)
+    finally:
+        os.kill(processes[1], signal.SIGKILL)
+    said = launcher.communicate()[1]
+    assert "rank 0 of 2 waited in vain for another process" in said
+    assert newest(out) % 20 == 0

@@ -12,12 +12,15 @@ from typing import Any
 
 from rich.table import Table
 
-from foldrank.commands.arguments import whole_number
+from foldrank.commands.arguments import number, whole_number
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.console import console
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What `torchrun` and `accelerate launch` tell their processes."""
+
+LEASE_SECONDS = 60.0
+"""As of compare/lease.py, which needs torch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="processes that share the runs (default: 1)",
+    )
+    parser.add_argument(
+        "--lease",
+        type=number(0.1),
+        default=LEASE_SECONDS,
+        metavar="SECONDS",
+        help=f"after which a run is taken over from a machine that does not answer (default: {LEASE_SECONDS:g})",
     )
 
 
@@ -73,9 +83,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         write_text(out / "study.yaml", WRITTEN_BY_US + study.to_yaml())
         try:
             if arguments.workers > 1:
-                _run_workers(arguments.workers, [str(file), "--out", str(out)])
+                _run_workers(arguments.workers, [str(file), "--out", str(out), "--lease", str(arguments.lease)])
             else:
-                work(study, out, lines.print)
+                work(study, out, lines.print, expiry=arguments.lease)
         except InterruptedRunError as stopped:
             print("foldrank compare: stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(128 + stopped.signal_number) from stopped

@@ -1,7 +1,7 @@
-"""Runs the runs of a study, one after another; any number of processes may do so on one folder.
+"""Runs the runs of a study, one after another; any number of processes may do so on one folder, on any machine.
 
-A run belongs to the process that holds the lock `runs/ID.lock`, which the system takes back when the process ends, in
-whatever way. What a killed process has begun, the next one goes on with, from the run's last checkpoint.
+A run belongs to the process that holds its lease (lease.py), which ends with the process, in whatever way. What a
+killed process has begun, the next one goes on with, from the run's last checkpoint.
 """
 
 import gc
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
+from foldrank.compare.lease import lease
 from foldrank.compare.plan import Run, expected, planned, recipe_of, stopped_folders, total
 from foldrank.compare.progress import loss_at
 from foldrank.compare.records import Record, read_records, write_record
@@ -38,13 +38,14 @@ SECONDS_TO_WAIT = 1.0
 """For the runs that other processes hold and that decide what comes next."""
 
 
-def work(study: Study, folder: Path, report: Callable[[str], None]) -> None:
+def work(study: Study, folder: Path, report: Callable[[str], None], *, expiry: float) -> None:
     """Runs what the study still needs, until nothing is left, also by other processes.
 
     Args:
         study: what is asked.
         folder: the study's folder.
         report: is told a line about each run that ends.
+        expiry: seconds after which the run of a process on another machine that does not answer is taken over.
 
     Raises:
         ValueError: where a record or an unfinished run in the folder is of other settings.
@@ -53,7 +54,7 @@ def work(study: Study, folder: Path, report: Callable[[str], None]) -> None:
     """
     given_up: set[str] = set()
     while todo := [run for run in planned(study, read_records(folder)) if run.id not in given_up]:
-        if not any(_tried(study, run, folder, report, given_up) for run in todo):
+        if not any(_tried(study, run, folder, report, given_up, expiry) for run in todo):
             time.sleep(SECONDS_TO_WAIT)
 
 
@@ -80,35 +81,37 @@ def check_records(study: Study, folder: Path) -> None:
             )
 
 
-def _tried(study: Study, run: Run, folder: Path, report: Callable[[str], None], given_up: set[str]) -> bool:
+def _tried(
+    study: Study, run: Run, folder: Path, report: Callable[[str], None], given_up: set[str], expiry: float
+) -> bool:
     """Runs `run`; False where another process holds it."""
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(runs / f"{run.folder}.lock").acquire(blocking=False):
-            records = read_records(folder)
-            if run.id not in records:
-                began = time.perf_counter()
-                try:
-                    record = _run(study, run, runs / run.folder, records, began)
-                except PASSING as error:
-                    # Perhaps another process had the memory: no result of the method, and tried again.
-                    given_up.add(run.id)
-                    _free_memory()
-                    report(f"{run.id}  not finished, the same command tries it again: {_line(error)}")
-                    return True
-                write_record(folder, record)
-                _clean(runs / run.folder, record)
-                records = read_records(folder)
-                for stopped in stopped_folders(study, records):
-                    shutil.rmtree(runs / stopped, ignore_errors=True)
-                done = sum(other.stage != "rung" for other in records.values())
-                outcome = record.error or f"validation loss {record.loss:.4f}"
-                seconds = time.perf_counter() - began
-                report(f"{done} of {max(done, total(study))}  {run.id}  {outcome}  ({seconds:.0f} s)")
+    with lease(runs, run.folder, expiry) as mine:
+        if not mine:
+            return False
+        records = read_records(folder)
+        if run.id in records:
             return True
-    except Timeout:
-        return False
+        began = time.perf_counter()
+        try:
+            record = _run(study, run, runs / run.folder, records, began)
+        except PASSING as error:
+            # Perhaps another process had the memory: no result of the method, and tried again.
+            given_up.add(run.id)
+            _free_memory()
+            report(f"{run.id}  not finished, the same command tries it again: {_line(error)}")
+            return True
+        write_record(folder, record)
+        _clean(runs / run.folder, record)
+        records = read_records(folder)
+        for stopped in stopped_folders(study, records):
+            shutil.rmtree(runs / stopped, ignore_errors=True)
+        done = sum(other.stage != "rung" for other in records.values())
+        outcome = record.error or f"validation loss {record.loss:.4f}"
+        seconds = time.perf_counter() - began
+        report(f"{done} of {max(done, total(study))}  {run.id}  {outcome}  ({seconds:.0f} s)")
+        return True
 
 
 def _run(study: Study, run: Run, out: Path, others: Mapping[str, Record], began: float) -> Record:

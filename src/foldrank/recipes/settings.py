@@ -184,6 +184,9 @@ class TrainConfig:
     tensor_parallel: Annotated[int, Bounds(1, 1 << 10)] = 1
     """Processes that share the layers of each block, the rank never split: all of them see the same sequences."""
 
+    patience: Annotated[float, Bounds(1, 10**6)] = 600.0
+    """Seconds that a process waits for another one before the run ends with an error."""
+
     sequence_length: Annotated[int, Bounds(2, 1 << 20)] = 256
     """Tokens per sequence."""
 

@@ -98,7 +98,7 @@ def pretrain(
         InterruptedRunError: after SIGTERM, SIGINT or SIGHUP, with a checkpoint saved.
         PausedRunError: after `pause_after`.
     """
-    processes = shared_by(recipe.train.device)
+    processes = shared_by(recipe.train.device, recipe.train.patience)
     recipe = replace(recipe, data=resolve_source(recipe.data))
     run = RunFolder(out)
     claimed = run.claimed() if processes.is_main_process else nullcontext()

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -19,19 +20,24 @@ PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when the one that started it ends."""
 
 
-def shared_by(device: str) -> PartialState:
+def shared_by(device: str, patience: float = 600.0) -> PartialState:
     """The processes of a run; where there is no accelerator accelerate must be told, or each would be the only one.
 
     Args:
         device: `auto`, or `cpu`.
+        patience: seconds that one waits for another.
     """
+    timeout = timedelta(seconds=patience)
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     if is_restart() and not dist.is_initialized():
         # torchrun keeps its store over a restart (2.13), with the addresses of the processes that are gone.
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         attempt = PrefixStore(f"attempt-{os.environ[RESTARTS]}", store)
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group("gloo" if on_cpu else None, store=attempt, rank=rank, world_size=size)
+        backend = "gloo" if on_cpu else None
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=timeout)
+    elif "RANK" in os.environ and not dist.is_initialized():
+        return PartialState(cpu=on_cpu, timeout=timeout)
     return PartialState(cpu=on_cpu)
 
 
@@ -62,7 +68,7 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def peers_watched(out: Path) -> Iterator[None]:
-    """Says in one line that another process was lost, where a collective fails in the block.
+    """Says in one line that another process was lost, or does not answer, where a collective fails in the block.
 
     Raises:
         ConnectionError: in place of what the network's library says.
@@ -72,10 +78,20 @@ def peers_watched(out: Path) -> Iterator[None]:
     except RuntimeError as error:
         if not (dist.is_initialized() and dist.get_world_size() > 1 and _is_of_network(error)):
             raise
+        rank = f"rank {dist.get_rank()} of {dist.get_world_size()}"
+        if _is_timeout(error):
+            raise ConnectionError(
+                f"{rank} waited in vain for another process, longer than train.patience: one of those that do not say "
+                f"this has stalled, or the network between them; go on with --out {out} --resume"
+            ) from error
         raise ConnectionError(
-            f"rank {dist.get_rank()} of {dist.get_world_size()} lost the connection to another process, which has "
+            f"{rank} lost the connection to another process, which has "
             f"ended or cannot be reached (its own message tells why): go on with --out {out} --resume"
         ) from error
+
+
+def _is_timeout(error: RuntimeError) -> bool:
+    return "timed out" in str(error).lower() or "timeout" in str(error).lower()
 
 
 def _is_of_network(error: RuntimeError) -> bool:
