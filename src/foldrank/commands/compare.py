@@ -148,10 +148,10 @@ def _run_workers(workers: int, arguments: list[str]) -> None:
 
     gpus = torch.cuda.device_count()
     started = []
-    for number in range(workers):
+    for worker in range(workers):
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = str(worker % gpus)
         command = [sys.executable, "-m", "foldrank.cli", "compare", *arguments]
         started.append(subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL))
     try:
