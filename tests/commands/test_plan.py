@@ -102,12 +102,8 @@ def test_the_tables_name_what_a_person_looks_for(capsys, monkeypatch):
 
 
 def test_seconds_of_a_step_are_the_largest_of_three(capsys):
-    slow, fast = (
-        plan(capsys, "llama-7b-cola-dlr", "--gpus", "64", "--sharding", "fsdp", "--bandwidth", str(speed))[
-            "steps_seconds"
-        ]
-        for speed in (50, 1e6)
-    )
+    arguments = ("llama-7b-cola-dlr", "--gpus", "64", "--sharding", "fsdp", "--bandwidth")
+    slow, fast = (plan(capsys, *arguments, speed)["steps_seconds"] for speed in ("50", "1e6"))
     assert {row["strategy"] for row in slow} == {"FSDP"}
     for row, faster in zip(slow, fast, strict=True):
         assert row["at_least"] == row["wire"] == row["bytes_sent"] / 50e9

@@ -7,17 +7,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from foldrank.data import corpus, shards, shares, tokenizer
 from foldrank.data import prepare as preparation
-from foldrank.data import shards, tokenizer
 from foldrank.data.config import DataConfig
 from foldrank.data.manifest import Journal
 from foldrank.data.prepare import prepare, prepared
 from foldrank.data.prepared import PreparedData
+from foldrank.data.shares import Share
+from foldrank.data.tokenizer import Encoder
+from foldrank.hf.tokenizers import load_tokenizer
 from tests.data.texts import some_texts, write_folder
 
 COUNT = 200
@@ -117,6 +122,55 @@ def test_interrupted_is_equal_to_undisturbed(
     assert went_on.seen[0][0] == "finding the place to go on"
     first = next(documents for stage, documents, _ in went_on.seen if stage == "tokenizing")
     assert first > 10  # it did not begin again
+
+
+@contextmanager
+def helped_by(config: DataConfig, out: Path, processes: int) -> Iterator[None]:
+    """The other processes of so many, as threads."""
+    with ThreadPoolExecutor(processes) as pool:
+        helpers = [pool.submit(prepare, config, out, share=Share(each, processes)) for each in range(1, processes)]
+        yield
+        assert [helper.result().folder for helper in helpers] == [out] * len(helpers)
+
+
+@pytest.mark.parametrize(("processes", "stop_at"), [(2, []), (3, []), (2, [30, 90]), (3, [61])])
+def test_several_processes_make_the_bytes_of_one(
+    config: DataConfig,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    stop_at: list[int],
+) -> None:
+    monkeypatch.setattr(shares, "BLOCK", 7)
+    out = tmp_path / "out"
+    with helped_by(config, out, processes):
+        for documents in stop_at:
+            with pytest.raises(KeyboardInterrupt):
+                prepare(config, out, Stop(documents), share=Share(0, processes))
+            assert (tmp_path / "out.partial").exists()
+        assert content(prepare(config, out, share=Share(0, processes)).folder) == undisturbed
+
+
+def test_processes_that_read_other_text_are_told(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "BLOCK", 7)
+    other = [replace(document, digest=b"0" * 32) for document in corpus.documents(config)]
+    out, work = tmp_path / "out", tmp_path / "out.partial"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, out, Stop(30))
+    done = Journal.read(work)
+    assert done is not None
+    shares.tokenize_share(other, Encoder(load_tokenizer(work / "tokenizer")), Share(1, 2), work, done.documents)
+    with pytest.raises(ValueError, match="another process has read other text"):
+        prepare(config, out, share=Share(0, 2))
+
+
+@pytest.mark.parametrize(("process", "processes"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_share_is_one_of_those_there_are(process: int, processes: int) -> None:
+    with pytest.raises(ValueError, match="which count from 0"):
+        Share(process, processes)
 
 
 def test_interrupted_during_a_commit(

@@ -1,15 +1,19 @@
 """`foldrank prepare`: text to a folder of tokens that training reads."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import setting_type
 from foldrank.data.config import EXPORT_FORMATS, DataConfig
 from foldrank.recipes.schema import Recipe, field_help
+
+if TYPE_CHECKING:
+    from foldrank.data.shares import Share
 
 NOT_HERE = ("source", "sources", "stream")
 """Settings of the data that are no options of this command."""
@@ -19,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
     parser.description = (
         "Tokenize text once into a folder that `foldrank pretrain RECIPE --data.source DIR` reads, for every layout "
-        "and sequence length. Interrupted, the same command goes on where it was."
+        "and sequence length. Interrupted, the same command goes on where it was; under torchrun its processes share "
+        "the work, on any number of machines that see the folder."
     )
     settings = _settings()
     parser.add_argument("source", metavar="SOURCE", help=settings["source"].rpartition("; or")[0])
@@ -61,7 +66,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         with PreparationProgressBar() as progress:
-            data = prepare(config, arguments.out, progress)
+            data = prepare(config, arguments.out, progress, share=_share())
     except KeyboardInterrupt:
         partial = arguments.out.with_name(f"{arguments.out.name}.partial")
         done = (
@@ -72,6 +77,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"foldrank prepare: interrupted; {done}", file=sys.stderr)
         raise SystemExit(130) from None
     return {"out": str(arguments.out), "seconds": time.perf_counter() - began, **_summary(data)}
+
+
+def _share() -> "Share":
+    """Of this process, as torchrun says it."""
+    from foldrank.data.shares import Share
+
+    return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def show(result: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from foldrank.data.files import Tally
 from foldrank.data.manifest import FORMAT, JOURNAL, Journal, Manifest, Shard, SplitFiles, TokenizerFiles
 from foldrank.data.prepared import PreparedData
 from foldrank.data.shards import ShardWriter
+from foldrank.data.shares import BLOCKS, SECONDS_TO_WAIT, Batch, Share, taken_together, tokenize_share
 from foldrank.data.token_files import numbered_tokenizer
 from foldrank.data.tokenizer import Encoder, encoded, pad_token, train_tokenizer
 from foldrank.hf.tokenizers import end_token, largest_id, load_tokenizer
@@ -46,6 +48,8 @@ CHARS_PER_TOKEN = 200
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "vocab*", "merges*", "*.model")
 """Of a folder with a tokenizer, what makes the tokenizer."""
+
+ALONE = Share()
 
 Progress = Callable[[str, int, float | None], None]
 """Called with what is going on, the documents done, and the fraction of the whole; 1 at the end, None where unknown."""
@@ -89,15 +93,25 @@ def prepared(config: DataConfig, progress: Progress = lambda *_: None) -> Prepar
     return PreparedData(folder)
 
 
-def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None) -> PreparedData:
+def prepare(
+    config: DataConfig, out: Path, progress: Progress = lambda *_: None, *, share: Share = ALONE
+) -> PreparedData:
     """Tokenizes the documents of `config` into the folder `out`; goes on where an earlier call was interrupted.
 
     The result is the same to the last byte, interrupted or not. A second process waits for the first.
+
+    Args:
+        config: names the source, and what is made of it.
+        out: a new folder.
+        progress: told how far it is.
+        share: of this process, where several call it at once, which then share the work (shares.py).
 
     Raises:
         ValueError: for a corpus without text, one too small to be split, or a preparation begun with other settings.
         FileExistsError: where `out` exists.
     """
+    if share.process > 0:
+        return _help(config, out, progress, share)
     refuse_existing(out)
     with parents_of(out), _alone(out, progress):
         refuse_existing(out)
@@ -106,7 +120,7 @@ def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None)
             raise FileExistsError(f"{work} exists and is no preparation of foldrank: move it, or choose another --out")
         try:
             if not _is_finished(work, config):
-                _write(config, work, progress)
+                _write(config, work, progress, share)
         except BaseException as error:
             if (journal := Journal.read(work)) is None or not journal.documents:
                 shutil.rmtree(work, ignore_errors=True)
@@ -121,6 +135,23 @@ def prepare(config: DataConfig, out: Path, progress: Progress = lambda *_: None)
                 "away, and the same command gives it its name at once"
             ) from error
         sync(out.parent)
+    return PreparedData(out)
+
+
+def _help(config: DataConfig, out: Path, progress: Progress, share: Share) -> PreparedData:
+    """Tokenizes a share for process 0, and waits for what that one makes of all."""
+    work = out.with_name(f"{out.name}.partial")
+    while not out.exists():
+        journal = Journal.read(work)
+        if journal is not None and journal.config == asdict(config) and (work / "tokenizer").exists():
+            with suppress(FileNotFoundError), closing(documents(config)) as stream:  # it may need nothing more by now
+                encoder = Encoder(load_tokenizer(work / "tokenizer"))
+                tokenize_share(stream, encoder, share, work, journal.documents)
+            progress("waiting for process 0", 0, None)
+            while work.exists():
+                time.sleep(SECONDS_TO_WAIT)
+            break
+        time.sleep(SECONDS_TO_WAIT)
     return PreparedData(out)
 
 
@@ -171,7 +202,7 @@ def lock_folder() -> Path:
     return locks
 
 
-def _write(config: DataConfig, work: Path, progress: Progress) -> None:
+def _write(config: DataConfig, work: Path, progress: Progress, share: Share) -> None:
     journal = _begin(config, work)
     tokenizer = _tokenizer(config, work, progress)
     encoder = Encoder(tokenizer)
@@ -183,7 +214,8 @@ def _write(config: DataConfig, work: Path, progress: Progress) -> None:
     ):
         writers: dict[Split, ShardWriter] = {"train": train, "validation": validation}
         text = _skip(stream, journal, work, progress)
-        done = _tokenize(stream, encoder, writers, journal, text, work, progress)
+        batches = _batches(stream, encoder, share, work, journal, progress)
+        done = _tokenize(batches, writers, journal, text, work, progress)
         for writer in writers.values():
             writer.close()
         shards: dict[Split, list[Shard]] = {split: writer.state() for split, writer in writers.items()}
@@ -210,6 +242,7 @@ def _write(config: DataConfig, work: Path, progress: Progress) -> None:
         splits=splits,
     )
     manifest.write(work)
+    shutil.rmtree(work / BLOCKS, ignore_errors=True)
     (work / JOURNAL).unlink()
     progress("tokenizing", done, 1.0)
 
@@ -223,9 +256,23 @@ def _check_encoding(tokenizer: PreTrainedTokenizerBase, documents: int, tokens: 
         )
 
 
+def _batches(
+    stream: Iterator[Document], encoder: Encoder, share: Share, work: Path, journal: Journal, progress: Progress
+) -> Generator[Batch]:
+    if share.processes == 1:
+        return encoded(stream, encoder)
+    return taken_together(
+        stream,
+        encoder,
+        share,
+        work,
+        journal.documents,
+        lambda process: progress(f"waiting for process {process} of {share.processes}", 0, None),
+    )
+
+
 def _tokenize(
-    stream: Iterator[Document],
-    encoder: Encoder,
+    encoded_batches: Generator[Batch],
     writers: dict[Split, ShardWriter],
     journal: Journal,
     text: Any,
@@ -234,7 +281,7 @@ def _tokenize(
 ) -> int:
     """Writes the documents that are left, with an entry of the journal now and then; returns how many there are."""
     done, uncommitted = journal.documents, 0
-    with closing(encoded(stream, encoder)) as batches:
+    with closing(encoded_batches) as batches:
         for batch in batches:
             for document, ids in batch:
                 writers[document.split].write(ids)
