@@ -157,7 +157,7 @@ def test_machines_share_a_study_and_take_over_from_one_that_is_gone(
             assert time.monotonic() < deadline
             time.sleep(0.02)
         goes.kill()
-        goes.wait()
+        goes.communicate()
         goes = begin("goes")
     said = stays.communicate(timeout=120)[1]
     assert stays.returncode == 0, said
