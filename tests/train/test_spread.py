@@ -53,14 +53,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"source": str(folder / "text"), "vocab_size": 270, "validation_fraction": 0.2},
         "train": {"steps": STEPS, "batch_size": 4, "sequence_length": 16, "eval_every": 25, "save_every": 25},
     }
-    settings["train"] |= {"weight_decay": 3.0, "optimizer": "adamw", "device": "cpu"}  # strong, so that it shows
+    settings["train"] |= {"eval_tokens": 200, "optimizer": "adamw", "device": "cpu"}
+    settings["train"] |= {"weight_decay": 3.0}  # strong, so that it shows
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file
 
 
 def command(recipe: Path, settings: Mapping[str, Any], out: Path) -> list[str]:
-    options = [f"--{name}={'null' if value is None else json.dumps(value)}" for name, value in settings.items()]
+    options = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
     return ["pretrain", str(recipe), *options, "--out", str(out), "--json"]
 
 
