@@ -185,7 +185,7 @@ def test_a_process_that_stalls_ends_the_run(recipe: Path, tmp_path: Path) -> Non
     launcher, processes = under_way(recipe, out, 25, "--train.patience", "4")
     os.kill(processes[1], signal.SIGSTOP)
     try:
-        launcher.wait(timeout=2 * IN_TIME)
+        wait(lambda: not is_alive(processes[0]), IN_TIME)
     finally:
         os.kill(processes[1], signal.SIGKILL)
     said = launcher.communicate()[1]

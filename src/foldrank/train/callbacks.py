@@ -191,14 +191,20 @@ class StopOnSignal(TrainerCallback):
 
     A signal to any one of the processes that share a run ends all of them after the same step.
 
-    A second signal acts as it would without this class. Enter it as a context around the training. In a thread other
-    than the main one, where Python knows no handlers, it does nothing.
+    A second signal acts as it would without this class. One that follows within a second is the first once more: a
+    terminal and a launcher may both send it, and a launcher of several threads does where it is killed.
+
+    Enter it as a context around the training. In a thread other than the main one, where Python knows no handlers, it
+    does nothing.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    SAME = 1.0
+    """Seconds."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._received_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._largest: Callable[[int], int] = lambda number: number
 
@@ -222,8 +228,11 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
     def _receive(self, number: int, frame: object) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
+        if self._received_at is None:
+            self.received, self._received_at = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._received_at > self.SAME:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

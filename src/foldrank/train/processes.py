@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from accelerate import PartialState
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage] - they are documented
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+
+_timeout = timedelta(seconds=600)
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when the one that started it ends."""
@@ -27,7 +30,8 @@ def shared_by(device: str, patience: float = 600.0) -> PartialState:
         device: `auto`, or `cpu`.
         patience: seconds that one waits for another.
     """
-    timeout = timedelta(seconds=patience)
+    global _timeout
+    _timeout = timeout = timedelta(seconds=patience)
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     if is_restart() and not dist.is_initialized():
         # torchrun keeps its store over a restart (2.13), with the addresses of the processes that are gone.
@@ -41,11 +45,16 @@ def shared_by(device: str, patience: float = 600.0) -> PartialState:
     return PartialState(cpu=on_cpu)
 
 
+def group_on_cpu() -> Any:
+    """All processes, as a group for which no GPU waits, and which is as patient as the other."""
+    return dist.new_group(backend="gloo", timeout=_timeout)
+
+
 def agreement() -> Callable[[int], int]:
     """From a number of each process to the largest, the same on all, which must all ask; no GPU waits for it."""
     if not (dist.is_available() and dist.is_initialized()):
         return lambda number: number
-    group = dist.new_group(backend="gloo")
+    group = group_on_cpu()
 
     def largest(number: int) -> int:
         numbers = torch.tensor([number])

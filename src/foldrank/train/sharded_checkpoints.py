@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -30,6 +29,7 @@ from foldrank.hf.checkpoint import INDEX
 from foldrank.hf.checksums import write_checksums
 from foldrank.structured import to_json
 from foldrank.train.checkpoints import step_of
+from foldrank.train.processes import group_on_cpu
 from foldrank.train.safe_checkpoints import SafeCheckpoints
 from foldrank.train.sharding import is_split, is_spread
 
@@ -62,7 +62,7 @@ class ShardedCheckpoints(SafeCheckpoints):
         self.sharded = sharded = is_spread(self.model)
         # transformers' word for a model that is not to be wrapped or moved: gradients are summed where they are shared.
         self.is_distributed_loading_by_transformers = sharded
-        self._group: Any = dist.new_group(backend="gloo") if sharded else None
+        self._group: Any = group_on_cpu() if sharded else None
         self._executor = ThreadPoolExecutor(1)
         self._written: Any = None
         self._saving: tuple[int, Future[None]] | None = None

@@ -235,7 +235,6 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         run_name=f"{out.absolute().name}-seed{recipe.seed}",
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # ours never change
         dataloader_num_workers=train.loader_workers,
         dataloader_pin_memory=on_accelerator,
         accelerator_config={"non_blocking": on_accelerator},  # copies run beside the step before

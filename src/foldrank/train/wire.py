@@ -11,7 +11,8 @@ bytes of a number in a matrix product. A tensor counts once, as large as it is w
                       of low rank F = 2 r, b = 5 r; of dense layers F = 2 d, b = 2 d
 
 A ring sends (N - 1) / N of what is gathered or scattered from each process, and twice that of what is summed (Patarasu
-and Yuan, J. Parallel Distrib. Comput. 69, 2009). Numbers of a few bytes, such as the gradient's norm, are not counted.
+and Yuan, J. Parallel Distrib. Comput. 69, 2009). What has few bytes is not counted: the gradient's norm,
+and the buffers that DDP sends in each pass.
 """
 
 from dataclasses import dataclass
