@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,12 @@ class SafeCheckpoints(Trainer):
         self.always_keep = always_keep
         self.run_id = run_id
         self.tokenizer = tokenizer
-        self._largest: Callable[[int], int] | None = None
+        self._largest = agreement()  # now, since a launcher that is gone helps to make no further group
 
     def _check_weights(self, model: nn.Module) -> None:
         # The loss that would tell is that of the next step.
         names = [name for name, _ in model.named_parameters()]
         finite = [all_finite(to_local(parameter.detach())) for parameter in model.parameters()]
-        if self._largest is None:
-            self._largest = agreement()
         # A process that is the only one to see it, in its share, must not be the only one to stop.
         if number := self._largest(len(names) - finite.index(False) if False in finite else 0):
             raise DivergedError(
