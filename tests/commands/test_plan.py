@@ -123,6 +123,11 @@ def test_layers_that_are_split_are_held_in_parts(capsys):
     assert split["accumulation_steps"] * split["micro_batch_size"] == 512
 
 
+def test_a_recipe_without_residual_is_split_as_it_is(capsys):
+    result = plan(capsys, "llama-7b-cola", "--gpus", "4", "--tensor-parallel", "4", "--bandwidth", "100")
+    assert {row["strategy"] for row in result["steps_seconds"]} == {"split"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

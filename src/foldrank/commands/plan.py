@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tensor-parallel",
         type=whole_number(1, 1 << 10),
         metavar="N",
-        help="short for --train.tensor_parallel, of as many GPUs, with --train.fold_at_start",
+        help="short for --train.tensor_parallel, of as many GPUs, with a residual also --train.fold_at_start",
     )
     parser.add_argument(
         "--bandwidth",
@@ -100,7 +100,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.sharding is not None:
         recipe = recipe.override({"train.sharding": arguments.sharding})
     if arguments.tensor_parallel is not None:
-        recipe = recipe.override({"train.tensor_parallel": arguments.tensor_parallel, "train.fold_at_start": True})
+        # What is split has no residual.
+        folded = recipe.low_rank is not None and recipe.low_rank.residual is not None
+        settings = {"train.tensor_parallel": arguments.tensor_parallel, "train.fold_at_start": folded}
+        recipe = recipe.override(settings)
     train = recipe.train
     shares = check_processes(train, gpus)
     check_recipe(recipe)
