@@ -30,10 +30,10 @@ def test_peaks_by_the_name_of_the_device(name: str, dtype: str, peak: float | No
 
 def test_utilization_is_over_all_devices_and_none_without_a_peak() -> None:
     flops = {"flops_per_token": 15, "flops_per_step": 1500, "useful_flops_per_step": 1000}
-    half = Utilization(**flops, peak_flops=200.0, devices=5)
+    half = Utilization(**flops, peak_flops=200.0, devices=5, shares=5)
     assert half.of_steps(5, 10.0) == pytest.approx(0.5)
     assert half.of_steps(5, 0.0) is None
-    assert Utilization(**flops, peak_flops=None, devices=1).of_steps(5, 10.0) is None
+    assert Utilization(**flops, peak_flops=None, devices=1, shares=1).of_steps(5, 10.0) is None
 
 
 def test_a_run_says_how_busy_it_was(foldrank: Foldrank, recipe_file: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def measured(
         tokens=tokens,
         flops_per_token=utilization.flops_per_token,
         flops=utilization.flops_per_step * train.steps,
-        memory_bytes=memory(recipe, vocab_size=vocab_size).parts(),
+        memory_bytes=memory(recipe, gpus=utilization.shares, vocab_size=vocab_size).parts(),
         tokens_by_source=_tokens_by_source(inputs),
         train_tokens_available=inputs.identity.train_tokens,
         text_sha256=inputs.identity.text_sha256,

@@ -58,12 +58,15 @@ class Utilization:
     """FLOP/s that one device can reach; None where that is not known."""
     devices: int
     """Devices that share a step."""
+    shares: int
+    """Shares that a step's sequences come in; devices among which the layers are split have one."""
 
     @classmethod
     def of(cls, recipe: Recipe, arguments: TrainingArguments, vocab_size: int) -> "Utilization":
         """That of a recipe on the devices of `arguments`."""
         train, devices = recipe.train, arguments.world_size * max(1, arguments.n_gpu)
-        flops = training_flops(recipe, gpus=devices, vocab_size=vocab_size)
+        shares = devices // train.tensor_parallel
+        flops = training_flops(recipe, gpus=shares, vocab_size=vocab_size)
         tokens = train.batch_size * train.sequence_length
         on_cuda = arguments.device.type == "cuda"
         known = peak_flops_of(torch.cuda.get_device_name(arguments.device), train.dtype) if on_cuda else None
@@ -73,6 +76,7 @@ class Utilization:
             useful_flops_per_step=(flops.total - flops.recomputed) * tokens,
             peak_flops=train.peak_flops or known,
             devices=devices,
+            shares=shares,
         )
 
     def of_steps(self, steps: int, seconds: float) -> float | None:
