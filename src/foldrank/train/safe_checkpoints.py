@@ -116,12 +116,14 @@ class SafeCheckpoints(Trainer):
         parent = Path(str(self.args.output_dir))
         try:
             yield
-        except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
+        except BaseException as error:
+            if self.args.should_save:
+                shutil.rmtree(parent / PARTIAL, ignore_errors=True)
             # torch.save reports a full disk as a RuntimeError of its zip writer.
+            if not isinstance(error, OSError | SafetensorError | RuntimeError | CheckpointException):
+                raise
             remaining = checkpoints(parent)
             good = f"{remaining[-1]} is whole" if remaining else "no earlier one was written"
             full = shutil.disk_usage(parent).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC
             why = "the disk is full" if full else " ".join(str(error).split())
-            if self.args.should_save:
-                shutil.rmtree(parent / PARTIAL, ignore_errors=True)
             raise OSError(f"the checkpoint of step {step} was not written: {why}; {good}") from error
