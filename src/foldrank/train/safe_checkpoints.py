@@ -117,6 +117,8 @@ class SafeCheckpoints(Trainer):
         try:
             yield
         except BaseException as error:
+            # Before what is half-written goes, which makes room.
+            full = shutil.disk_usage(parent).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC
             if self.args.should_save:
                 shutil.rmtree(parent / PARTIAL, ignore_errors=True)
             # torch.save reports a full disk as a RuntimeError of its zip writer.
@@ -124,6 +126,5 @@ class SafeCheckpoints(Trainer):
                 raise
             remaining = checkpoints(parent)
             good = f"{remaining[-1]} is whole" if remaining else "no earlier one was written"
-            full = shutil.disk_usage(parent).free < 1 << 20 or getattr(error, "errno", None) == errno.ENOSPC
             why = "the disk is full" if full else " ".join(str(error).split())
             raise OSError(f"the checkpoint of step {step} was not written: {why}; {good}") from error
