@@ -48,7 +48,6 @@ SLOWEST = (
     "train/test_interruption.py",
     "train/test_run_folder.py",
     "train/test_fold_at_start.py",
-    "train/test_processes.py",
     "train/test_optimizers.py",
     "hf/test_families.py",
     "bench/test_benchmarks.py",

@@ -15,6 +15,8 @@ from foldrank.data.prepare import prepare
 from foldrank.recipes import load_recipe
 from foldrank.train.pretrain import pretrain
 
+pytestmark = pytest.mark.apart
+
 SEVERAL = """
 import json, os, pathlib, sys
 

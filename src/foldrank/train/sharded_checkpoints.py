@@ -10,6 +10,7 @@
 All of it is safetensors: PyTorch's own format of such checkpoints would have to be unpickled.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -193,7 +194,9 @@ def gather_weights(shares: Path, folder: Path) -> None:
     names = {}
     for number, keys in enumerate(files, start=1):
         weights = {key: torch.empty(stored[key].size, dtype=stored[key].properties.dtype) for key in keys}
-        load(weights, storage_reader=HuggingFaceStorageReader(str(shares)), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is")  # this process reads alone, as is meant
+            load(weights, storage_reader=HuggingFaceStorageReader(str(shares)), no_dist=True)
         file = f"model-{number:05}-of-{len(files):05}.safetensors" if len(files) > 1 else "model.safetensors"
         save_file(weights, folder / file, metadata={"format": "pt"})
         names |= dict.fromkeys(keys, file)
