@@ -137,6 +137,9 @@ def test_four_processes_in_float32_whose_checkpoint_two_and_one_read(recipe: Pat
         assert distance(one, four) < 1e-5
 
     checkpoint = tmp_path / "0-4" / "checkpoints" / f"checkpoint-{STEPS}"
+    beside = [tmp_path / f"0-{processes}" / "checkpoints" / f"checkpoint-{STEPS}" for processes in (1, 4)]
+    for name in ("config.json", "generation_config.json", "modeling_lowrank_llama.py", "tokenizer.json"):
+        assert (beside[0] / name).read_text() == (beside[1] / name).read_text()
     read = {}
     for processes in (2, 1):
         folder = tmp_path / f"read-{processes}"

@@ -23,6 +23,16 @@ class DivergedError(ValueError):
     """A loss or weights that are not finite."""
 
 
+@contextmanager
+def as_deployed(config: Any) -> Iterator[None]:
+    """Lets a model's config have the cache that training turns off."""
+    config.use_cache, training = True, config.use_cache
+    try:
+        yield
+    finally:
+        config.use_cache = training
+
+
 class SafeCheckpoints(Trainer):
     """Mixed into a trainer: writes a checkpoint beside the others, checks it, and gives it its name when it is whole.
 
@@ -71,12 +81,8 @@ class SafeCheckpoints(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As in `Trainer`, with what deployment needs besides: the tokenizer, and the cache that training turns off."""
         folder = output_dir or str(self.args.output_dir)
-        config: Any = self.accelerator.unwrap_model(self.model).config
-        config.use_cache, training = True, config.use_cache
-        try:
+        with as_deployed(self.accelerator.unwrap_model(self.model).config):
             super()._save(output_dir, state_dict)
-        finally:
-            config.use_cache = training
         if self.tokenizer is not None and self.args.should_save:
             try:
                 self.tokenizer.save_pretrained(folder)

@@ -13,6 +13,7 @@ All of it is safetensors: PyTorch's own format of such checkpoints would have to
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from foldrank.hf.checksums import write_checksums
 from foldrank.structured import to_json
 from foldrank.train.checkpoints import step_of
 from foldrank.train.processes import group_on_cpu
-from foldrank.train.safe_checkpoints import SafeCheckpoints
+from foldrank.train.safe_checkpoints import SafeCheckpoints, as_deployed
 from foldrank.train.sharding import is_split, is_spread
 
 OPTIMIZER = "optimizer"
@@ -68,9 +69,14 @@ class ShardedCheckpoints(SafeCheckpoints):
         self._written: Any = None
         self._saving: tuple[int, Future[None]] | None = None
 
-    def _defer_fsdp_gradient_reduction(self) -> Any:
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
         """Of accumulated gradients the last alone are summed over the processes."""
-        return _without_reduction(self.model)
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """What is not split has the same gradient on all processes, as they see the same sequences."""
@@ -87,7 +93,8 @@ class ShardedCheckpoints(SafeCheckpoints):
         elif self.args.should_save:
             assert output_dir is not None
             assert self.tokenizer is not None
-            save_description(self.model, Path(output_dir))
+            with as_deployed(self.model.config):
+                save_description(self.model, Path(output_dir))
             self.tokenizer.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -136,17 +143,6 @@ class ShardedCheckpoints(SafeCheckpoints):
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         return None
-
-
-class _without_reduction:  # noqa: N801 - a context
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.model.set_requires_gradient_sync(False)
-
-    def __exit__(self, *_: object) -> None:
-        self.model.set_requires_gradient_sync(True)
 
 
 def state_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
