@@ -20,7 +20,7 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"
 """What `torchrun` and `accelerate launch` tell their processes."""
 
 LEASE_SECONDS = 60.0
-"""As of compare/lease.py, which needs torch."""
+"""Without an answer, after which a machine is taken to be gone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

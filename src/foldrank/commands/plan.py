@@ -133,20 +133,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for sharding in ("none", "fsdp") if both else (train.sharding,):
         for checkpointing, way in recipes.items():
             way = way.override({"train.sharding": sharding})
+            how = {"strategy": _strategy(way, gpus), "activation_checkpointing": checkpointing}
             used, evaluation = memory(way, gpus=shares), evaluation_memory(way, gpus=shares)
             uses.append(
                 {
-                    "strategy": _strategy(way, gpus),
-                    "activation_checkpointing": checkpointing,
+                    **how,
                     "bytes_per_gpu": {**used.parts(), "total": used.total},
                     "bytes_per_gpu_in_evaluation": evaluation,
                     "fits": None if limit is None else max(used.total, evaluation) <= limit * GIB,
                 }
             )
             if arguments.bandwidth:
-                speeds = {"memory": 1e9 * arguments.memory_bandwidth, "bandwidth": 1e9 * arguments.bandwidth}
-                how = {"strategy": _strategy(way, gpus), "activation_checkpointing": checkpointing}
-                steps += [how | row for row in beside_dense(way, gpus=gpus, flops=peak * mfu, **speeds)]
+                rates = {"memory": 1e9 * arguments.memory_bandwidth, "bandwidth": 1e9 * arguments.bandwidth}
+                steps += [how | row for row in beside_dense(way, gpus=gpus, flops=peak * mfu, **rates)]
     return {
         "recipe": Path(arguments.recipe).stem,
         "parameters": {**trained.parts(), "total": trained.total},

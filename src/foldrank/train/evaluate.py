@@ -131,8 +131,8 @@ def evaluate_loss(
         ValueError: where no label counts.
     """
     total = len(sequences)  # pyright: ignore[reportArgumentType]
-    alone = is_split(model)  # or rather all in one
-    rank, processes = (0, 1) if alone else (PartialState().process_index, PartialState().num_processes)
+    all_see_all = is_split(model)
+    rank, processes = (0, 1) if all_see_all else (PartialState().process_index, PartialState().num_processes)
     mine = range(rank, total, processes)
     # A process with one fewer takes the first once more, and forgets it: sharded ones gather weights in each pass.
     short = [0] * (len(range(0, total, processes)) - len(mine))
@@ -143,7 +143,7 @@ def evaluate_loss(
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
         sizes = [0] * len(sums) if token_bytes is None else _bytes_of(labels.cpu(), token_bytes)
         measured += zip(mine[len(measured) :], sums, counts, sizes, strict=False)
-    everyone = measured if alone else sorted(gather_object(measured))
+    everyone = measured if all_see_all else sorted(gather_object(measured))
     if not any(count for _, _, count, _ in everyone):
         raise ValueError(f"there is no token to predict in these {total} sequences")
     return Evaluation(

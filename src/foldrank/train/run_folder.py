@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.atomic import new_folder, write_text
-from foldrank.core.dtensor import is_dtensor
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.prepare import lock_folder
 from foldrank.data.stream import reopen_data, resolve_source
@@ -32,6 +31,7 @@ from foldrank.structured import read_yaml, to_yaml
 from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
 from foldrank.train.metrics import RunMetrics
 from foldrank.train.schedule import GOES_ON, last_shared_step, longer
+from foldrank.train.sharding import is_spread
 
 SCHEMA = 2
 """Version of config.yaml."""
@@ -351,7 +351,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     Raises:
         OSError: where it cannot be written.
     """
-    sharded = any(map(is_dtensor, model.parameters()))
+    sharded = is_spread(model)
     how: dict[str, Any] = {"state_dict": gathered(model)} if sharded else {}
     if sharded and torch.distributed.get_rank() > 0:
         return

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
+from foldrank.core.dtensor import full_tensor
 from foldrank.hf.base import distinct_weights, save_description
 from foldrank.hf.checkpoint import INDEX
 from foldrank.hf.checksums import write_checksums
@@ -85,7 +86,7 @@ class ShardedCheckpoints(SafeCheckpoints):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return full_tensor(norm)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.sharded:

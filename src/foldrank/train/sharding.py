@@ -187,9 +187,9 @@ def split_in(model: PreTrainedModel, train: TrainConfig) -> dict[int, int]:
     """From the id of each weight that `train.tensor_parallel` splits to the number of its parts."""
     if train.tensor_parallel == 1:
         return {}
-    weights = {}
+    weights, plan = {}, plan_of(model)
     for block in blocks_of(model):
-        for name, way in plan_of(model).items():
+        for name, way in plan.items():
             layer: Any = block.get_submodule(name)
             if way in STYLES:
                 weights[id(layer.weight)] = train.tensor_parallel
