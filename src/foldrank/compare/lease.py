@@ -6,7 +6,6 @@ which the file system lets one do, holds it. On the machine of a holder that has
 that the system takes back tells so. A holder that finds a later generation, because it was stopped for long, ends.
 """
 
-import hashlib
 import os
 import signal
 import sys
@@ -16,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from foldrank.data.prepare import lock_folder
+from foldrank.data.prepare import lock_folder, machine_lock
 
 
 @contextmanager
@@ -30,8 +29,7 @@ def lease(folder: Path, name: str, expiry: float) -> Iterator[bool]:
         name: of what is done.
         expiry: seconds after which a holder that does not answer has lost it.
     """
-    key = hashlib.sha256(f"{folder.resolve()}/{name}".encode()).hexdigest()[:16]
-    lock = FileLock(lock_folder() / f"lease-{key}")
+    lock = machine_lock("lease", folder.resolve() / name)
     try:
         lock.acquire(timeout=0)
     except Timeout:

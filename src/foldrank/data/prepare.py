@@ -176,7 +176,7 @@ def _manifest_config(work: Path) -> DataConfig | None:
 @contextmanager
 def _alone(out: Path, progress: Progress) -> Iterator[None]:
     """Keeps other processes from preparing the same folder meanwhile."""
-    lock = FileLock(lock_folder() / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16])
+    lock = machine_lock("prepare", out.resolve())
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -186,6 +186,11 @@ def _alone(out: Path, progress: Progress) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def machine_lock(what: str, path: Path) -> FileLock:
+    """What one process of this machine holds at a time, until it lets go or ends: `what` is done, with a whole path."""
+    return FileLock(lock_folder() / f"{what}-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}", thread_local=False)
 
 
 def lock_folder() -> Path:

@@ -40,9 +40,7 @@ def shared_by(device: str, patience: float = 600.0) -> PartialState:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         backend = "gloo" if on_cpu else None
         dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=timeout)
-    elif "RANK" in os.environ and not dist.is_initialized():
-        return PartialState(cpu=on_cpu, timeout=timeout)
-    return PartialState(cpu=on_cpu)
+    return PartialState(cpu=on_cpu, timeout=timeout)
 
 
 def group_on_cpu() -> Any:

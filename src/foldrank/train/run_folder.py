@@ -4,7 +4,6 @@ A folder is a run's where its `config.yaml` says so: it has the settings, and un
 of its data. Nothing else is ever emptied.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.atomic import new_folder, write_text
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
-from foldrank.data.prepare import lock_folder
+from foldrank.data.prepare import machine_lock
 from foldrank.data.stream import reopen_data, resolve_source
 from foldrank.hf.base import gathered
 from foldrank.hf.checksums import write_checksums
@@ -142,8 +141,7 @@ class RunFolder:
         Raises:
             FileExistsError: where another process on this machine holds it.
         """
-        name = hashlib.sha256(str(self._resolved()).encode()).hexdigest()[:16]
-        lock = FileLock(lock_folder() / f"run-{name}", thread_local=False)
+        lock = machine_lock("run", self._resolved())
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
