@@ -1,16 +1,17 @@
-"""The charts: figures in the terms of Plotly, their colours left to the page, which knows whether it is dark."""
+"""The charts of a study."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from foldrank.compare import formatting
 from foldrank.compare.analysis import Row, Table
 from foldrank.compare.curves import Against, Point
 from foldrank.compare.headline import main_pairs
 from foldrank.compare.method_cost import Costs
-from foldrank.compare.report.blocks import Chart
-from foldrank.compare.report.traces import Figure, axis, curve_traces, error_bars, method_look, styles
+from foldrank.compare.report.traces import curve, half_widths, looks, points_only
 from foldrank.compare.summary import heading
+from foldrank.report.blocks import Chart, Look, Plot, Series
 
 OVER: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
     ("tokens", "Training tokens", lambda point: point.tokens),
@@ -69,7 +70,7 @@ def answer(tables: Sequence[Table]) -> list[Chart]:
     return charts
 
 
-def _forest(pairs: Sequence[tuple[Row, Against]]) -> Figure | None:
+def _forest(pairs: Sequence[tuple[Row, Against]]) -> Plot | None:
     """Differences, one below the other; None where there is none."""
     estimates = [
         (f"{row.method} {formatting.MINUS} {pair.method}", pair.difference.estimate, pair.difference.verdict)
@@ -78,55 +79,55 @@ def _forest(pairs: Sequence[tuple[Row, Against]]) -> Figure | None:
     ]
     if not estimates:
         return None
-    data = []
     looks = {
-        "lower": ("@3", "circle"),
-        "higher": ("@2", "square"),
-        "no difference shown": ("@8", "diamond-open"),
-        "too few seeds": ("@8", "x-thin-open"),
+        "lower": Look(colour=3, dash=""),
+        "higher": Look(colour=2, symbol="s", dash=""),
+        "no difference shown": Look(colour=8, symbol="D", dash="", hollow=True),
+        "too few seeds": Look(colour=8, symbol="x", dash=""),
     }
-    for verdict, (colour, symbol) in looks.items():
-        of_verdict = [(name, estimate) for name, estimate, of_pair in estimates if of_pair == verdict]
-        if of_verdict:
-            data.append(
-                {
-                    "name": verdict,
-                    "mode": "markers",
-                    "x": [estimate.mean for _, estimate in of_verdict],
-                    "y": [name for name, _ in of_verdict],
-                    "error_x": error_bars([estimate for _, estimate in of_verdict], colour),
-                    "marker": {"color": colour, "symbol": symbol, "size": 10, "line": {"color": colour, "width": 2}},
-                    "hovertemplate": "%{y}<br>%{x:+.4f}<extra></extra>",
-                }
-            )
-    layout = {
-        "xaxis": axis("Difference of test loss", zeroline=True),
-        "yaxis": {**axis(""), "categoryorder": "array", "categoryarray": [name for name, _, _ in estimates][::-1]},
-        "height": 100 + (34 if len(estimates) <= 8 else 20) * len(estimates),
-    }
-    return {"data": data, "layout": layout}
+    series = [
+        Series(
+            name=verdict,
+            x=[estimate.mean for _, estimate in of_verdict],
+            y=[name for name, _ in of_verdict],
+            half_x=half_widths([estimate for _, estimate in of_verdict]),
+            look=look,
+            labels=[f"{name}: {estimate.mean:+.4f}" for name, estimate in of_verdict],
+        )
+        for verdict, look in looks.items()
+        if (of_verdict := [(name, estimate) for name, estimate, of_pair in estimates if of_pair == verdict])
+    ]
+    return Plot(
+        series=series,
+        names_y=[name for name, _, _ in estimates],
+        x_title="Difference of test loss",
+        y_title="",
+        zero_x=True,
+        height=60 + (24 if len(estimates) <= 8 else 15) * len(estimates),
+    )
 
 
 def curves(table: Table, where: str) -> Chart | None:
     """Validation loss along training: mean over seeds, band from the lowest to the highest."""
-    look = styles(table)
+    look = looks(table)
     rows = [row for row in table.rows if row.curve]
     views = []
     for name, title, abscissa in OVER:
-        data = [trace for row in rows for trace in curve_traces(row, look[row.method], abscissa)]
-        if data:
-            layout = {"xaxis": axis(title), "yaxis": axis("Validation loss")}
-            views.append((f"over {name}", {"data": data, "layout": layout}))
+        series = [line for row in rows if (line := curve(row, look[row.method], abscissa))]
+        if series:
+            plot = Plot(series=series, x_title=title, y_title="Validation loss")
+            views.append((f"over {name}", plot))
             last_values = [abscissa(row.curve[-1]) or 0.0 for row in rows]
             late = [p for row in rows for p in row.curve if (abscissa(p) or 0.0) >= 0.5 * max(last_values)]
             if late:
                 low, high = min(p.lowest for p in late), max(p.highest for p in late)
                 room = 0.05 * (high - low) + 1e-3
-                zoomed = {
-                    "xaxis": {**axis(title), "range": [0.5 * max(last_values), 1.02 * max(last_values)]},
-                    "yaxis": {**axis("Validation loss"), "range": [low - room, high + room]},
-                }
-                views.append((f"over {name}, second half", {"data": data, "layout": zoomed}))
+                zoomed = replace(
+                    plot,
+                    x_range=(0.5 * max(last_values), 1.02 * max(last_values)),
+                    y_range=(low - room, high + room),
+                )
+                views.append((f"over {name}, second half", zoomed))
     if not views:
         return None
     last_values = ", ".join(f"{row.method} {formatting.loss(row.curve[-1].mean)}" for row in rows)
@@ -163,86 +164,74 @@ def quality(table: Table, where: str) -> Chart | None:
     )
 
 
-def _against_cost(table: Table, title: str, side: Callable[[Costs], float | None]) -> Figure | None:
+def _against_cost(table: Table, title: str, side: Callable[[Costs], float | None]) -> Plot | None:
     """Test losses over one kind of cost; None where none is known."""
-    look = styles(table)
-    data = [
-        {
-            **method_look(row.method, look[row.method]),
-            "mode": "markers",
-            "x": [x],
-            "y": [row.test.mean],
-            "error_y": error_bars([row.test], look[row.method].colour),
-            "hovertemplate": f"{row.method}<br>%{{x:,.4s}}, loss %{{y:.4f}}<extra></extra>",
-        }
+    look = looks(table)
+    series = [
+        Series(
+            name=row.method,
+            x=[x],
+            y=[row.test.mean],
+            half_y=half_widths([row.test]),
+            look=points_only(look[row.method]),
+            labels=[f"{row.method}: {x:,.4g}, loss {formatting.loss(row.test.mean)}"],
+        )
         for row in table.rows
         if row.test is not None and row.costs is not None and (x := side(row.costs))
     ]
-    return {"data": data, "layout": {"xaxis": axis(title), "yaxis": axis("Test loss")}} if data else None
+    return Plot(series=series, x_title=title, y_title="Test loss") if series else None
 
 
 def rates(table: Table, where: str) -> Chart | None:
     """Validation loss of the sweep's runs over the learning rate; the chosen rate is ringed."""
-    look = styles(table)
-    data: list[Figure] = []
+    look = looks(table)
+    series = []
     for row in table.rows:
         whole = [rate for rate in row.rates if rate.stopped_at is None]
         tried = [(rate.learning_rate, rate.loss) for rate in whole if rate.loss is not None]
         if tried:
-            style = look[row.method]
-            chosen = [math.isclose(rate, row.learning_rate or 0.0) for rate, _ in tried]
-            data.append(
-                {
-                    **method_look(row.method, style),
-                    "mode": "lines+markers",
-                    "x": [rate for rate, _ in tried],
-                    "y": [estimates.mean for _, estimates in tried],
-                    "marker": {
-                        "color": style.colour,
-                        "symbol": style.symbol,
-                        "size": [14 if is_chosen else 7 for is_chosen in chosen],
-                        "line": {"color": "@ink", "width": [2 if is_chosen else 0 for is_chosen in chosen]},
-                    },
-                    "hovertemplate": f"{row.method}<br>rate %{{x:.3g}}, loss %{{y:.4f}}<extra></extra>",
-                }
+            series.append(
+                Series(
+                    name=row.method,
+                    x=[rate for rate, _ in tried],
+                    y=[estimates.mean for _, estimates in tried],
+                    look=look[row.method],
+                    ringed=[math.isclose(rate, row.learning_rate or 0.0) for rate, _ in tried],
+                    labels=[
+                        f"{row.method}: rate {rate:.3g}, loss {formatting.loss(loss.mean)}" for rate, loss in tried
+                    ],
+                )
             )
-    if not data:
+    if not series:
         return None
-    layout = {
-        "xaxis": {**axis("Learning rate"), "type": "log", "tickformat": ".3~g"},
-        "yaxis": axis("Validation loss of the sweep"),
-    }
+    plot = Plot(series=series, x_title="Learning rate", y_title="Validation loss of the sweep", log_x=True)
     chosen = ", ".join(
         f"{row.method} {formatting.rate(row.learning_rate)}" for row in table.rows if row.rates and row.learning_rate
     )
     return Chart(
         id=f"{where}-rates",
         title="Learning rates tried",
-        description=f"Means over the sweep's seeds. Large and ringed is the chosen rate: {chosen or 'none yet'}.",
-        views=[("all", {"data": data, "layout": layout})],
+        description=f"Means over the sweep's seeds. Ringed is the chosen rate: {chosen or 'none yet'}.",
+        views=[("all", plot)],
     )
 
 
 def drift(table: Table, where: str) -> Chart | None:
     """Largest rounding of a weight by the fold, per layer."""
-    look = styles(table)
-    data = [
-        {
-            **method_look(row.method, look[row.method]),
-            "mode": "markers",
-            "x": [short_layer(layer) for layer in row.drift.layers],
-            "y": [value or None for value in row.drift.layers.values()],
-            "hovertemplate": f"{row.method}<br>%{{x}}: %{{y:.2e}}<extra></extra>",
-        }
+    look = looks(table)
+    series = [
+        Series(
+            name=row.method,
+            x=[short_layer(layer) for layer in row.drift.layers],
+            y=[value or None for value in row.drift.layers.values()],
+            look=points_only(look[row.method]),
+            labels=[f"{row.method}, {layer}: {value:.2e}" for layer, value in row.drift.layers.items() if value],
+        )
         for row in table.rows
         if row.drift is not None
     ]
-    if not data:
+    if not series:
         return None
-    layout = {
-        "xaxis": axis("Layer"),
-        "yaxis": {**axis("Largest rounding of a weight"), "type": "log", "exponentformat": "power"},
-    }
     largest = "; ".join(
         f"{row.method} at most {max(row.drift.layers.values()):.1e}" for row in table.rows if row.drift is not None
     )
@@ -250,58 +239,55 @@ def drift(table: Table, where: str) -> Chart | None:
         id=f"{where}-drift",
         title="What the fold rounds, by layer",
         description=f"The worst of all final runs, on a logarithmic scale. {largest}.",
-        views=[("all", {"data": data, "layout": layout})],
+        views=[("all", Plot(series=series, x_title="Layer", y_title="Largest rounding of a weight", log_y=True))],
     )
 
 
 def effective_ranks(table: Table, where: str) -> Chart | None:
     """Effective rank of each layer's whole matrix."""
-    look = styles(table)
-    data = []
+    look = looks(table)
+    series, means = [], []
     for row in table.rows:
         estimates = [entry for entry in table.spectra if entry.method == row.method]
         if estimates:
-            data.append(
-                {
-                    **method_look(row.method, look[row.method]),
-                    "mode": "lines+markers",
-                    "x": [short_layer(entry.layer) for entry in estimates],
-                    "y": [entry.effective_rank for entry in estimates],
-                    "hovertemplate": f"{row.method}<br>%{{x}}: %{{y:.1f}}<extra></extra>",
-                }
+            ranks = [entry.effective_rank for entry in estimates]
+            means.append(f"{row.method} {sum(ranks) / len(ranks):.1f}")
+            series.append(
+                Series(
+                    name=row.method,
+                    x=[short_layer(entry.layer) for entry in estimates],
+                    y=ranks,
+                    look=look[row.method],
+                    labels=[f"{row.method}, {entry.layer}: {entry.effective_rank:.1f}" for entry in estimates],
+                )
             )
-    if not data:
+    if not series:
         return None
-    means = ", ".join(f"{trace['name']} {sum(trace['y']) / len(trace['y']):.1f}" for trace in data)
     return Chart(
         id=f"{where}-effective-ranks",
         title="Effective rank by layer",
-        description=f"One run of each method, the first seed. Mean over the layers: {means}.",
-        views=[("all", {"data": data, "layout": {"xaxis": axis("Layer"), "yaxis": axis("Effective rank")}})],
+        description=f"One run of each method, the first seed. Mean over the layers: {', '.join(means)}.",
+        views=[("all", Plot(series=series, x_title="Layer", y_title="Effective rank"))],
     )
 
 
 def spectra(table: Table, where: str) -> Chart | None:
     """Singular values of one layer at a time."""
-    look = styles(table)
+    look = looks(table)
     views = []
     for layer in dict.fromkeys(entry.layer for entry in table.spectra):
-        data = [
-            {
-                **method_look(entry.method, look[entry.method]),
-                "mode": "lines",
-                "x": [position for position, _ in entry.drawn],
-                "y": [value or None for _, value in entry.drawn],
-                "hovertemplate": f"{entry.method}<br>%{{x}}: %{{y:.3g}}<extra></extra>",
-            }
+        series = [
+            Series(
+                name=entry.method,
+                x=[position for position, _ in entry.drawn],
+                y=[value or None for _, value in entry.drawn],
+                look=replace(look[entry.method], symbol=""),
+            )
             for entry in table.spectra
             if entry.layer == layer
         ]
-        layout = {
-            "xaxis": axis("Place of the singular value"),
-            "yaxis": {**axis("Singular value over the largest"), "type": "log", "exponentformat": "power"},
-        }
-        views.append((short_layer(layer), {"data": data, "layout": layout}))
+        titles = {"x_title": "Place of the singular value", "y_title": "Singular value over the largest"}
+        views.append((short_layer(layer), Plot(series=series, log_y=True, **titles)))
     if not views:
         return None
     return Chart(

@@ -5,10 +5,10 @@ from foldrank.compare.analysis import Analysis, Table
 from foldrank.compare.formatting import NONE
 from foldrank.compare.headline import headline, main_tables
 from foldrank.compare.report import charts, prose
-from foldrank.compare.report.blocks import Block, Document, Points, Section, Terms, Text, grid
 from foldrank.compare.report.tables import table_section
 from foldrank.compare.statistics import LEVEL
 from foldrank.compare.summary import heading, summary
+from foldrank.report.blocks import Block, Document, Points, Section, Terms, Text, grid
 
 
 def document(analysis: Analysis) -> Document:
@@ -22,7 +22,11 @@ def document(analysis: Analysis) -> Document:
         Section(id="making", title="How this was made", blocks=_making(analysis)),
     ]
     return Document(
-        title=analysis.title, question=analysis.question, banner=_banner(analysis), sections=tuple(sections)
+        title=analysis.title,
+        question=analysis.question,
+        banner=_banner(analysis),
+        sections=tuple(sections),
+        footer="Made by foldrank report from study.yaml and records/.",
     )
 
 

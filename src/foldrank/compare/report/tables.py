@@ -6,11 +6,11 @@ from foldrank.compare.curves import Budget
 from foldrank.compare.formatting import NONE
 from foldrank.compare.learning_rate_sweep import Rate
 from foldrank.compare.report import charts, prose
-from foldrank.compare.report.blocks import Block, Chart, Points, Sample, Section, Text, grid
 from foldrank.compare.report.cells import PAIR_COLUMNS, pair_cells, sources
 from foldrank.compare.report.transfer import transfer_blocks
 from foldrank.compare.statistics import Estimate
 from foldrank.compare.summary import heading
+from foldrank.report.blocks import Block, Chart, Points, Sample, Section, Text, grid
 
 AXES = {
     "tokens": ("Equal tokens", "training tokens", formatting.short),

@@ -3,9 +3,9 @@
 from foldrank.compare import formatting
 from foldrank.compare.analysis import Table
 from foldrank.compare.formatting import NONE
-from foldrank.compare.report.blocks import Block, Text, grid
 from foldrank.compare.report.cells import PAIR_COLUMNS, pair_cells, sources
 from foldrank.compare.summary import heading
+from foldrank.report.blocks import Block, Text, grid
 
 ABOUT = """\
 The folded model of each final run, fine-tuned with the run's seed on the same examples in the same order. The loss is

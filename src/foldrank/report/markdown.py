@@ -3,14 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from foldrank.compare.analysis import Analysis
-from foldrank.compare.report.blocks import Block, Chart, Grid, Points, Sample, Section, Terms, Text
-from foldrank.compare.report.sections import document
+from foldrank.report.blocks import Block, Chart, Document, Grid, Points, Sample, Section, Terms, Text
 
 
-def report_markdown(analysis: Analysis) -> str:
+def markdown(page: Document) -> str:
     """The whole report in GitHub's Markdown."""
-    page = document(analysis)
     lines = [f"# {_escape(page.title)}", ""]
     for text in (page.question, page.banner and f"**{_escape(page.banner)}**"):
         if text:
