@@ -20,6 +20,8 @@ class Command:
 
     name: str
     summary: str
+    light: bool = False
+    """Whether it needs no transformers, whose import takes seconds."""
 
 
 COMMANDS = (
@@ -28,7 +30,8 @@ COMMANDS = (
     Command(name="prepare", summary="tokenize text once into a folder that pretrain reads"),
     Command(name="pretrain", summary="train a model from a recipe, fold it, verify the fold, save it"),
     Command(name="compare", summary="run a study: methods x learning rates x seeds on the same data"),
-    Command(name="report", summary="what a study shows: tables, intervals and charts, as a page and as Markdown"),
+    Command(name="watch", summary="a run or a study on the screen while it goes on", light=True),
+    Command(name="report", summary="what runs or a study show, as a page that needs no network", light=True),
     Command(name="finetune", summary="teach a checkpoint to answer or to classify, and measure it before and after"),
     Command(name="factorize", summary="a dense checkpoint at low rank: its loss by rank, and the new checkpoint"),
     Command(name="fold", summary="fold an unfolded checkpoint into a plain low-rank one, file by file"),
@@ -79,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, unknown = parser.parse_known_args([_text(argument, chosen) for argument in argv])
         if unknown:
             chosen.error(f"unrecognized arguments: {' '.join(unknown)}" + _nearest(unknown[0], chosen))
+        if not next(command for command in COMMANDS if command.name == arguments.command).light:
+            _quiet()
         return _run(import_module(f"foldrank.commands.{arguments.command}"), arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -86,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(module: Any, arguments: argparse.Namespace) -> int:
     try:
-        _quiet()
         result: dict[str, Any] = module.run(arguments)
         show: Callable[[dict[str, Any]], None] = module.show
         if speaks_for_all():

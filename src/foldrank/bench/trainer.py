@@ -23,9 +23,10 @@ from foldrank.data.order import ShuffledDataset
 from foldrank.data.prepare import prepare
 from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
-from foldrank.train.callbacks import GradientSpikes, JsonLines
 from foldrank.train.compilation import compile_, resolve_compile
+from foldrank.train.health import Health
 from foldrank.train.model import build_model
+from foldrank.train.run_log import RunLog
 from foldrank.train.schedule import scheduler_arguments
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 
@@ -100,7 +101,7 @@ def _trainer(model: PreTrainedModel, order: ShuffledDataset, recipe: Recipe, set
         eval_dataset=order,
         keep_checkpoints=1,
         optimizer=recipe.train.optimizer,
-        callbacks=[clock, GradientSpikes(), JsonLines(folder / "log.jsonl")],
+        callbacks=[clock, Health(), RunLog(folder / "log.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -13,7 +13,6 @@ from typing import Any
 OPTIONAL = {
     "datasets": "Hugging Face data sets (pip install 'foldrank[data]')",
     "pyarrow": "Parquet and Zstandard (pip install 'foldrank[data]')",
-    "plotly": "charts of a report (pip install 'foldrank[report]')",
     "scipy": "intervals of a report (pip install 'foldrank[report]')",
     "tensorboard": "train.report_to [tensorboard] (pip install 'foldrank[trackers]')",
     "trackio": "train.report_to [trackio] (pip install 'foldrank[trackers]')",

@@ -7,6 +7,7 @@ from typing import Any
 
 from foldrank.commands.arguments import setting_value
 from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
+from foldrank.commands.run_page import run_page
 from foldrank.console import speaks_for_all
 from foldrank.structured import read_yaml, to_yaml
 
@@ -61,20 +62,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         apply_malloc_settings()
     notes: list[str] = []
     try:
-        metrics = finetune(
-            arguments.checkpoint,
-            settings,
-            arguments.out,
-            overwrite=arguments.overwrite,
-            resume=arguments.resume or (is_restart() and FinetuneFolder(arguments.out).is_run()),
-            accept_changes=arguments.accept_changes,
-            tell=notes.append,
-        )
+        with run_page(arguments.out, notes):
+            metrics = finetune(
+                arguments.checkpoint,
+                settings,
+                arguments.out,
+                overwrite=arguments.overwrite,
+                resume=arguments.resume or (is_restart() and FinetuneFolder(arguments.out).is_run()),
+                accept_changes=arguments.accept_changes,
+                tell=notes.append,
+            )
     except InterruptedRunError as stopped:
         if speaks_for_all():
             print(f"foldrank finetune: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal_number) from stopped
-    return with_notes({**metrics.to_dict(), "out": str(arguments.out)}, notes)
+    page = str(arguments.out / "report.html")
+    return with_notes({**metrics.to_dict(), "out": str(arguments.out), "page": page}, notes)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -103,3 +106,4 @@ def show(result: dict[str, Any]) -> None:
         highlight=False,
     )
     out.print(f"fine-tuned checkpoint: {Path(result['out']) / 'model'}", highlight=False, soft_wrap=True)
+    out.print(f"page of this run: {result['page']}", highlight=False, soft_wrap=True)

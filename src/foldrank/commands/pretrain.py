@@ -11,6 +11,7 @@ from rich.text import Text
 
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
+from foldrank.commands.run_page import run_page
 from foldrank.console import console, speaks_for_all
 from foldrank.structured import to_yaml
 
@@ -60,12 +61,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.train.processes import is_restart
     from foldrank.train.run_folder import RunFolder
 
-    name = Path(arguments.recipe).stem
+    name, notes = Path(arguments.recipe).stem, list[str]()
     out = arguments.out or Path("runs") / name
     if recipe.train.device == "cpu" or not torch.accelerator.is_available():
         apply_malloc_settings()
     try:
-        with PreparationProgressBar() as progress:
+        with run_page(out, notes), PreparationProgressBar() as progress:
             metrics = pretrain(
                 recipe,
                 out,
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if speaks_for_all():
             print(f"foldrank pretrain: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal_number) from stopped
-    return {**metrics.to_dict(), "out": str(out)}
+    return {**metrics.to_dict(), "out": str(out), "page": str(out / "report.html"), "notes": notes}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -139,6 +140,7 @@ def show(result: dict[str, Any]) -> None:
         ("these figures", str(run.metrics)),
         ("settings", str(run.config)),
         ("log", str(run.log)),
+        ("page of this run", str(result["page"])),
     ):
         summary.add_row(label, value)
     out.print(summary)

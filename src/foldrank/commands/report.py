@@ -1,4 +1,4 @@
-"""`foldrank report`: what a study shows, as a page and as Markdown."""
+"""`foldrank report`: what a study shows, as a page and as Markdown; what runs show, as a page."""
 
 import argparse
 from pathlib import Path
@@ -8,15 +8,62 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describes the command line."""
     parser.description = (
-        "Write report.html (one file that needs no network) and report.md from a study's folder, finished or not: the "
-        "methods' losses with intervals, paired differences, costs, curves (docs/report.md)."
+        "Write report.html, one file that needs no network. Of a study's folder, finished or not: the methods' losses "
+        "with intervals, paired differences, costs, curves, and the same as report.md (docs/report.md). Of one run's "
+        "folder or of several, laid over each other: losses, rates, speed and memory while they trained, the fold."
     )
-    parser.add_argument("study", type=Path, metavar="DIR", help="folder of a study, as foldrank compare makes it")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report (default: the study's)")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="folder of a study, or of runs, finished or not"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the report (default: that of the study or run; of several "
+        "runs the present one)"
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Writes both reports; returns the analysis from which they were made."""
+    """Writes the report; returns what it was made from."""
+    from foldrank.runs.run import is_run
+
+    folders: list[Path] = arguments.folders
+    for folder in folders:
+        if not (is_run(folder) or (folder / "study.yaml").is_file()):
+            raise ValueError(
+                f"{folder} is neither a run nor a study: a run's folder has a config.yaml or finetune.yaml, a study's "
+                "a study.yaml"
+            )
+    studies = [folder for folder in folders if (folder / "study.yaml").is_file()]
+    if studies and len(folders) > 1:
+        raise ValueError(f"{studies[0]} is a study: it is reported alone, and runs can be laid over each other")
+    out: Path = arguments.out or (folders[0] if len(folders) == 1 else Path())
+    if studies:
+        return _study(studies[0], out)
+    return _runs(folders, out)
+
+
+def _runs(folders: list[Path], out: Path) -> dict[str, Any]:
+    from foldrank.runs.page import PAGE, in_short, write_page
+
+    out.mkdir(parents=True, exist_ok=True)
+    runs = write_page(folders, out / PAGE)
+    return {
+        "html": str(out / PAGE),
+        "runs": [
+            {
+                "path": str(run.path),
+                "name": run.name,
+                "kind": run.kind,
+                "state": run.state,
+                "step": run.log.step,
+                "steps": run.steps,
+                "in_short": in_short(run.name, run),
+            }
+            for run in runs
+        ],
+    }
+
+
+def _study(folder: Path, out: Path) -> dict[str, Any]:
     try:
         from foldrank.compare.report import report_html, report_markdown
     except ModuleNotFoundError as error:
@@ -26,9 +73,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.compare.headline import headline
     from foldrank.compare.summary import summary
 
-    folder: Path = arguments.study
     analysis = analyse_folder(folder)
-    out: Path = arguments.out or folder
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "report.html", report_html(analysis))
     write_text(out / "report.md", report_markdown(analysis))
@@ -43,6 +88,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Says the answer, and where the reports are."""
+    if "runs" in result:
+        for run in result["runs"]:
+            print(run["in_short"])
+        print(f"\n{result['html']}")
+        return
     print(f"{result['title']}: {result['final_records_done']} of {result['final_records_expected']} final runs done")
     for sentence in result["headline"]:
         print(f"\n{sentence}")

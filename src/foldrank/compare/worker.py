@@ -18,7 +18,6 @@ from foldrank.compare.lease import lease
 from foldrank.compare.plan import Run, expected, planned, recipe_of, stopped_folders, total
 from foldrank.compare.progress import loss_at
 from foldrank.compare.records import Record, read_records, write_record
-from foldrank.compare.spectra import spectra
 from foldrank.compare.study import Study
 from foldrank.finetune.finetune import finetune
 from foldrank.finetune.folder import FinetuneFolder
@@ -30,6 +29,7 @@ from foldrank.train.metrics import RunMetrics
 from foldrank.train.pretrain import PausedRunError, pretrain
 from foldrank.train.run_folder import RunFolder
 from foldrank.train.safe_checkpoints import DivergedError
+from foldrank.train.spectra import spectra
 
 PASSING = (RuntimeError, MemoryError)
 """What may go as it came, such as memory that another process had for a while."""

@@ -25,11 +25,13 @@ from foldrank.finetune.trainers import make_trainer
 from foldrank.hf.checkpoint import inspect, load
 from foldrank.hf.checksums import read_checksums
 from foldrank.provenance import commit, sha256_of_file, versions
-from foldrank.train.callbacks import JsonLines, StopOnSignal, TrainingProgressBar
+from foldrank.train.callbacks import StopOnSignal, TrainingProgressBar
 from foldrank.train.evaluate import check_fits, evaluate_loss
+from foldrank.train.health import Health
 from foldrank.train.pretrain import InterruptedRunError
 from foldrank.train.processes import peers_watched, shared_by
 from foldrank.train.run_folder import save
+from foldrank.train.run_log import RunLog, end_logged
 
 DEFAULT_LENGTH = 512
 """Tokens of an example where a checkpoint does not say at which length it was trained."""
@@ -92,7 +94,7 @@ def finetune(
         job.model.to(processes.device)  # pyright: ignore[reportArgumentType]
         before = job.measure(job.model)
         if processes.is_main_process and not resume:
-            folder.start(settings, identity)
+            folder.start(settings, checkpoint, identity)
         processes.wait_for_everyone()
         model, figures = _train(job, settings, folder, saved, quiet=quiet)
         after = job.measure(model)
@@ -185,22 +187,23 @@ def _train(
     tokens = sum(len(example["input_ids"]) for example in job.training.examples) / len(job.training.examples)
     stop = StopOnSignal()
     shown = () if quiet else (TrainingProgressBar(tokens * settings.batch_size),)
-    callbacks: list[Any] = [stop, *shown, JsonLines(folder.log)]
+    log = RunLog(folder.log, {"tokens_per_step": tokens * settings.batch_size})
+    callbacks: list[Any] = [stop, Health(quiet=quiet), *shown, log]
     # What trainers set of special tokens and the cache is taken back, and that of the tokenizer is of a copy.
     generation, config = copy.deepcopy(getattr(job.model, "generation_config", None)), copy.deepcopy(job.model.config)
     trainer = make_trainer(model, job.training, copy.deepcopy(job.tokenizer), settings, folder.checkpoints, callbacks)
     began = time.perf_counter()
-    with stop, peers_watched(folder.path), warnings.catch_warnings():
+    with stop, peers_watched(folder.path), end_logged(log, trainer), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT's and TRL's own use of transformers
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
         trainer.accelerator.wait_for_everyone()  # for the first one, which writes: a launcher kills what is left
+        if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+            raise InterruptedRunError(
+                stop.received,
+                f"stopped by {stop.received.name} after step {trainer.state.global_step} of {trainer.state.max_steps}; "
+                f"a checkpoint is saved: go on with --out {folder.path} --resume",
+            )
     seconds = time.perf_counter() - began
-    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
-        raise InterruptedRunError(
-            stop.received,
-            f"stopped by {stop.received.name} after step {trainer.state.global_step} of {trainer.state.max_steps}; a "
-            f"checkpoint is saved: go on with --out {folder.path} --resume",
-        )
     plain: Any = trainer.accelerator.unwrap_model(trainer.model)
     plain = merged(plain) if settings.lora_rank is not None else plain
     vars(plain).pop("forward", None)  # TRL's head, which computes the loss without logits

@@ -24,10 +24,11 @@ class FinetuneFolder(RunFolder):
         """The fine-tuned checkpoint, of the same kind as the one it began with."""
         return self.path / "model"
 
-    def start(self, settings: FinetuneSettings, identity: Mapping[str, Any]) -> None:
+    def start(self, settings: FinetuneSettings, checkpoint: Path, identity: Mapping[str, Any]) -> None:
         """Empties the folder of the fine-tuning before, and writes the settings."""
         self.empty()
-        about = {"schema": SCHEMA, "versions": versions(), "commit": commit(), **identity}
+        about = {"schema": SCHEMA, "versions": versions(), "commit": commit(), "checkpoint": str(checkpoint)}
+        about |= identity
         write_text(self.config, to_yaml({"run": about, **settings.to_dict()}))
 
     def check_same(self, settings: FinetuneSettings, identity: Mapping[str, Any]) -> Path | None:

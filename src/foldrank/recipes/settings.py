@@ -184,6 +184,10 @@ class TrainConfig:
     tensor_parallel: Annotated[int, Bounds(1, 1 << 10)] = 1
     """Processes that share the layers of each block, the rank never split: all of them see the same sequences."""
 
+    skip_nonfinite: Annotated[int, Bounds(1, 1000)] | None = None
+    """Steps in a row that are left out where their gradient is not finite, before the run ends; None: it ends at the
+    first. Reading each norm at once costs an accelerator a wait a step."""
+
     patience: Annotated[float, Bounds(1, 10**6)] = 600.0
     """Seconds that a process waits for another one before the run ends with an error."""
 

@@ -1,10 +1,11 @@
-"""A picture of a report as SVG, by Matplotlib; the page colours it, so that it is right in the light and in the dark."""
+"""A picture of a report as SVG, by Matplotlib; the page gives it the colours of the light or the dark."""
 
 import io
 import math
 import re
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -69,7 +70,8 @@ def svg(picture: Plot | HeatMap, identity: str) -> str:
         identity: no other picture of the page has it.
     """
     height = picture.height if isinstance(picture, Plot) else 40 + ROW * len(picture.rows)
-    with rc_context({**STYLE, "svg.hashsalt": identity}):
+    settings: Any = {**STYLE, "svg.hashsalt": identity}
+    with rc_context(settings):
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained", facecolor="none")
         axes = figure.add_subplot(facecolor="none")
         if isinstance(picture, Plot):

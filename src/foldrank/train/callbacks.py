@@ -1,20 +1,15 @@
-"""What a run shows and keeps while it trains, and how it stops: a bar, JSON lines, spikes, signals."""
+"""What a run shows while it trains, when it saves, and how it stops at a signal."""
 
 import signal
-import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from foldrank.atomic import write_text
 from foldrank.console import console
-from foldrank.structured import parse_json, to_json
 from foldrank.train.processes import agreement, end_with_launcher
 
 PLAIN_LINES = 10
@@ -101,41 +96,6 @@ class TrainingProgressBar(TrainerCallback):
             self.bar.stop()
 
 
-class JsonLines(TrainerCallback):
-    """Appends each log entry of the run to a file, as one JSON object with its step."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # A run that goes on repeats the steps since its checkpoint.
-        if state.is_world_process_zero and self.file.exists():
-            lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            write_text(self.file, "".join(line for line in lines if _is_entry(line, state.global_step)))
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if state.is_world_process_zero and logs is not None:
-            with self.file.open("a") as lines:
-                lines.write(to_json({"step": state.global_step, **logs}) + "\n")
-
-
-def _is_entry(line: str, last_step: int) -> bool:
-    """Whether a line of the log is whole and of a step that is not repeated; a power cut may leave anything there."""
-    try:
-        return line.endswith("\n") and parse_json(line)["step"] <= last_step
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
 class SaveAfter(TrainerCallback):
     """Saves a checkpoint after these steps, whatever the cadence."""
 
@@ -156,34 +116,6 @@ class PauseAfter(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step == self.step < state.max_steps:
             control.should_evaluate = control.should_save = control.should_training_stop = True
-
-
-class GradientSpikes(TrainerCallback):
-    """Logs when a gradient norm is far above the recent ones; on standard error too, unless it is to be quiet."""
-
-    FACTOR = 10.0
-    RECENT = 50
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.recent: deque[float] = deque(maxlen=self.RECENT)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not state.is_world_process_zero or logs is None or "grad_norm" not in logs:
-            return
-        norm = float(logs["grad_norm"])
-        if len(self.recent) == self.RECENT and norm > self.FACTOR * (usual := statistics.median(self.recent)):
-            if not self.quiet:
-                console(stderr=True).print(f"step {state.global_step}: gradient norm {norm:.3g}, usually {usual:.3g}")
-            logs["grad_norm_spike"] = norm / usual
-        self.recent.append(norm)
 
 
 class StopOnSignal(TrainerCallback):

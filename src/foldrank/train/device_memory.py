@@ -2,6 +2,8 @@
 
 import os
 import re
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +43,14 @@ def device_memory(device: str) -> int:
     except OSError:  # not Linux, or another version of control groups
         pass
     return physical // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the processes of torchrun on this machine
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on the GPU, or that the process has had in the memory of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def room(device: torch.device) -> int:

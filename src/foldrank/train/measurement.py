@@ -14,10 +14,12 @@ from foldrank.provenance import commit, versions
 from foldrank.recipes.schema import Recipe
 from foldrank.train.accounting import memory, parameters
 from foldrank.train.checkpoints import step_of
+from foldrank.train.effective_rank import effective_rank
 from foldrank.train.evaluate import Evaluation, FoldError, by_source, continue_text
 from foldrank.train.inputs import RunInputs
 from foldrank.train.metrics import EvaluationPoint, RunMetrics
 from foldrank.train.model import dense_parameters
+from foldrank.train.spectra import spectra
 from foldrank.train.trainer import PretrainTrainer
 from foldrank.train.utilization import Utilization
 
@@ -98,6 +100,7 @@ def measured(
         folded_layers=len(folded.report.errors),
         fold_max_abs_weight_rounding=folded.report.max_abs_error,
         fold_weight_rounding=dict(folded.report.errors),
+        effective_ranks={name: effective_rank(values) for name, values in spectra(model).items()},
         fold_max_abs_logit_drift=folded.error.max_abs_error,
         fold_argmax_agreement=folded.error.argmax_agreement,
         history=_history(trainer, tokens / train.steps),

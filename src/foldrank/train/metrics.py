@@ -149,6 +149,9 @@ class RunMetrics:
     fold_weight_rounding: Mapping[str, float]
     """The same by layer."""
 
+    effective_ranks: Mapping[str, float] = field(default_factory=dict)
+    """Of the deployed matrix of each layer of the blocks (train/effective_rank.py); empty in files of foldrank 0.1."""
+
     fold_max_abs_logit_drift: float
     """Largest change of a logit by the fold, on the first validation sequences."""
 

@@ -19,11 +19,12 @@ from foldrank.data.stream import PackedStream, resolve_source
 from foldrank.recipes.schema import Recipe
 from foldrank.train.ablations import start_as_ablation_
 from foldrank.train.accounting import FOLD_CHECK_SEQUENCES
-from foldrank.train.callbacks import GradientSpikes, JsonLines, PauseAfter, SaveAfter, StopOnSignal, TrainingProgressBar
+from foldrank.train.callbacks import PauseAfter, SaveAfter, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import copy_checkpoint
 from foldrank.train.compilation import compile_, resolve_compile
 from foldrank.train.device_memory import check_memory, device_memory, fit, memory_explained, room
-from foldrank.train.evaluate import evaluate_loss, first, fold_error, logits_of
+from foldrank.train.evaluate import continue_text, evaluate_loss, first, fold_error, logits_of
+from foldrank.train.health import Health
 from foldrank.train.inputs import RunInputs, prepare_inputs
 from foldrank.train.lineage import Branch, branch, check_initial, initialize_
 from foldrank.train.measurement import Folded, measured
@@ -33,10 +34,14 @@ from foldrank.train.model_card import model_card
 from foldrank.train.perturbation import start_losses
 from foldrank.train.processes import peers_watched, shared_by
 from foldrank.train.run_folder import RunFolder, save
+from foldrank.train.run_log import RunLog, end_logged
 from foldrank.train.schedule import stable_until
 from foldrank.train.sharding import check_processes, is_spread, shards, split_
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
+
+TEXT = 48
+"""Tokens of the text that the model writes at each evaluation."""
 
 
 class InterruptedRunError(Exception):
@@ -76,7 +81,7 @@ def pretrain(
     Args:
         recipe: all settings.
         out: the run's folder. Gets `config.yaml`, `log.jsonl`, `checkpoints/`, `unfolded/` (the trained weights),
-            `folded/` (the deployed checkpoint with its tokenizer) and, last, `metrics.json`.
+            `folded/` (the deployed checkpoint with its tokenizer), `metrics.json` and, last, `report.html`.
         name: what the metrics call the recipe.
         overwrite: replace the run that `out` holds.
         resume: go on with the run in `out`, from its newest checkpoint or from the one given; with another end, where
@@ -85,7 +90,7 @@ def pretrain(
         init_from: a run, or any checkpoint of this family and shape, with whose weights this new run begins.
         pause_after: a step after which the run is evaluated and saved and ends, to go on by `resume`.
         progress: told how far the preparation of the data is.
-        quiet: show nothing while training.
+        quiet: show nothing while training, and let the model write nothing at its evaluations.
 
     Returns:
         What `metrics.json` holds.
@@ -205,6 +210,9 @@ def _train(
     shown = () if quiet else (TrainingProgressBar(inputs.training.num_tokens() / train.steps, utilization.of_steps),)
     # From there other ends branch off.
     before_decay = (stable_until(train),) if train.schedule == "wsd" else ()
+    facts = {"tokens_per_step": inputs.training.num_tokens() / train.steps, **utilization.facts()}
+    writes = None if quiet or is_spread(model) else lambda: _text(model, inputs, recipe)
+    log = RunLog(run.log, facts, writes)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -215,26 +223,39 @@ def _train(
         decay=decay,
         optimizer=train.optimizer,
         newton_schulz_dtype=train.newton_schulz_dtype,
+        skip_nonfinite=train.skip_nonfinite,
         tokenizer=inputs.tokenizer,
         run_id=run.read_config().id,
-        # Spikes before the log, which has them whether somebody watches or not.
-        callbacks=[stop, *pause, SaveAfter(before_decay), GradientSpikes(quiet=quiet), *shown, JsonLines(run.log)],
+        # What it notes before the log, which has it whether somebody watches or not.
+        callbacks=[stop, *pause, SaveAfter(before_decay), Health(quiet=quiet), *shown, log],
     )
     trainer.remove_callback(PrinterCallback)
-    with stop, peers_watched(run.path):
+    with stop, peers_watched(run.path), end_logged(log, trainer):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.finish_saving()
         trainer.accelerator.wait_for_everyone()  # for the first one, which writes: a launcher kills what is left
-    if stop.received is not None and trainer.state.global_step < train.steps:
-        raise InterruptedRunError(
-            stop.received,
-            f"stopped by {stop.received.name} after step {trainer.state.global_step} of {train.steps}; a checkpoint is "
-            f"saved: go on with --out {run.path} --resume",
-        )
+        if stop.received is not None and trainer.state.global_step < train.steps:
+            raise InterruptedRunError(
+                stop.received,
+                f"stopped by {stop.received.name} after step {trainer.state.global_step} of {train.steps}; a "
+                f"checkpoint is saved: go on with --out {run.path} --resume",
+            )
     if pause_after is not None and trainer.state.global_step == pause_after < train.steps:
         losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
         raise PausedRunError(pause_after, losses[-1])
     return trainer
+
+
+def _text(model: PreTrainedModel, inputs: RunInputs, recipe: Recipe) -> str:
+    """What the model writes at an evaluation, without a trace in what comes after."""
+    attention = model.config._attn_implementation
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        model.set_attn_implementation("sdpa")
+        try:
+            return continue_text(model, inputs.tokenizer, recipe.sample_prompt, seed=recipe.seed, max_new_tokens=TEXT)
+        finally:
+            model.set_attn_implementation(attention)
 
 
 def _fold_and_verify(

@@ -23,6 +23,8 @@ from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import OptimizerName
 from foldrank.train.block_costs import widths
+from foldrank.train.checkpoints import checkpoints, step_of
+from foldrank.train.device_memory import peak_memory
 from foldrank.train.evaluate import by_source, evaluate_loss
 from foldrank.train.safe_checkpoints import DivergedError
 from foldrank.train.schedule import scheduler_arguments
@@ -49,6 +51,7 @@ class PretrainTrainer(ShardedCheckpoints):
         decay: AnchoredDecay | None = None,
         optimizer: OptimizerName = "adamw",
         newton_schulz_dtype: str | None = None,
+        skip_nonfinite: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
@@ -65,7 +68,11 @@ class PretrainTrainer(ShardedCheckpoints):
         self.resumed = False
         self.seconds_at: dict[int, float] = {}
         self.architecture: Any = self.accelerator.unwrap_model(self.model).config
-        self._unchecked: list[tuple[int, Tensor]] = []
+        self.skip_nonfinite = skip_nonfinite
+        self.skipped: list[int] = []
+        """Steps that were left out since the last log entry."""
+        self._skipped_in_a_row = 0
+        self._unchecked: list[tuple[int, str, Tensor]] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`, by the clock."""
@@ -128,14 +135,36 @@ class PretrainTrainer(ShardedCheckpoints):
         with flash_attention(self.architecture, self.args):
             loss = super().training_step(*args, **kwargs)
         # A copy, since the next replay of a CUDA graph writes where this one wrote.
-        self._unchecked.append((self.state.global_step + 1, loss.detach().clone()))
+        self._unchecked.append((self.state.global_step + 1, "loss", loss.detach().clone()))
         return loss
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        step = self.state.global_step + 1
+        if self.skip_nonfinite is None:
+            self._unchecked.append((step, "gradient norm", norm.detach().clone()))
+        elif torch.isfinite(norm):
+            self._skipped_in_a_row = 0
+        else:
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row <= self.skip_nonfinite:
+                model.zero_grad(set_to_none=True)  # of what has none the optimizer changes nothing
+                self.skipped.append(step)
+                self._unchecked = [each for each in self._unchecked if each[0] != step]
+            else:
+                self._unchecked.append((step, "gradient norm", norm.detach().clone()))
+                self._check_finite()
+        return norm
+
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, which reads the losses for it anyway: they are checked first. Of a mixture also the tokens
-        of each source so far.
+        """As in `Trainer`, which reads the losses for it anyway: they are checked first. With the seconds of training
+        so far and the peak of memory; of a mixture also the tokens of each source.
         """
-        self._check_losses()
+        self._check_finite()
+        if "loss" in logs:
+            logs |= {"seconds": round(self.training_seconds(), 3), "peak_memory_bytes": peak_memory(self.args.device)}
+        if self.skipped:
+            logs["skipped_steps"] = len(self.skipped)
         if isinstance(self.sequences, MixedDataset) and "loss" in logs:
             tokens = self.sequences.tokens_by_source(self.state.global_step * self.sequences_per_step)
             logs |= {f"tokens/{name}": count for name, count in tokens.items()}
@@ -165,21 +194,24 @@ class PretrainTrainer(ShardedCheckpoints):
         """Processes that see the same sequences."""
         return self.args.world_size if is_split(self.accelerator.unwrap_model(self.model)) else 1
 
-    def _check_losses(self) -> None:
-        bad = [(step, loss) for step, loss in self._unchecked if not torch.isfinite(loss)]
+    def _check_finite(self) -> None:
+        bad = [(step, what, value) for step, what, value in self._unchecked if not torch.isfinite(value)]
         self._unchecked.clear()
         if not bad:
             return
-        step, loss = bad[0]
-        size = self.sequences_per_step
+        step, what, value = bad[0]
+        size, saved = self.sequences_per_step, checkpoints(Path(str(self.args.output_dir)))
+        good = [each for each in saved if step_of(each) < step]
+        skip = "" if self.skip_nonfinite else ", or train.skip_nonfinite: N to leave out up to N such steps in a row"
         raise DivergedError(
-            f"the loss of step {step} is {float(loss)}; its batch is sequences {(step - 1) * size} to {step * size - 1}"
-            " of the training order. The checkpoints before it are good. Try a lower train.learning_rate, a longer"
-            " train.warmup_ratio or a smaller train.max_grad_norm"
+            f"the {what} of step {step} is {float(value)}; its batch is sequences {(step - 1) * size} to "
+            f"{step * size - 1} of the training order. "
+            f"{f'The last good checkpoint is {good[-1].name}' if good else 'There is no checkpoint before it'}. Try a "
+            f"lower train.learning_rate, a longer train.warmup_ratio or a smaller train.max_grad_norm{skip}"
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._check_losses()
+        self._check_finite()
         super()._save_checkpoint(model, trial)
 
 
@@ -224,7 +256,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         eval_strategy="steps",
         eval_steps=train.eval_every,
         logging_steps=train.log_every,
-        logging_nan_inf_filter=False,
+        logging_nan_inf_filter=train.skip_nonfinite is not None,
         save_strategy="steps",
         save_steps=train.save_every,
         bf16=train.dtype == "bfloat16",

@@ -79,6 +79,11 @@ class Utilization:
             shares=shares,
         )
 
+    def facts(self) -> dict[str, float | None]:
+        """What the log of a run says of it, from which its MFU follows."""
+        peak = None if self.peak_flops is None else self.peak_flops * self.devices
+        return {"flops_per_step": self.useful_flops_per_step, "peak_flops": peak}
+
     def of_steps(self, steps: int, seconds: float) -> float | None:
         """MFU of steps that took so long; None where the peak is not known, or no time has passed."""
         if self.peak_flops is None or seconds <= 0:

@@ -286,8 +286,10 @@ def spectra(table: Table, where: str) -> Chart | None:
             for entry in table.spectra
             if entry.layer == layer
         ]
-        titles = {"x_title": "Place of the singular value", "y_title": "Singular value over the largest"}
-        views.append((short_layer(layer), Plot(series=series, log_y=True, **titles)))
+        plot = Plot(
+            series=series, x_title="Place of the singular value", y_title="Singular value over the largest", log_y=True
+        )
+        views.append((short_layer(layer), plot))
     if not views:
         return None
     return Chart(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foldrank.core.dtensor import full_tensor
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.sparse import SparseLowRankLinear, flat_support
 
@@ -25,13 +26,15 @@ def spectra(model: PreTrainedModel) -> dict[str, list[float]]:
 
 def _singular_values(layer: nn.Module) -> Tensor:
     if isinstance(layer, SparseLowRankLinear):
-        weight = layer.up.weight.double() @ layer.down.weight.double()
-        weight.view(-1)[flat_support(layer.rows, layer.columns, layer.in_features)] += layer.values.double()
+        weight = full_tensor(layer.up.weight).double() @ full_tensor(layer.down.weight).double()
+        weight.view(-1)[flat_support(layer.rows, layer.columns, layer.in_features)] += full_tensor(
+            layer.values
+        ).double()
         return torch.linalg.svdvals(weight)
     if isinstance(layer, LowRankLinear):
         # Those of the product of two small matrices: B = Q R and A^T = Q' R' give B A the singular values of R R'^T.
-        tall = torch.linalg.qr(layer.up.weight.double()).R
-        wide = torch.linalg.qr(layer.down.weight.double().T).R
+        tall = torch.linalg.qr(full_tensor(layer.up.weight).double()).R
+        wide = torch.linalg.qr(full_tensor(layer.down.weight).double().T).R
         return torch.linalg.svdvals(tall @ wide.T)
     assert isinstance(layer, nn.Linear)
-    return torch.linalg.svdvals(layer.weight.double())
+    return torch.linalg.svdvals(full_tensor(layer.weight).double())

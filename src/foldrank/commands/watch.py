@@ -1,0 +1,96 @@
+"""`foldrank watch`: a run or a study on the screen while it goes on, from what it writes alone."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+EVERY = 2.0
+"""Seconds between two looks."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.description = (
+        "Show a run while it trains: its losses as a curve, tokens a second, the time that is left, the last "
+        "evaluation; of a study what is done, what trains and what waits. It reads the log alone. A run that died is "
+        "shown as dead, with the line that goes on with it. Ctrl-C ends the watching, not the run."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of a run or of a study")
+    parser.add_argument("--once", action="store_true", help="look once; so it is where the output is no terminal")
+    parser.add_argument(
+        "--every", type=_seconds, default=EVERY, metavar="SECONDS", help="between two looks (default: 2)"
+    )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is no time between 0.1 and 86400 seconds")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Looks until the run or study ends; returns what was seen last."""
+    if not (arguments.once or arguments.json) and sys.stdout.isatty():
+        _follow(arguments.folder, arguments.every)
+        return {"screen": ""}
+    return {**_facts(arguments.folder), "screen": _screen(arguments.folder, 78)[0]}
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    from foldrank.runs.run import is_run, read_run
+
+    if not is_run(folder):
+        return {}
+    run = read_run(folder, at_a_glance=True)
+    last = run.log.evaluations[-1] if run.log.evaluations else None
+    return {
+        "state": run.state,
+        "step": run.log.step,
+        "steps": run.steps,
+        "val_loss": None if last is None else last.loss,
+        "resume": run.resume_line if run.state in ("dead", "stopped") else None,
+    }
+
+
+def _screen(folder: Path, width: int) -> tuple[str, bool]:
+    """What is to be seen, and whether more will come."""
+    from foldrank.runs.run import is_run, read_run
+    from foldrank.runs.watch import screen
+
+    if is_run(folder):
+        run = read_run(folder, at_a_glance=True)
+        return screen(run, width), run.state == "running"
+    if (folder / "study.yaml").is_file():
+        from foldrank.compare.queue import queue_screen, read_queue
+
+        queue = read_queue(folder)
+        return queue_screen(queue), bool(queue.begun or queue.waiting)
+    raise ValueError(
+        f"{folder} is neither a run nor a study: a run's folder has a config.yaml or finetune.yaml, a study's a "
+        "study.yaml"
+    )
+
+
+def _follow(folder: Path, every: float) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    from foldrank.console import console
+
+    out = console()
+    with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
+        goes_on = True
+        while goes_on:
+            text, goes_on = _screen(folder, out.width - 1)
+            live.update(Text(text), refresh=True)
+            if goes_on:
+                time.sleep(every)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints what was seen."""
+    if result["screen"]:
+        print(result["screen"])
