@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
@@ -40,8 +40,18 @@ COMMANDS = (
     Command(name="generate", summary="let a checkpoint continue a text"),
     Command(name="bench", summary="what methods cost beside one another in time and memory, on this machine"),
     Command(name="info", summary="what a checkpoint is: folded or not, ranks, parameters"),
+    Command(name="completion", summary="what a shell needs to complete commands, options and files", light=True),
     Command(name="doctor", summary="what this machine and installation have: what a bug report needs"),
 )
+
+
+EXIT_CODES = {
+    "0": "done",
+    "2": "something to mend",
+    "1": "a defect of foldrank",
+    "128 and its number": "ended by a signal",
+}
+"""What a command ends with."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,23 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     setup_streams()
-    parser = _Parser(
-        prog="foldrank",
-        description="Pre-train language models from low-rank layers, with a residual that folds away (DLR).",
-        epilog="foldrank COMMAND --help tells about one command. FOLDRANK_DEBUG=1 shows tracebacks. Exit codes: 0 done,"
-        " 2 something to mend, 1 a defect of foldrank, 128 and its number for a signal.",
-    )
-    parser.add_argument("--version", action="version", version=f"foldrank {__version__}")
-    chosen = parser
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
-    for command in COMMANDS:
-        named = bool(argv) and argv[0] == command.name
-        sub = commands.add_parser(command.name, help=command.summary, description=command.summary, add_help=named)
-        if named:
-            chosen = sub
-            module = import_module(f"foldrank.commands.{command.name}")
-            module.add_arguments(sub)
-            sub.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, as result")
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    parser, named = make_parser(argv[:1])
+    chosen = named.get(argv[0], parser) if argv else parser
     try:
         arguments, unknown = parser.parse_known_args([_text(argument, chosen) for argument in argv])
         if unknown:
@@ -87,6 +84,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(import_module(f"foldrank.commands.{arguments.command}"), arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
+
+
+def make_parser(named: Collection[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and by name those of the commands in `named`, whose arguments alone it knows: they take imports."""
+    parser = _Parser(
+        prog="foldrank",
+        description="Pre-train language models from low-rank layers, with a residual that folds away (DLR).",
+        epilog="foldrank COMMAND --help tells about one command. FOLDRANK_DEBUG=1 shows tracebacks. Exit codes: "
+        f"{', '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}.",
+    )
+    parser.add_argument("--version", action="version", version=f"foldrank {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    for command in COMMANDS:
+        wanted = command.name in named
+        sub = commands.add_parser(command.name, help=command.summary, description=command.summary, add_help=wanted)
+        if wanted:
+            import_module(f"foldrank.commands.{command.name}").add_arguments(sub)
+            sub.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, as result")
+            parsers[command.name] = sub
+    return parser, parsers
+
+
+def full_parser() -> argparse.ArgumentParser:
+    """The parser with the arguments of all commands, for the documentation."""
+    return make_parser([command.name for command in COMMANDS])[0]
+
+
+def _complete() -> None:
+    """What a shell asks for at a tab (foldrank completion); ends the process."""
+    import argcomplete
+
+    words = os.environ.get("COMP_LINE", "").split()
+    argcomplete.autocomplete(make_parser(words[1:2])[0])
 
 
 def _run(module: Any, arguments: argparse.Namespace) -> int:

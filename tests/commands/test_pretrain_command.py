@@ -35,7 +35,7 @@ def test_metrics_hold_the_figures(finished_run: Run) -> None:
 
 def test_the_folder_holds_what_the_summary_names(finished_run: Run) -> None:
     names = {path.name for path in finished_run.out.iterdir()}
-    assert names == {"config.yaml", "log.jsonl", "metrics.json", "checkpoints", "unfolded", "folded"}
+    assert names == {"config.yaml", "log.jsonl", "metrics.json", "checkpoints", "unfolded", "folded", "report.html"}
     for part in ("folded", "unfolded"):
         files = {path.name for path in (finished_run.out / part).iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= files
@@ -60,7 +60,7 @@ def test_the_summary_is_for_people(finished_run: Run) -> None:
     # Nothing is cut, however long the path is: over several lines it is there to the last character.
     assert "…" not in said
     packed = "".join(said.replace("│", " ").split())
-    for place in ("folded", "unfolded", "metrics.json", "config.yaml", "log.jsonl"):
+    for place in ("folded", "unfolded", "metrics.json", "config.yaml", "log.jsonl", "report.html"):
         assert str(finished_run.out / place) in packed
     assert "written by the folded model" in said
 
@@ -74,7 +74,7 @@ def test_in_a_process_of_its_own_with_json_it_is_the_same_run(finished_run: Run,
     )
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
-    assert printed.pop("out") == "again"
+    assert (printed.pop("out"), printed.pop("page")) == ("again", "again/report.html")
     assert printed == json.loads((tmp_path / "again" / "metrics.json").read_text())
     assert without_clock(printed) == without_clock(finished_run.metrics)
     for name in ("folded/model.safetensors", "unfolded/model.safetensors"):

@@ -190,7 +190,7 @@ def test_the_command_writes_both(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_what_is_no_study_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert "it has no study.yaml" in capsys.readouterr().err
+    assert "is neither a run nor a study" in capsys.readouterr().err
     study = study_of("dense")
     folder = write_study(tmp_path / "study", study, sweep_runs(study))
     next((folder / "records").iterdir()).write_text("{}")

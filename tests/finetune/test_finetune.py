@@ -163,7 +163,7 @@ def test_the_logged_loss_of_a_classifier_is_the_mean_whatever_the_micro_batches(
         finetune(
             finished_run.out / "folded", replace(settings, micro_batch_size=size), tmp_path / str(size), quiet=True
         )
-        first.append(json.loads((tmp_path / str(size) / "log.jsonl").read_text().splitlines()[0])["loss"])
+        first.append(losses_of(tmp_path / str(size))[0][1])
     assert first[0] == pytest.approx(first[1], rel=1e-4)
     assert first[0] < 1.5  # of two labels: near ln 2
 

@@ -42,8 +42,8 @@ def same(one: Path, other: Path) -> bool:
 
 def log(out: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    clock = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
-    return [{name: value for name, value in entry.items() if name not in clock} for entry in entries]
+    kept = ("step", "loss", "grad_norm", "learning_rate", "epoch", "eval_loss", "eval_perplexity", "train_loss")
+    return [{name: entry[name] for name in kept if name in entry} for entry in entries if "event" not in entry]
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,11 @@ def logged(out: Path) -> list[dict[str, float]]:
     lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
     entries = [json.loads(line) for line in lines if line.endswith("\n")]
     kept = ("step", "loss", "grad_norm", "learning_rate", "eval_loss")
-    return [{key: entry[key] for key in kept if key in entry} for entry in entries if "train_runtime" not in entry]
+    return [
+        {key: entry[key] for key in kept if key in entry}
+        for entry in entries
+        if "loss" in entry or "eval_loss" in entry
+    ]
 
 
 def wait_until(condition: Callable[[], bool], process: BaseProcess) -> None:

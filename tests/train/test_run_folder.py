@@ -195,7 +195,13 @@ def test_the_log_is_the_same_whether_somebody_watches(recipe_file: Path, tmp_pat
     for quiet in (False, True):
         pretrain(recipe, tmp_path / str(quiet), quiet=quiet)
         lines = map(json.loads, (tmp_path / str(quiet) / "log.jsonl").read_text().splitlines())
-        logs.append([{key: value for key, value in line.items() if "runtime" not in key} for line in lines])
+        logs.append(
+            [
+                {key: value for key, value in line.items() if "runtime" not in key}
+                for line in lines
+                if "text" not in line
+            ]
+        )
     assert [line.keys() for line in logs[0]] == [line.keys() for line in logs[1]]
 
 
@@ -206,7 +212,8 @@ def test_a_damaged_line_of_the_log_stops_nothing(foldrank: Foldrank, settings: l
     with Path("run/log.jsonl").open("ab") as log:
         log.write(damage)
     assert foldrank(*settings, "--out", "run", "--resume").code == 0
-    assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()][:3] == [1, 2, 3]
+    entries = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
 
 
 def test_a_run_of_the_version_before_is_evaluated_if_its_text_is_the_same(

@@ -84,3 +84,8 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return real
+
+
+def with_notes(result: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """A command's result with what the user should know of it, where there is something: the command line says it."""
+    return result | ({"notes": notes} if notes else {})

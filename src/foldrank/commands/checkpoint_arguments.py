@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from foldrank.hub import PREFIX, download
 
@@ -61,8 +60,3 @@ def is_exported(arguments: argparse.Namespace) -> bool:
     if arguments.device == "cuda":
         raise ValueError("--device is cuda, and an exported model runs on the CPU")
     return True
-
-
-def with_notes(result: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """A command's result with what the user should know of it, where there is something: the command line says it."""
-    return result | ({"notes": notes} if notes else {})

@@ -4,13 +4,12 @@ import argparse
 import math
 from typing import Any
 
-from foldrank.commands.arguments import whole_number
+from foldrank.commands.arguments import whole_number, with_notes
 from foldrank.commands.checkpoint_arguments import (
     add_checkpoint_arguments,
     add_device_argument,
     device_of,
     is_exported,
-    with_notes,
 )
 
 OF_DATA = ("text_field", "subset", "split")

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from foldrank.commands.arguments import number, whole_number
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of, with_notes
+from foldrank.commands.arguments import number, whole_number, with_notes
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, add_device_argument, device_of
 from foldrank.core.config import ACTIVATIONS
 
 INITS = ("svd", "activations", "regression")

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foldrank.commands.arguments import setting_value
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
+from foldrank.commands.arguments import setting_value, with_notes
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
 from foldrank.commands.run_page import run_page
 from foldrank.console import speaks_for_all
 from foldrank.structured import read_yaml, to_yaml

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments, with_notes
+from foldrank.commands.arguments import with_notes
+from foldrank.commands.checkpoint_arguments import add_checkpoint_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,13 +3,12 @@
 import argparse
 from typing import Any
 
-from foldrank.commands.arguments import number, whole_number
+from foldrank.commands.arguments import number, whole_number, with_notes
 from foldrank.commands.checkpoint_arguments import (
     add_checkpoint_arguments,
     add_device_argument,
     device_of,
     is_exported,
-    with_notes,
 )
 
 

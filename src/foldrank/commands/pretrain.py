@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from foldrank.commands.arguments import with_notes
 from foldrank.commands.progress import PreparationProgressBar
 from foldrank.commands.recipe_arguments import add_recipe_arguments, recipe_from
 from foldrank.commands.run_page import run_page
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if speaks_for_all():
             print(f"foldrank pretrain: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal_number) from stopped
-    return {**metrics.to_dict(), "out": str(out), "page": str(out / "report.html"), "notes": notes}
+    return with_notes({**metrics.to_dict(), "out": str(out), "page": str(out / "report.html")}, notes)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -16,7 +16,10 @@ GROUPS = ("low_rank", "low_rank.residual")
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the recipe, `--steps`, and one option per setting."""
     parser.epilog = f"Recipes: {', '.join(RECIPES)}."
-    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe (listed below), or a .yaml file")
+    recipe: Any = parser.add_argument(
+        "recipe", metavar="RECIPE", help="name of a recipe (listed below), or a .yaml file"
+    )
+    recipe.completer = lambda **_: list(RECIPES)
     parser.add_argument(
         "--steps", type=whole_number(1, 10**9), metavar="N", help="optimizer steps; short for --train.steps"
     )

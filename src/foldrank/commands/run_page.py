@@ -1,6 +1,5 @@
 """The page of a run, written by the command that ran it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,27 +10,28 @@ from foldrank.console import speaks_for_all
 @contextmanager
 def run_page(folder: Path, notes: list[str]) -> Iterator[None]:
     """Around a run: writes its page whether it finished or ended early. What keeps that from being done is a note."""
+    before = _last_change(folder)
     try:
         yield
     except BaseException:
-        if _is_of_this_process(folder):
+        # A run that was refused leaves the page of the one in the folder alone.
+        if _last_change(folder) != before:
             _write(folder, notes)
         raise
-    if speaks_for_all():
-        _write(folder, notes)
+    _write(folder, notes)
 
 
-def _is_of_this_process(folder: Path) -> bool:
-    """Whether the run in the folder trained in this process: a run that was refused leaves another one's page alone."""
-    from foldrank.runs.log import glance
-
-    sessions = glance(folder / "log.jsonl").sessions
-    return bool(sessions) and sessions[-1].pid == os.getpid() and speaks_for_all()
+def _last_change(folder: Path) -> int | None:
+    """Of the log; None where there is none."""
+    log = folder / "log.jsonl"
+    return log.stat().st_mtime_ns if log.exists() else None
 
 
 def _write(folder: Path, notes: list[str]) -> None:
     from foldrank.runs.page import PAGE, write_page
 
+    if not speaks_for_all():
+        return
     try:
         write_page([folder], folder / PAGE)
     except (OSError, ValueError) as error:

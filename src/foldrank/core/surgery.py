@@ -39,7 +39,7 @@ def factorize_(
     blocks, the last linear layer. A table of ranks whose keys are all names of linear layers is taken by name alone.
 
     Args:
-        model: any module that holds `nn.Linear`s, or transformers' `Conv1D`s.
+        model: any module that holds linear layers: `nn.Linear`, or `Conv1D` of transformers.
         config: ranks, activation, targets, residual.
         init: None, a fresh start; svd, the best approximation of each weight; activations, the best one on the inputs
             that `sample` gives it; regression, a near one on them, where a function stands between the factors, as the

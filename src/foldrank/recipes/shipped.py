@@ -15,3 +15,4 @@ RECIPES: dict[str, Recipe] = {
     **{f"{name}-muon": by_muon(recipe) for name, recipe in BY_SIZE.items()},
     **LLAMA_FOSL,
 }
+"""The shipped recipes by name, from small to large."""

@@ -72,7 +72,11 @@ def svg(picture: Plot | HeatMap, identity: str) -> str:
     height = picture.height if isinstance(picture, Plot) else 40 + ROW * len(picture.rows)
     settings: Any = {**STYLE, "svg.hashsalt": identity}
     with rc_context(settings):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained", facecolor="none")
+        # Names need as much room as they take; beside numbers it is always the same, and that is faster.
+        layout = "none" if isinstance(picture, Plot) and not _has_names(picture) else "constrained"
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout=layout, facecolor="none")
+        if layout == "none":
+            figure.subplots_adjust(left=50 / WIDTH, right=1 - 6 / WIDTH, bottom=34 / height, top=1 - 6 / height)
         axes = figure.add_subplot(facecolor="none")
         if isinstance(picture, Plot):
             _draw_plot(axes, picture)
@@ -120,6 +124,10 @@ def _draw_plot(axes: Axes, plot: Plot) -> None:
     axes.set_ylabel(_plain(plot.y_title))
     _scale(axes, "x", names_x, plot.x_range, log=plot.log_x)
     _scale(axes, "y", names_y, plot.y_range, log=plot.log_y)
+
+
+def _has_names(plot: Plot) -> bool:
+    return bool(plot.names_y or _names_x(plot.series))
 
 
 def _names_x(series: Sequence[Series]) -> list[str]:
