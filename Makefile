@@ -9,7 +9,7 @@ PYTHON ?= $(shell python3.11 -c '' >/dev/null 2>&1 && echo python3.11 || echo py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-apart check format clean
+.PHONY: help install demo test test-apart docs notebooks release check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,15 @@ test: install ## run the tests
 test-apart: install ## run those in a browser, and of what is exported and released
 	$(BIN)/python -m pytest -n auto --dist loadfile -m apart tests
 
+docs: install ## build the documentation as a site, into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
+notebooks: install ## run the notebooks and keep their outputs
+	$(BIN)/python docs/_ext/notebooks.py
+
+release: install ## build sdist and wheel into dist, and try the wheel where no source is
+	$(BIN)/python packaging/release.py
+
 check: install ## lint, check the format and the types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -54,5 +63,5 @@ format: install ## sort the imports, apply the safe lint fixes, format the code
 	$(BIN)/ruff format
 
 clean: ## remove caches and build outputs (not .venv, not runs)
-	rm -rf build dist .pytest_cache .ruff_cache
+	rm -rf build dist .pytest_cache .ruff_cache docs/_build docs/reference
 	find . -path ./$(VENV) -prune -o -path ./runs -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """The notebooks: kept as text, run whole, and written with their outputs for the site.
 
-    python docs/_ext/notebooks.py           # runs all as they are, and writes their .ipynb
-    STEPS=8 python docs/_ext/notebooks.py --check   # runs all with few steps, and writes nothing
+python docs/_ext/notebooks.py           # runs all as they are, and writes their .ipynb
+STEPS=8 python docs/_ext/notebooks.py --check   # runs all with few steps, and writes nothing
 """
 
 import sys

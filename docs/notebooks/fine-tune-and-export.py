@@ -24,8 +24,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from transformers.utils import logging
+
 from foldrank.recipes import load_recipe
 from foldrank.train.pretrain import pretrain
+
+logging.disable_progress_bar()
 
 steps = int(os.environ.get("STEPS", "300"))
 folder = Path(tempfile.mkdtemp())
@@ -59,19 +63,16 @@ plt.show()
 # %% [markdown]
 # ## Export
 #
-# To ONNX, in float32 and in int8. On the command line: `foldrank export CHECKPOINT --format onnx --out DIR`.
+# To ONNX, with weights of 8 bits. On the command line: `foldrank export CHECKPOINT --format onnx --precision int8 --out DIR`.
 
 # %%
 import subprocess
 import sys
 
-sizes = {}
-for dtype in ("float32", "int8"):
-    out = folder / dtype
-    command = ["export", str(folder / "tuned" / "model"), "--format", "onnx", "--precision", dtype, "--out", str(out)]
-    subprocess.run([sys.executable, "-m", "foldrank", *command], check=True, capture_output=True)
-    sizes[dtype] = sum(file.stat().st_size for file in out.glob("*.onnx*"))
-print({dtype: f"{size / 2**20:.1f} MiB" for dtype, size in sizes.items()})
+exported = folder / "int8"
+command = ["export", str(folder / "tuned" / "model"), "--format", "onnx", "--precision", "int8", "--out", str(exported)]
+subprocess.run([sys.executable, "-m", "foldrank", *command], check=True, capture_output=True)
+print(f"{sum(file.stat().st_size for file in exported.glob('*.onnx*')) / 2**20:.1f} MiB")
 
 # %% [markdown]
 # The runtime needs onnxruntime, tokenizers and numpy, and no PyTorch ([small devices](../small-devices.md)):
@@ -79,4 +80,4 @@ print({dtype: f"{size / 2**20:.1f} MiB" for dtype, size in sizes.items()})
 # %%
 from foldrank.runtime import Model
 
-print(Model(folder / "int8").generate("def read(path):", max_new_tokens=24))
+print(Model(exported).generate(["def read(path):"], max_new_tokens=24)[0])

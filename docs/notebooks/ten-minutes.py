@@ -24,8 +24,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from transformers.utils import logging
+
 from foldrank.recipes import load_recipe
 from foldrank.train.pretrain import pretrain
+
+logging.disable_progress_bar()
 
 steps = int(os.environ.get("STEPS", "300"))
 recipe = load_recipe("tiny-cola-dlr-muon", {"train.steps": steps, "train.eval_every": max(1, steps // 6)})

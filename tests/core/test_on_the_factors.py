@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -21,6 +20,8 @@ from foldrank.core.functional import literal_residual
 from foldrank.core.plain_linear import what_is_on
 
 from .models import assert_unchanged, residual_of, snapshot, train
+
+peft = pytest.importorskip("peft", reason="needs the extra finetune")
 
 SHAPE = 7, 11, 3
 TOLERANCE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
@@ -157,7 +158,7 @@ def test_a_hook_on_all_modules_reaches_up() -> None:
 def test_adapters_of_peft_train_and_are_refused_by_the_fold_until_they_are_merged() -> None:
     model = nn.Sequential(layer_of("random"), nn.SiLU(), layer_of("balanced", kind=SparseLowRankLinear))
     model[2] = LowRankLinear(11, 5, 2, residual=ResidualConfig(), dtype=torch.float64)
-    inject_adapter_in_model(LoraConfig(r=2, target_modules=["up", "down"]), model)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["up", "down"]), model)
     adapters = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
     with torch.no_grad():
         for parameter in adapters.values():

@@ -51,15 +51,21 @@ def checkpoint_activations_(model: PreTrainedModel, checkpointing: Checkpointing
     if checkpointing == "latents":
         if why := without_latents(model):
             raise ValueError(why)
-        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
+        _enable(model, context_fn=_contexts)
         layers = low_rank_layers(model)
         for layer in layers.values():
             layer.down.register_forward_pre_hook(_enter)
             # always_call: PyTorch ends the computation of a block by an exception, once it has what it needs.
             layer.down.register_forward_hook(_leave, always_call=True)
     elif checkpointing == "block":
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        _enable(model)
     return tuple(layers)
+
+
+def _enable(model: PreTrainedModel, **how: Any) -> None:
+    # Before transformers 5.23 it had another name.
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False, **how})
 
 
 def without_latents(model: nn.Module) -> str | None:
