@@ -148,9 +148,9 @@ def try_extras(plain: Path, wheel: Path) -> None:
 def try_lowest(folder: Path, wheel: Path) -> None:
     """The tests of the core by the lowest versions that the metadata allows."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    pinned = dict(line.split("==") for line in (ROOT / "constraints-lowest.txt").read_text().splitlines()
-                  if "==" in line)  # fmt: skip
-    stated = dict(re.fullmatch(r"([\w-]+)>=([\w.]+).*", each).groups() for each in settings["project"]["dependencies"])
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pinned = {name: version for line in lines if not line.startswith("#") for name, version in [line.split("==")]}
+    stated = dict(each.partition(",")[0].split(">=") for each in settings["project"]["dependencies"])
     for name, least in stated.items():
         if not (pinned.get(name, "") + ".0.0").startswith(least + "."):
             sys.exit(f"pyproject.toml allows {name} {least}, and constraints-lowest.txt tries {pinned.get(name)}")

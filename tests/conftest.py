@@ -15,7 +15,7 @@ import pytest
 
 from .called import foldrank
 from .forked import start
-from .runs import Run
+from .small_runs import Run
 
 __all__ = ["foldrank", "start"]
 

@@ -24,7 +24,7 @@ from foldrank.finetune.settings import setting_help
 from foldrank.recipes.schema import field_help
 
 from .called import tree
-from .runs import Run
+from .small_runs import Run
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "30"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))

@@ -12,7 +12,7 @@ from foldrank.commands.checkpoint_arguments import checkpoint_folder
 from foldrank.hub import download, is_reachable
 from tests.called import Foldrank
 from tests.hf.models import trained
-from tests.runs import Run
+from tests.small_runs import Run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

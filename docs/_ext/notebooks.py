@@ -4,6 +4,7 @@ python docs/_ext/notebooks.py           # runs all as they are, and writes their
 STEPS=8 python docs/_ext/notebooks.py --check   # runs all with few steps, and writes nothing
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def execute(text: Path) -> Any:
     notebook = jupytext.read(text)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"{text.stem}-{number}"  # the same each time
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # a bar of Jupyter's own, which draws nothing here
     NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", record_timing=False).execute()
     return notebook
 

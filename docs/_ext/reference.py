@@ -6,6 +6,7 @@ Each page is a function below. They are written to docs/reference, which git lea
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -93,7 +94,7 @@ def _data(package: str, name: str) -> str:
     """The docstring under a value, where it is assigned."""
     for file in sorted((SOURCE.parent / package.replace(".", "/")).glob("*.py")):
         body = ast.parse(file.read_text()).body
-        for assigned, below in zip(body, body[1:], strict=False):
+        for assigned, below in itertools.pairwise(body):
             targets = assigned.targets if isinstance(assigned, ast.Assign) else [getattr(assigned, "target", None)]
             named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
             if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
@@ -165,8 +166,8 @@ def settings() -> str:
 
 def recipes() -> str:
     """Every shipped recipe in a line."""
-    from foldrank.recipes import RECIPES
     from foldrank.core.inventory import count_parameters
+    from foldrank.recipes import RECIPES
     from foldrank.train.model import shape_of
 
     rows = []
@@ -223,7 +224,7 @@ def _fields(of: type) -> Iterator[str]:
     tree = ast.parse(inspect.cleandoc(inspect.getsource(of)))
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     meanings: dict[str, str] = {}
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             meanings[field.target.id] = str(below.value.value) if documented else ""
@@ -316,13 +317,13 @@ def refusals(file: Path) -> Iterator[Refusal]:
             if not re.fullmatch(r"(?!Assertion|Attribute|Not|Key|System)\w+Error", kind):
                 continue
             message = _template(node.exc.args[0] if kind != "InterruptedRunError" else node.exc.args[-1])
-            if len(re.sub(r"‹[^›]*›|\W", "", message)) > 8:
+            if len(re.sub(r"<[^>]*>|\W", "", message)) > 8:
                 where = file.relative_to(SOURCE).with_suffix("").as_posix()
                 yield Refusal(message.replace("`", "'"), where, _text(_cause(function, kind)))
 
 
 def _template(node: ast.expr) -> str:
-    """A message with what it fills in as ‹name›."""
+    """A message with what it fills in as <name>."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -330,10 +331,10 @@ def _template(node: ast.expr) -> str:
     if isinstance(node, ast.FormattedValue):
         names = [part.attr if isinstance(part, ast.Attribute) else part.id for part in ast.walk(node.value)
                  if isinstance(part, ast.Attribute | ast.Name)]  # fmt: skip
-        return f"‹{names[0].strip('_') if names else '…'}›"
+        return f"<{names[0].strip('_') if names else '…'}>"
     if isinstance(node, ast.BinOp):
         return _template(node.left) + _template(node.right)
-    return "‹…›"
+    return "<…>"
 
 
 def _cause(function: ast.FunctionDef | ast.AsyncFunctionDef, kind: str) -> str:

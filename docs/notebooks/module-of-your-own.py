@@ -46,6 +46,7 @@ class Adder(nn.Module):
 # %% [markdown]
 # Only the layers of `mlp` are converted. The report says what was converted and what was not.
 
+
 # %%
 def build(residual: ResidualConfig | None, rank: int | None = 16) -> Adder:
     torch.manual_seed(0)

@@ -23,7 +23,6 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-
 from transformers.utils import logging
 
 from foldrank.recipes import load_recipe

@@ -11,7 +11,7 @@ import yaml
 from transformers import ViTConfig, ViTModel
 
 from ..called import Foldrank, tree
-from ..runs import Run
+from ..small_runs import Run
 
 ANYWHERE = [
     ((), "required: COMMAND"),

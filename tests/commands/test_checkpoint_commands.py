@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..called import Foldrank, tree
-from ..runs import Run
+from ..small_runs import Run
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -23,7 +23,7 @@ from foldrank.hf.families import LOW_RANK_CLASSES
 from foldrank.train.run_folder import save
 
 from ..called import Foldrank
-from ..runs import Run
+from ..small_runs import Run
 
 LLAMA: dict[str, Any] = {
     "vocab_size": 320,

@@ -16,7 +16,7 @@ from foldrank.train.factorization import spectral_ranks
 from foldrank.train.metrics import RunMetrics
 from foldrank.train.pretrain import pretrain
 
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from foldrank.hf.checkpoint import load
 from foldrank.train.run_folder import save
 
 from ..called import Foldrank, tree
-from ..runs import Run
+from ..small_runs import Run
 
 
 @contextmanager

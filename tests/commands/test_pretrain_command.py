@@ -15,7 +15,7 @@ from foldrank.recipes import RECIPES
 from foldrank.recipes.reading import load_recipe
 
 from ..called import Foldrank, tree
-from ..runs import Run, without_clock
+from ..small_runs import Run, without_clock
 
 KEYS = {
     *("params", "params_dense", "tokens", "tokens_per_second", "val_loss", "val_perplexity", "val_loss_folded"),

@@ -24,7 +24,7 @@ from foldrank.compare.worker import check_records
 from ..called import Foldrank
 from ..conftest import WORDS
 from ..forked import Start
-from ..runs import without_clock
+from ..small_runs import without_clock
 
 STUDIES = Path(__file__).parents[2] / "studies"
 

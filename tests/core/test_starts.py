@@ -9,7 +9,7 @@ from foldrank.core.inventory import low_rank_layers
 from foldrank.recipes import RECIPES
 from foldrank.train.model import build_model
 
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 
 
 @pytest.mark.parametrize(("d_in", "d_out", "rank"), [(9, 14, 4), (14, 9, 9), (3, 5, 7), (6, 6, 1)])

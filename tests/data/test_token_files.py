@@ -15,7 +15,7 @@ from foldrank.data.prepared import PreparedData
 from tests.data.texts import some_texts, write_folder
 
 from ..called import Foldrank
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 
 END = 9
 

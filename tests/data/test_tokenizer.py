@@ -15,7 +15,7 @@ from foldrank.recipes.settings import ModelConfig
 from foldrank.train.model import resolve_vocab_size
 
 from ..called import Foldrank
-from ..runs import Run
+from ..small_runs import Run
 
 TEXTS = ["def function(argument):\n    return argument\n" * 20, "for number in numbers: print(number)\n" * 20]
 ROUND_TRIPS = [

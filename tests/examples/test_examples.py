@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Run
+from tests.small_runs import Run
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NEEDS = {"with_lightning": "lightning"}

@@ -21,7 +21,7 @@ from foldrank.runtime import Model, Sampling
 from foldrank.runtime.sampling import next_tokens
 from tests.called import Foldrank
 from tests.hf.models import config
-from tests.runs import Run
+from tests.small_runs import Run
 
 pytestmark = pytest.mark.apart
 

@@ -25,7 +25,7 @@ from foldrank.train.pretrain import InterruptedRunError
 from foldrank.train.run_folder import save
 from tests.called import Foldrank
 from tests.hf.models import trained
-from tests.runs import Run
+from tests.small_runs import Run
 
 from .examples import chats, labelled, prompts, write
 

@@ -9,7 +9,7 @@ from foldrank.data.sequences import IGNORED
 from foldrank.finetune.language import collate, form_of, set_chat_template_, tokenize
 from foldrank.finetune.settings import FinetuneSettings
 from foldrank.hf.tokenizers import load_tokenizer
-from tests.runs import Run
+from tests.small_runs import Run
 
 from .examples import chats, prompts
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.called import Foldrank
-from tests.runs import Run
+from tests.small_runs import Run
 
 from .examples import labelled, prompts, write
 

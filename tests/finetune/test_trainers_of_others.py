@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from foldrank import fold_
 from foldrank.core.inventory import low_rank_layers
-from tests.runs import Run
+from tests.small_runs import Run
 
 from .examples import chats, prompts
 

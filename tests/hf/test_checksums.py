@@ -14,7 +14,7 @@ from foldrank.data.tokenizer import train_tokenizer
 from foldrank.hf.checksums import CHECKSUMS
 
 from ..called import Done, Foldrank
-from ..runs import Run
+from ..small_runs import Run
 
 
 @pytest.fixture

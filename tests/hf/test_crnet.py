@@ -25,7 +25,7 @@ from foldrank.train.activation_checkpointing import checkpoint_activations_
 from foldrank.train.compilation import compile_
 from foldrank.train.pretrain import pretrain
 
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 from .models import SHAPE, TOKENS, config, logits, trained
 
 DEEP: dict[str, Any] = {"num_hidden_layers": 4}

@@ -10,7 +10,7 @@ from foldrank.data.tokenizer import train_tokenizer
 from foldrank.hf.token_bytes import bytes_per_token
 
 from ..called import Foldrank
-from ..runs import Run
+from ..small_runs import Run
 
 TEXTS = ["plain words and 12 numbers", "Größe: 数学 🎉\n\ttabs", "naïve café ▁ Ġ", "<|user|>"]
 

@@ -14,7 +14,7 @@ from foldrank.hf.checkpoint import load
 from foldrank.tasks.harness import evaluate_tasks
 from foldrank.tasks.shipped import CHOICES, EXAMPLES, SHIPPED, write_tasks
 from tests.called import Foldrank
-from tests.runs import Run
+from tests.small_runs import Run
 
 pytestmark = pytest.mark.apart
 

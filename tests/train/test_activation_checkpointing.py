@@ -26,7 +26,7 @@ from foldrank.train.activation_checkpointing import checkpoint_activations_
 from foldrank.train.model import build_model
 
 from ..called import Foldrank
-from ..runs import Run
+from ..small_runs import Run
 
 SHAPE = ModelConfig(hidden_size=32, intermediate_size=50, num_layers=2, num_heads=2)
 VOCABULARY = 61

@@ -18,7 +18,7 @@ from foldrank.train.compilation import check_compiler, compile_, resolve_compile
 from foldrank.train.model import build_model
 from foldrank.train.pretrain import pretrain
 
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),

@@ -18,7 +18,7 @@ from foldrank.train.run_folder import RunFolder
 from foldrank.train.schedule import stable_until, sum_of_rates
 from foldrank.train.trainer import training_arguments
 
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 
 WSD: dict[str, Any] = {
     **SMALL_MODEL,

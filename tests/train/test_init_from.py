@@ -18,7 +18,7 @@ from foldrank.train.model import build_model
 from foldrank.train.pretrain import pretrain
 from foldrank.train.run_folder import RunFolder
 
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 
 SHORT: dict[str, Any] = {**SMALL_MODEL, "train.steps": 4, "train.eval_every": 2, "train.save_every": 2}
 PLAIN: dict[str, Any] = {"low_rank.activation": None, "low_rank.residual": None}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from foldrank.cli import main
 
-from ..runs import without_clock
+from ..small_runs import without_clock
 
 STEPS = 24
 SAVE_EVERY = 3

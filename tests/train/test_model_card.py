@@ -9,7 +9,7 @@ import yaml
 from foldrank.hf.checksums import verify_checksums
 from foldrank.structured import read_json_table, to_json
 from tests.called import Foldrank, tree
-from tests.runs import Run
+from tests.small_runs import Run
 
 
 def test_the_card_says_what_the_run_measured(finished_run: Run) -> None:

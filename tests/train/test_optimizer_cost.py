@@ -9,7 +9,7 @@ from foldrank.recipes import RECIPES
 from foldrank.train.model import build_model, check_recipe, meta_model
 from foldrank.train.optimizer_cost import optimizer_bytes, optimizer_flops
 
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 
 SMALL = RECIPES["demo"].override({**SMALL_MODEL, "model.vocab_size": 61})
 

@@ -17,7 +17,7 @@ from foldrank.recipes.reading import load_recipe
 from foldrank.train.evaluate import evaluate_loss, first
 from foldrank.train.pretrain import pretrain
 
-from ..runs import Run, without_clock
+from ..small_runs import Run, without_clock
 
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {"low_rank": None},

@@ -21,7 +21,7 @@ from foldrank.train.pretrain import pretrain
 from foldrank.train.run_folder import RunFolder, find_run
 
 from ..called import Foldrank, tree
-from ..runs import Run
+from ..small_runs import Run
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from foldrank.recipes.schema import Recipe
 from foldrank.train.model import build_model
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 
-from ..runs import SMALL_MODEL
+from ..small_runs import SMALL_MODEL
 
 SMALL = RECIPES["demo"].override(
     {

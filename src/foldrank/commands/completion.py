@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The lines for the shell."""
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    return {"lines": argcomplete.shellcode(["foldrank"], shell=arguments.shell)}
+    return {"lines": shellcode(["foldrank"], shell=arguments.shell)}
 
 
 def show(result: dict[str, Any]) -> None:
