@@ -21,7 +21,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext", "notebooks/*.py"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # they are run by a test, and kept with their outputs
 nb_merge_streams = True
@@ -33,8 +33,7 @@ autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_custom_sections = [("Shape", "params_style")]
 highlight_language = "none"
-pygments_style = "friendly"
-pygments_dark_style = "github-dark"
+html_math_renderer = "mathml"  # by reference.py: a browser draws it, and no script is loaded
 
 html_theme = "furo"
 html_title = f"foldrank {__version__}"

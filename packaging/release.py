@@ -25,7 +25,7 @@ EXTRAS = {
     "tasks": "import foldrank.tasks.harness, lm_eval",
     "trackers": "import tensorboard, trackio, wandb",
     "examples": "import lightning, fastapi, uvicorn, openai",
-    "docs": "import sphinx, myst_nb, furo, sphinxarg, jupytext, nbclient, ipykernel",
+    "docs": "import sphinx, myst_nb, furo, sphinxarg, latex2mathml, jupytext, nbclient, ipykernel",
 }
 """What each extra promises. `dev` is all of them."""
 NEEDED = ("foldrank/py.typed", "foldrank/report/page/report.html", "foldrank/recipes/tiny.yaml")

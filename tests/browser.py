@@ -73,7 +73,7 @@ class Page:
         # Past the policy of the page, which lets no script in that does not stand in it.
         axe = files("axe_core_python").joinpath("axe.min.js").read_text()
         self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": axe})
-        found = self.driver.execute_async_script("axe.run().then(arguments[0])")
+        found = self.driver.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[0])")
         return [
             f"{violation['id']}: {violation['nodes'][0]['html'][:160]}"
             for violation in found["violations"]
@@ -111,6 +111,7 @@ def opened(profile: Path) -> Iterator[Page]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(executable_path=str(DRIVER)))
+    driver.set_script_timeout(200)
     try:
         yield Page(driver)
     finally:

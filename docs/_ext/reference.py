@@ -7,12 +7,16 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import logging
+import os
 import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +39,24 @@ FUNCTIONS = {
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Hooks into the build."""
+    logging.getLogger("foldrank").setLevel(logging.WARNING)  # it says what it converts while recipes are counted
     app.connect("builder-inited", lambda app: write_pages(Path(app.srcdir) / "reference"))
+    app.connect("html-page-context", _with_levels, priority=1000)
+    app.add_html_math_renderer("mathml", inline_renderers=(_math, None), block_renderers=(_math, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _with_levels(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: object) -> None:
+    """Captions of a table of contents are headings, and say here of which level."""
+    for part in ("body", "furo_navigation_tree"):
+        if part in context:
+            context[part] = context[part].replace('role="heading">', 'role="heading" aria-level="2">')
+
+
+def _math(translator: Any, node: Any) -> None:
+    display = "block" if isinstance(node, nodes.math_block) else "inline"
+    translator.body.append(convert(node.astext(), display=display))
+    raise nodes.SkipNode
 
 
 def write_pages(folder: Path) -> None:
@@ -354,7 +374,7 @@ def included(name: str) -> str:
         label, target = found[1], found[2]
         if re.match(r"\w+:|#", target):
             return found[0]
-        path = (base / target.partition("#")[0]).resolve().relative_to(ROOT)
+        path = Path(os.path.normpath(base / target.partition("#")[0])).relative_to(ROOT)
         pages = {"CHANGELOG.md": "changelog", "EXPERIMENTS.md": "experiments", "CONTRIBUTING.md": "contributing"}
         pages["benchmarks/README.md"] = "benchmarks"
         if path.as_posix() in pages:

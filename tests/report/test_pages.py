@@ -1,101 +1,35 @@
-"""The page in a real browser: drawn, silent, offline, and no wider than its window."""
+"""Both kinds of page in a real browser: drawn, silent, offline, no wider than the window, open to everybody."""
 
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from foldrank.compare.analysis import analyse
 from foldrank.compare.progress import Unfinished
 from foldrank.compare.report import report_html
+from foldrank.runs.page import write_page
 
-from .studies import by_id, final_runs, planted, study_of, sweep_runs
+from ..browser import IN_A_BROWSER, SIZES, Page, opened
+from ..compare.studies import by_id, final_runs, planted, study_of, sweep_runs
+from ..runs.logs import entries, write_run
+from ..small_runs import Run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
+pytestmark = IN_A_BROWSER
 
-pytestmark = [
-    pytest.mark.apart,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="needs Chromium and its driver: apt-get install chromium chromium-driver"
-    ),
-]
-
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-)
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;"
-"""What a model or a title may hold."""
-
-LINE = "return [...document.querySelectorAll('#t1-curves .js-line')].at(-1).style.stroke"
-"""The colour of a line of a chart; the first is that of a band, which has none."""
-
-SIZES = [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
-
-
-class Page:
-    """A page that is open in the browser."""
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-
-    def open(self, file: Path, width: int, scheme: str) -> None:
-        self.driver.get("about:blank")
-        self.driver.get_log("browser")
-        self.driver.get_log("performance")
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.scheme(scheme)
-        self.driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
-        self.driver.get(file.as_uri())
-        for plot in self.run("return [...document.querySelectorAll('.plot')].map(plot => plot.id)"):
-            self.run(f"document.getElementById('{plot}').scrollIntoView({{behavior: 'instant'}})")
-            self.wait(f"return document.querySelector('#{plot} .main-svg') !== null")
-
-    def scheme(self, name: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": name}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-    def run(self, script: str) -> Any:
-        return self.driver.execute_script(script)
-
-    def wait(self, script: str) -> None:
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        WebDriverWait(self.driver, 30, poll_frequency=0.05).until(lambda _: self.run(script))
-
-    def requests(self) -> list[str]:
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;<a href='javascript:alert(1)'>"
+"""What a model, a title, a log or a recipe may hold."""
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(executable_path=str(DRIVER)))
-    yield Page(driver)
-    driver.quit()
+    with opened(tmp_path_factory.mktemp("chromium")) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = study_of("dense", "cola", "cola-dlr", title=HOSTILE)
     records = [*sweep_runs(study), *final_runs(study, planted({"cola": 0.1, "cola-dlr": 0.05}))]
     records = [replace(record, metrics=replace(record.measured, sample=HOSTILE)) for record in records]
@@ -105,94 +39,141 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def run(finished_run: Run) -> Path:
+    return finished_run.out / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs over each other, all of whose texts are hostile."""
+    folder = tmp_path_factory.mktemp("hostile")
+    runs = []
+    for name in ("one", "two"):
+        log = [
+            {
+                key: f"{HOSTILE} after {entry['step']}" if key in ("text", "host") else value
+                for key, value in entry.items()
+            }
+            for entry in entries(40, every=10)
+        ]
+        log += [{**entry, "note": HOSTILE} for entry in log if "loss" in entry][-1:]
+        log.append({"step": 40, "event": "stopped", "message": HOSTILE})
+        runs.append(write_run(folder / name, iter(log), recipe=HOSTILE, steps=60))
+    write_page(runs, folder / "report.html")
+    return folder / "report.html"
+
+
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
-def test_the_page_is_drawn_and_fits(browser: Page, small: Path, width: int, scheme: str) -> None:
-    browser.open(small, width, scheme)
+@pytest.mark.parametrize("kind", ["study", "run", "hostile"])
+def test_a_page_is_drawn_and_fits_and_keeps_nobody_out(
+    browser: Page, kind: str, width: int, scheme: str, request: pytest.FixtureRequest
+) -> None:
+    file: Path = request.getfixturevalue(kind)
+    browser.open(file, width, scheme)
     assert browser.driver.get_log("browser") == []
-    assert browser.requests() == [small.as_uri()]
+    assert browser.requests() == [file.as_uri()]
     assert browser.run("return innerWidth") == width
     assert browser.run("return document.documentElement.scrollWidth") == width
-    # Each chart has marks, inside its box, in the colour of the scheme.
+    # Each chart shows one picture, with marks, inside its box.
     charts = browser.run(
-        "return [...document.querySelectorAll('.plot')].map(plot => ({id: plot.id,"
-        " marks: plot.querySelectorAll('.scatterlayer path').length,"
-        " inside: plot.querySelector('svg').getBoundingClientRect().right <= plot.getBoundingClientRect().right + 1}))"
+        "return [...document.querySelectorAll('figure.chart')].map(chart => {"
+        " const shown = [...chart.querySelectorAll('.plot')].filter(plot => !plot.hidden);"
+        " const box = chart.getBoundingClientRect(), picture = shown[0].querySelector('svg').getBoundingClientRect();"
+        " return {shown: shown.length, marks: shown[0].querySelectorAll('path, use').length, height: picture.height,"
+        "  inside: picture.left >= box.left && picture.right <= box.right + 1}})"
     )
-    assert len(charts) == 9
-    assert all(chart["marks"] >= 2 and chart["inside"] for chart in charts), charts
+    assert len(charts) == {"study": 9, "run": 7, "hostile": 6}[kind]
+    assert all(c["shown"] == 1 and c["marks"] > 5 and c["inside"] and c["height"] > 50 for c in charts), charts
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     dark = sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(","))) < 3 * 128
     assert dark == (scheme == "dark")
+    assert browser.serious() == []
 
 
-def test_nothing_in_a_hostile_study_runs(browser: Page, small: Path) -> None:
-    browser.open(small, 360, "light")
+@pytest.mark.parametrize("kind", ["study", "hostile"])
+def test_nothing_in_a_hostile_page_runs(browser: Page, kind: str, request: pytest.FixtureRequest) -> None:
+    browser.open(request.getfixturevalue(kind), 390, "light")
     assert browser.driver.get_log("browser") == []
-    assert browser.run("return [document.querySelector('h1').textContent, document.title]") == [HOSTILE, HOSTILE]
-    assert browser.run("return document.querySelector('pre').textContent") == HOSTILE
-    assert browser.run("return document.querySelectorAll('img').length + document.scripts.length") == 3
+    assert browser.run("return document.querySelectorAll('img, iframe, object').length") == 0
+    assert browser.run("return document.scripts.length") == 1
+    assert browser.run("return [...document.querySelectorAll('a')].every(a => a.getAttribute('href')[0] === '#')")
+    assert browser.run("return document.querySelector('pre').textContent").startswith(HOSTILE)
+    attributes = "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes].map(a => a.name))"
+    assert not [name for name in browser.run(f"return {attributes}") if name.startswith("on")]
 
 
-def test_charts_follow_the_scheme_while_the_page_is_open(browser: Page, small: Path) -> None:
-    browser.open(small, 1280, "light")
-    before = browser.run(LINE)
+COLOUR = "return getComputedStyle(document.querySelector('#curve [data-series] path')).stroke"
+
+
+def curve(browser: Page) -> None:
+    """Marks the first curve of the page for `COLOUR`."""
+    browser.run("document.querySelector('.plot').id = 'curve'")
+
+
+def test_charts_follow_the_scheme_while_the_page_is_open(browser: Page, run: Path) -> None:
+    browser.open(run, 1440, "light")
+    curve(browser)
+    light = browser.run(COLOUR)
     browser.scheme("dark")
-    browser.wait(f"{LINE} !== {json.dumps(before)}")
+    assert browser.run(COLOUR) != light
     browser.scheme("light")
-    browser.wait(f"{LINE} === {json.dumps(before)}")
+    assert browser.run(COLOUR) == light
 
 
-def test_a_chart_shows_another_view_and_hides_a_method_by_keyboard(browser: Page, small: Path) -> None:
+def test_a_chart_shows_another_view_and_hides_a_series_by_keyboard(browser: Page, study: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    browser.open(small, 1280, "light")
-    title = "return document.querySelector('#t1-curves .xtitle').textContent"
-    assert browser.run(title) == "Training tokens"
-    choose = browser.driver.find_element(By.CSS_SELECTOR, "select[data-chart='t1-curves']")
-    choose.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
-    browser.wait(f"{title} === 'Training FLOPs'")
+    browser.open(study, 1440, "light")
+    figure = browser.driver.find_element(By.XPATH, "//figure[p[@id='t1-curves-title']]")
+    shown = "return [...arguments[0].querySelectorAll('.plot:not([hidden]) text')].map(e => e.textContent)"
+    assert "Training tokens" in browser.driver.execute_script(shown, figure)
+    figure.find_element(By.CSS_SELECTOR, "select").send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    texts = browser.driver.execute_script(shown, figure)
+    assert "Training FLOPs" in texts
+    assert "Training tokens" not in texts
 
-    lines = "return document.querySelectorAll('#t1-curves .scatterlayer .js-line').length"
-    before = browser.run(lines)
-    figure = choose.find_element(By.XPATH, "./ancestor::figure")
+    lines = (
+        "return [...arguments[0].querySelectorAll('.plot:not([hidden]) [data-series]')]"
+        ".filter(e => e.style.display !== 'none').length"
+    )
+    before = browser.driver.execute_script(lines, figure)
     figure.find_element(By.CSS_SELECTOR, "input[type=checkbox]").send_keys(Keys.SPACE)
-    browser.wait(f"{lines} < {before}")
+    assert browser.driver.execute_script(lines, figure) < before
 
 
-def test_the_keyboard_reaches_everything_and_focus_is_seen(browser: Page, small: Path) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
-    browser.open(small, 1280, "light")
+@pytest.mark.parametrize("kind", ["study", "run"])
+def test_the_keyboard_reaches_everything_and_focus_is_seen(
+    browser: Page, kind: str, request: pytest.FixtureRequest
+) -> None:
+    browser.open(request.getfixturevalue(kind), 1440, "light")
     browser.run("scrollTo(0, 0); document.querySelector('.skip').focus()")
     assert browser.run("return document.activeElement.getBoundingClientRect().left") > 0
-    reached = set()
-    for _ in range(200):
-        ActionChains(browser.driver).send_keys(Keys.TAB).perform()
-        tag, outline = browser.run(
-            "const e = document.activeElement; return [e.tagName + '.' + e.className, getComputedStyle(e).outlineStyle]"
-        )
-        if tag.startswith("BODY"):
-            break
-        assert outline != "none", tag
-        reached.add(tag)
-    assert {"A.", "DIV.scroll", "SELECT.", "INPUT.", "SUMMARY.", "PRE."} <= reached
+    wanted = {"A.", "DIV.scroll", "SELECT.", "INPUT.", "PRE."} | ({"SUMMARY."} if kind == "study" else set())
+    assert wanted <= browser.reached_by_keyboard()
 
 
-def test_paper_is_white_also_from_a_dark_screen(browser: Page, small: Path) -> None:
-    browser.open(small, 1280, "dark")
-    dark = browser.run(LINE)
+def test_a_pointer_is_told_what_a_point_is(browser: Page, run: Path) -> None:
+    browser.open(run, 1440, "light")
+    titles = browser.run("return [...document.querySelectorAll('.plot use > title')].map(e => e.textContent)")
+    assert any("validation, step 12: " in title for title in titles), titles[:3]
+
+
+def test_paper_is_white_also_from_a_dark_screen(browser: Page, run: Path) -> None:
+    browser.open(run, 1440, "dark")
+    curve(browser)
+    dark = browser.run(COLOUR)
     browser.run("dispatchEvent(new Event('beforeprint'))")
-    browser.wait(f"{LINE} !== {json.dumps(dark)}")
+    assert browser.run(COLOUR) != dark
     assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(252, 252, 250)"
     browser.run("dispatchEvent(new Event('afterprint'))")
-    browser.wait(f"{LINE} === {json.dumps(dark)}")
+    assert browser.run(COLOUR) == dark
 
 
-def test_it_prints(browser: Page, small: Path) -> None:
+def test_it_prints(browser: Page, run: Path) -> None:
     import base64
 
-    browser.open(small, 1280, "light")
+    browser.open(run, 1440, "light")
     paper = browser.driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
     assert base64.b64decode(paper["data"]).startswith(b"%PDF")

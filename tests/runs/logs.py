@@ -22,8 +22,14 @@ def entries(steps: int, *, every: int = 0, **facts: Any) -> Iterator[dict[str, A
     for step in range(1, steps + 1):
         loss = 4 + 4 * math.exp(-step / 500) + 0.1 * math.sin(step)
         yield {
-            "step": step, "loss": loss, "grad_norm": 1.0 + step % 3, "learning_rate": 1e-3 * step / steps,
-            "seconds": step * 0.1, "peak_memory_bytes": 8 << 20, "epoch": step / steps, "time": BEGAN + step * 0.1,
+            "step": step,
+            "loss": loss,
+            "grad_norm": 1.0 + step % 3,
+            "learning_rate": 1e-3 * step / steps,
+            "seconds": step * 0.1,
+            "peak_memory_bytes": 8 << 20,
+            "epoch": step / steps,
+            "time": BEGAN + step * 0.1,
         }
         if every and step % every == 0:
             yield {"step": step, "eval_loss": loss, "eval_perplexity": math.exp(loss), "time": BEGAN + step * 0.1}

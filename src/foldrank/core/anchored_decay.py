@@ -56,6 +56,14 @@ class AnchoredDecay:
     Works through the optimizer's own step hook: right under learning-rate schedules, gradient clipping, skipped steps
     of mixed precision, `Trainer`, DDP, FSDP2 and resuming. The optimizer must decay as AdamW does, by
     lr * weight_decay; plain SGD does so too, as long as it has no momentum.
+
+    Example:
+        >>> from foldrank import LowRankConfig, ResidualConfig, factorize_
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+        >>> _ = factorize_(model, LowRankConfig(rank=2, targets=["0"], residual=ResidualConfig()))
+        >>> decay = fold_at_start_(model).decay
+        >>> decay.attach(torch.optim.AdamW(model.parameters(), weight_decay=0.1)) is not None
+        True
     """
 
     def __init__(self, targets: Sequence[_Target]) -> None:
@@ -122,7 +130,15 @@ def _averages_decay(optimizer: Optimizer) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldAtStartReport:
-    """What `fold_at_start_` did."""
+    """What `fold_at_start_` did.
+
+    Example:
+        >>> from foldrank import LowRankConfig, ResidualConfig, factorize_
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+        >>> _ = factorize_(model, LowRankConfig(rank=2, targets=["0"], residual=ResidualConfig()))
+        >>> len(fold_at_start_(model).fold.errors)
+        1
+    """
 
     fold: FoldReport
     """The layers that were folded, with the rounding error of each."""

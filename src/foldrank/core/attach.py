@@ -34,7 +34,14 @@ class AttachedWeight:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttachReport:
-    """What `attach_residual_` did: weights that have a residual now, and those it left with the reason."""
+    """What `attach_residual_` did: weights that have a residual now, and those it left with the reason.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 16, bias=False))
+        >>> report = attach_residual_(layer, ["1.weight"], ResidualConfig())
+        >>> len(report.attached), dict(report.skipped)
+        (1, {})
+    """
 
     attached: tuple[AttachedWeight, ...]
     skipped: Mapping[str, str]

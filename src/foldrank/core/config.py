@@ -68,6 +68,10 @@ class ResidualConfig:
 
     Raises:
         ValueError: naming every field that is out of range.
+
+    Example:
+        >>> ResidualConfig(alpha=1.0).alpha
+        1.0
     """
 
     __pydantic_config__ = STRICT
@@ -136,6 +140,10 @@ class LowRankConfig:
 
     Raises:
         ValueError: naming every field that is out of range.
+
+    Example:
+        >>> LowRankConfig(rank=8, activation="silu", residual=ResidualConfig(alpha=0.5)).residual.alpha
+        0.5
     """
 
     __pydantic_config__ = STRICT

@@ -21,7 +21,16 @@ class ConvertedLayer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FactorizeReport:
-    """What `factorize_` did: layers converted, layers skipped with the reason, parameters of the model."""
+    """What `factorize_` did: layers converted, layers skipped with the reason, parameters of the model.
+
+    Example:
+        >>> import torch
+        >>> from foldrank import LowRankConfig, factorize_
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 8))
+        >>> report = factorize_(model, LowRankConfig(rank=2, targets=["0"]))
+        >>> [layer.name for layer in report.converted], list(report.skipped)
+        (['0'], ['1'])
+    """
 
     converted: tuple[ConvertedLayer, ...]
     skipped: Mapping[str, str]

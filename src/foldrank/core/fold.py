@@ -43,7 +43,16 @@ ATTACHED = re.compile(r"(?P<owner>(?:.*\.)?)parametrizations\.(?P<weight>[^.]+)\
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldReport:
-    """What `fold_` did, per layer."""
+    """What `fold_` did, per layer.
+
+    Example:
+        >>> from foldrank import LowRankConfig, ResidualConfig, factorize_
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+        >>> _ = factorize_(model, LowRankConfig(rank=2, targets=["0"], residual=ResidualConfig()))
+        >>> report = fold_(model)
+        >>> list(report.errors), report.max_abs_error < 1e-6
+        (['0'], True)
+    """
 
     errors: Mapping[str, float]
     """From the name of a low-rank layer, or of an attached weight, to the largest rounding error of an entry of its
@@ -135,6 +144,12 @@ def fold_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         ValueError: for a weight or alpha that is not finite, a spec that is damaged, or a residual that is not whole.
+
+    Example:
+        >>> from foldrank import LowRankLinear, ResidualConfig
+        >>> layer = LowRankLinear(8, 16, rank=2, residual=ResidualConfig())
+        >>> sorted(fold_state_dict(layer.state_dict()))
+        ['down.weight', 'up.weight']
     """
     plan = fold_plan(state_dict)
     check_whole(plan, state_dict)

@@ -66,6 +66,10 @@ def literal_residual(z: Tensor, index_O: Tensor, values_O: Tensor | float) -> Te
 
     Shape:
         z (..., r), index_O int64 (d_out,), values_O (d_out,) or a number, result (..., d_out).
+
+    Example:
+        >>> literal_residual(torch.tensor([1.0, 2.0]), torch.tensor([0, 0, 1]), 0.5)
+        tensor([0.5000, 0.5000, 1.0000])
     """
     expanded = z[..., index_O]
     return expanded * (values_O.to(z.dtype) if isinstance(values_O, Tensor) else values_O)
@@ -83,6 +87,10 @@ def expansion_index(
 
     Raises:
         ValueError: for `random`, whose index is drawn once and saved (`random_index`).
+
+    Example:
+        >>> expansion_index("contiguous", 5, 2).tolist(), expansion_index("balanced", 5, 2).tolist()
+        ([0, 0, 0, 1, 1], [0, 0, 0, 1, 1])
     """
     if expansion == "contiguous":
         numerator, divisor = 1, math.ceil(out_features / rank)

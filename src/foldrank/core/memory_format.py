@@ -17,7 +17,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryFormatReport:
-    """What `to_column_major_` did."""
+    """What `to_column_major_` did.
+
+    Example:
+        >>> from foldrank import LowRankLinear
+        >>> to_column_major_(nn.Sequential(LowRankLinear(8, 16, rank=2))).stored
+        ('0.up',)
+    """
 
     stored: tuple[str, ...]
     """Names of the linear layers whose weight now lies column by column."""

@@ -38,6 +38,11 @@ class SparseLowRankLinear(DerivedBuffers, LowRankLinear):
 
     Raises:
         ValueError: for a density out of range, and as `LowRankLinear`.
+
+    Example:
+        >>> layer = SparseLowRankLinear(8, 16, rank=2, density=0.25)
+        >>> layer.values.numel(), layer(torch.zeros(3, 8)).shape
+        (32, torch.Size([3, 16]))
     """
 
     rows: Tensor

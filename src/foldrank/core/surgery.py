@@ -115,6 +115,13 @@ def describe(model: nn.Module) -> LowRankConfig | None:
 
     Raises:
         ValueError: where the layers differ in backbone, activation, scale or expansion, which one config cannot say.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+        >>> _ = factorize_(model, LowRankConfig(rank=2, targets=["0"]))
+        >>> config = describe(model)
+        >>> config.rank, config.targets
+        ({'0': 2}, None)
     """
     layers = low_rank_layers(model)
     if not layers:

@@ -43,6 +43,10 @@ def low_rank_classes(
 
     Raises:
         ValueError: for a class that is not the language model of its config, by transformers' own tables.
+
+    Example:
+        >>> LOW_RANK_CLASSES[LlamaForCausalLM].__name__  # what it gave for Llama
+        'LowRankLlamaForCausalLM'
     """
     config_class: Any = dense.config_class
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
@@ -64,14 +68,23 @@ def low_rank_classes(
     config = define(
         "Config",
         (LowRankConfigMixin, family.config),
-        f"A {family.name} config with `low_rank`: a `LowRankConfig` or its fields as plain values; None is dense.",
+        f"A {family.name} config with `low_rank`: a `LowRankConfig` or its fields as plain values; None is dense.\n\n"
+        f"    Example:\n        >>> {name}Config(low_rank={{'rank': 4}}).low_rank['rank']\n        4\n",
         model_type=family.model_type,
     )
     bases = {"Model": family.model, "ForCausalLM": family.causal, **heads}
     # One prefix for all: under its own, Llama's class for questions would find none of a language model's weights.
     shared = {"config_class": config, "base_model_prefix": dense.base_model_prefix}
     models = {
-        kind: define(kind, (LowRankModelMixin, base), f"{base.__name__} with low-rank layers.", **shared)
+        kind: define(
+            kind,
+            (LowRankModelMixin, base),
+            f"{base.__name__} with low-rank layers.\n\n"
+            f"    Example:\n        >>> import torch\n        >>> with torch.device('meta'):\n"
+            f"        ...     model = {name}{kind}({name}Config(num_hidden_layers=1, low_rank={{'rank': 4}}))\n"
+            f"        >>> set(model.config.low_rank['rank'].values())\n        {{4}}\n",
+            **shared,
+        )
         for kind, base in bases.items()
     }
     FAMILIES[config] = family

@@ -34,6 +34,15 @@ class FactorOptimizer(Optimizer):
         groups: each with `params`, `rule` (`foldrank.optim.rules.RULES`), `lr` and `weight_decay`; besides `betas` and
             `eps` for adamw, `momentum` and `iterates_in` (a dtype by name, or None) for the others.
         layers: low-rank layers, of whose B Spectron takes the norm with the residual, which is that of B*.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(4, 2))
+        >>> group = {"params": [weight], "rule": "muon", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.95}
+        >>> optimizer = FactorOptimizer([group])
+        >>> weight.sum().backward()
+        >>> _ = optimizer.step()
+        >>> bool((weight < 1).all())
+        True
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], layers: Iterable[LowRankLinear] = ()) -> None:

@@ -19,6 +19,10 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
     Raises:
         ValueError: for an unknown name, a file that is no such file, an unknown or wrong setting, and files whose bases
             go in a circle.
+
+    Example:
+        >>> load_recipe("tiny-cola-dlr", {"train.steps": 50}).train.steps
+        50
     """
     return _load(name, ()).override(overrides or {})
 

@@ -30,6 +30,11 @@ class Recipe:
 
     Raises:
         ValueError: naming what is out of range, or does not go together.
+
+    Example:
+        >>> from foldrank.recipes import RECIPES
+        >>> RECIPES["demo"].override({"train.steps": 10}).train.steps
+        10
     """
 
     __pydantic_config__ = STRICT

@@ -97,9 +97,7 @@ def _loss_lines(number: int, name: str, run: Run, runs: int) -> Iterator[_Line]:
             yield _Line(f"{several}{kind}", run, [int(step) for step in values.x], values, look, labels)
 
 
-def _loss_plot(
-    runs: Sequence[tuple[str, Run]], lines: Sequence[_Line], title: str, abscissa: Abscissa
-) -> Plot | None:
+def _loss_plot(runs: Sequence[tuple[str, Run]], lines: Sequence[_Line], title: str, abscissa: Abscissa) -> Plot | None:
     series = [
         Series(
             name=line.name,
@@ -140,9 +138,7 @@ def over_steps(runs: Sequence[tuple[str, Run]]) -> list[Chart]:
 
 
 def _of(name: str) -> Callable[[Run], Values]:
-    return lambda run: [
-        (point.step, value) for point in run.log.points if (value := getattr(point, name)) is not None
-    ]
+    return lambda run: [(point.step, value) for point in run.log.points if (value := getattr(point, name)) is not None]
 
 
 def _scaled(values: Values, factor: float) -> Values:
@@ -209,5 +205,3 @@ def _place(layer: str) -> tuple[str, str]:
 
 def _ratio(one: object, other: object) -> float | None:
     return one / other if isinstance(one, int | float) and isinstance(other, int | float) and other else None
-
-

@@ -90,8 +90,8 @@ def in_short(name: str, run: Run) -> str:
     if run.kind == "finetune" and metrics:
         before, after = metrics.get("before"), metrics.get("after")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            pairs = [f"{what} {_value(before.get(what))} before and {_value(value)} after" for what, value in after.items()]
-            return f"{sentence}; of held-out examples: {'; '.join(pairs)}."
+            pairs = [f"{what} {_value(before.get(what))} to {_value(value)}" for what, value in after.items()]
+            return f"{sentence}; held-out examples before and after: {'; '.join(pairs)}."
     folded = _number(metrics, "val_loss_folded")
     if folded is not None:
         error = _number(metrics, "fold_max_abs_logit_drift")

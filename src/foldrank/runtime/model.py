@@ -27,6 +27,12 @@ class Model:
 
     Raises:
         ValueError: where the folder holds no such model, it is damaged, or its engine is not installed.
+
+    Example:
+        >>> Model("nowhere")
+        Traceback (most recent call last):
+        ...
+        ValueError: nowhere is no exported model: it has no runtime.json (foldrank export --format onnx)
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:

@@ -13,6 +13,10 @@ class Sampling:
 
     Raises:
         ValueError: naming every field that is out of range.
+
+    Example:
+        >>> Sampling(temperature=0.7, top_k=40).top_k
+        40
     """
 
     temperature: float = 0.7

@@ -100,7 +100,9 @@ def measured(
         folded_layers=len(folded.report.errors),
         fold_max_abs_weight_rounding=folded.report.max_abs_error,
         fold_weight_rounding=dict(folded.report.errors),
-        effective_ranks={name: effective_rank(values) for name, values in spectra(model).items()},
+        effective_ranks={
+            f"{model.base_model_prefix}.{name}": effective_rank(values) for name, values in spectra(model).items()
+        },
         fold_max_abs_logit_drift=folded.error.max_abs_error,
         fold_argmax_agreement=folded.error.argmax_agreement,
         history=_history(trainer, tokens / train.steps),
