@@ -52,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     source = folder / "docs"
     shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("_build", "reference"))
-    for name in ("src", "studies", "benchmarks", "CHANGELOG.md", "EXPERIMENTS.md", "CONTRIBUTING.md"):
+    for name in ("src", "tests", "studies", "benchmarks", "CHANGELOG.md", "EXPERIMENTS.md", "CONTRIBUTING.md"):
         (folder / name).symlink_to(ROOT / name)
     began = time.perf_counter()
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", source, folder / "html"]

@@ -208,7 +208,7 @@ def _for_page(text: str, series: Sequence[Series]) -> str:
     for number, each in enumerate(series):
         if each.labels:
             text = _with_labels(text, number, each.labels)
-    return text.strip()
+    return re.sub(r">\s+<", "><", text).strip()
 
 
 def _with_labels(text: str, number: int, labels: Sequence[str]) -> str:

@@ -163,8 +163,9 @@ class PretrainTrainer(ShardedCheckpoints):
         self._check_finite()
         if "loss" in logs:
             logs |= {"seconds": round(self.training_seconds(), 3), "peak_memory_bytes": peak_memory(self.args.device)}
-        if self.skipped:
-            logs["skipped_steps"] = len(self.skipped)
+            if self.skipped:
+                logs["skipped_steps"] = len(self.skipped)
+                self.skipped.clear()
         if isinstance(self.sequences, MixedDataset) and "loss" in logs:
             tokens = self.sequences.tokens_by_source(self.state.global_step * self.sequences_per_step)
             logs |= {f"tokens/{name}": count for name, count in tokens.items()}
