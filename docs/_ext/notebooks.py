@@ -31,11 +31,6 @@ def execute(text: Path) -> Any:
     return notebook
 
 
-def sources(notebook: Any) -> list[tuple[str, str]]:
-    """What a notebook says, without what came of it."""
-    return [(cell["cell_type"], cell["source"]) for cell in notebook.cells]
-
-
 if __name__ == "__main__":
     for text in sorted(FOLDER.glob("*.py")):
         executed = execute(text)

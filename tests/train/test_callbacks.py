@@ -69,6 +69,7 @@ def test_a_disk_without_room_for_the_next_checkpoint_is_said_before(
     watched = Watched(tmp_path, quiet=True)
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(bytes(1 << 20))
+    watched.health.on_save(watched.arguments, watched.state, TrainerControl())
     watched.log()
     assert watched.notes == []
     monkeypatch.setattr("foldrank.train.health.shutil.disk_usage", lambda _: usage(1 << 30, 1 << 30, 1000))

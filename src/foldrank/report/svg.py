@@ -73,9 +73,9 @@ def svg(picture: Plot | HeatMap, identity: str) -> str:
     settings: Any = {**STYLE, "svg.hashsalt": identity}
     with rc_context(settings):
         # Names need as much room as they take; beside numbers it is always the same, and that is faster.
-        layout = "none" if isinstance(picture, Plot) and not _has_names(picture) else "constrained"
+        layout = None if isinstance(picture, Plot) and not _has_names(picture) else "constrained"
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout=layout, facecolor="none")
-        if layout == "none":
+        if layout is None:
             figure.subplots_adjust(left=50 / WIDTH, right=1 - 6 / WIDTH, bottom=34 / height, top=1 - 6 / height)
         axes = figure.add_subplot(facecolor="none")
         if isinstance(picture, Plot):

@@ -40,6 +40,7 @@ class Health(TrainerCallback):
         self.usual: float | None = None
         self.slow = False
         self.short_of_disk = False
+        self.checkpoint_bytes = 0
 
     def on_log(
         self,
@@ -96,13 +97,16 @@ class Health(TrainerCallback):
         self.slow = not self.slow
         return [f"a step takes {now:.3g} s, usually {usual:.3g} s" if self.slow else "steps are as fast as usual again"]
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        saved = sorted(Path(str(args.output_dir)).glob("checkpoint-*"), key=lambda each: each.stat().st_mtime)
+        if state.is_world_process_zero and saved:
+            self.checkpoint_bytes = sum(file.stat().st_size for file in saved[-1].rglob("*") if file.is_file())
+
     def _disk(self, args: TrainingArguments, state: TrainerState) -> list[str]:
         """Whether the next checkpoint, as large as the newest, has room on the disk; said once."""
-        saved = sorted(Path(str(args.output_dir)).glob("checkpoint-*"), key=lambda each: each.stat().st_mtime)
-        if not saved or state.global_step >= state.max_steps:
+        if not self.checkpoint_bytes or state.global_step >= state.max_steps:
             return []
-        needed = sum(file.stat().st_size for file in saved[-1].rglob("*") if file.is_file())
-        free = shutil.disk_usage(saved[-1]).free
+        needed, free = self.checkpoint_bytes, shutil.disk_usage(str(args.output_dir)).free
         before, self.short_of_disk = self.short_of_disk, free < needed
         if before or not self.short_of_disk:
             return []

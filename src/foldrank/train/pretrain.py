@@ -248,7 +248,7 @@ def _train(
 
 def _text(model: PreTrainedModel, inputs: RunInputs, recipe: Recipe) -> str:
     """What the model writes at an evaluation, without a trace in what comes after."""
-    attention = model.config._attn_implementation
+    attention = model.config._attn_implementation or "sdpa"
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         model.set_attn_implementation("sdpa")
