@@ -162,26 +162,26 @@ def commands() -> str:
 def settings() -> str:
     """Every setting of a recipe and of a fine-tuning, with its default and its meaning."""
     from foldrank.finetune.settings import default_of, setting_help
-    from foldrank.recipes import RECIPES
-    from foldrank.recipes.reading import flatten
-    from foldrank.recipes.schema import field_help
+    from foldrank.recipes.schema import field_defaults, field_help
 
-    defaults = flatten(RECIPES["tiny-cola-dlr"].to_dict())
+    defaults = field_defaults()
     lines = [
         "# Settings",
         "",
-        "From the classes that hold them. On a command line each is an option of its name; in a recipe's YAML dots are",
-        "levels. A value is shown as the recipe `tiny-cola-dlr` has it.",
+        "From the classes that hold them: each with its default, and its meaning with its unit. On a command line each is",
+        "an option of its name; in a recipe's YAML dots are levels. `null` is off.",
         "",
     ]
     by_group: dict[str, list[str]] = {}
     for name, meaning in field_help().items():
         group = name.rpartition(".")[0] or "recipe"
-        value = _cell(defaults[name]) if name in defaults else ""
+        value = _default(defaults[name]) if name in defaults else "must be given"
         by_group.setdefault(group, []).append(f"| `{name}` | {value} | {_text(meaning)} |")
     for group, rows in by_group.items():
-        lines += [f"## {group}", "", "| setting | value | meaning |", "|---|---|---|", *rows, ""]
-    rows = [f"| `{name}` | {_cell(default_of(name))} | {_text(meaning)} |" for name, meaning in setting_help().items()]
+        lines += [f"## {group}", "", "| setting | default | meaning |", "|---|---|---|", *rows, ""]
+    rows = [
+        f"| `{name}` | {_default(default_of(name))} | {_text(meaning)} |" for name, meaning in setting_help().items()
+    ]
     lines += ["## Fine-tuning", "", "| setting | default | meaning |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
@@ -296,5 +296,5 @@ def included(name: str) -> str:
     return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", link, text)
 
 
-def _cell(value: Any) -> str:
-    return "" if value is None else f"`{_text(str(value))}`"
+def _default(value: Any) -> str:
+    return f"`{_text('null' if value is None else str(value).lower() if isinstance(value, bool) else str(value))}`"

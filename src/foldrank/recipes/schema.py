@@ -149,6 +149,14 @@ def field_help() -> dict[str, str]:
 
 
 @cache
+def field_defaults() -> dict[str, Any]:
+    """From each setting's dotted name to its default; one that must be given is not there."""
+    # Of a table that is empty by default the schema says nothing.
+    known = {name: setting.get("default", {}) for name, setting in _fields().items() if setting.get("type") == "object"}
+    return known | {name: setting["default"] for name, setting in _fields().items() if "default" in setting}
+
+
+@cache
 def text_settings() -> dict[str, bool]:
     """The settings that are text, by dotted name, and whether they may be null."""
     return text_fields(_fields())

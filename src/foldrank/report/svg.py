@@ -161,8 +161,8 @@ def _scale(axes: Axes, axis: str, names: Sequence[str], limits: tuple[float, flo
 
 def _short(value: float, _: object) -> str:
     """1200000 as 1.2M."""
-    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
+    for least, factor, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
             return f"{value / factor:.4g}{letter}"
     return f"{value:.4g}"
 
