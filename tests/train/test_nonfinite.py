@@ -68,6 +68,21 @@ def test_the_run_ends_and_names_step_checkpoint_and_cure(
     assert pretrain(recipe, out, resume=True, quiet=True).val_loss == undisturbed.val_loss
 
 
+def test_a_run_that_ended_goes_on_with_the_cure(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, cured = tmp_path / "run", recipe.override({"train.skip_nonfinite": 1})
+    with monkeypatch.context() as broken:
+        break_gradients(broken, {5})
+        with pytest.raises(ValueError, match="step 5"):
+            pretrain(recipe, out, quiet=True)
+    break_gradients(monkeypatch, {1})  # of this process: step 5 once more
+    assert pretrain(cured, out, resume=True, quiet=True).resumed_at_step == 4
+    assert [step for step, _ in notes(out)] == [5]
+    assert read_run(out).settings["train"]["skip_nonfinite"] == 1
+    assert not read_run(out).about["lineage"]
+
+
 def test_steps_are_left_out_and_leave_no_trace(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_gradients(monkeypatch, {5, 6, 8})
     out = tmp_path / "run"

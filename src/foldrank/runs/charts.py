@@ -12,8 +12,8 @@ from foldrank.runs.thin import Thinned, thin
 Abscissa = Callable[[Run, Sequence[int]], list[float] | None]
 """From steps of a run to where they stand along an axis; None where the run does not say."""
 
-Values = list[tuple[int, float]]
-"""By step."""
+Values = tuple[list[int], list[float]]
+"""Steps, and what was there."""
 
 MIB = 1 << 20
 DOTS = 60
@@ -36,12 +36,10 @@ def along_tokens(run: Run, steps: Sequence[int]) -> list[float] | None:
 
 def along_seconds(run: Run, steps: Sequence[int]) -> list[float] | None:
     """Seconds of training before each step's end."""
-    known = [point for point in run.log.points if point.seconds is not None]
-    if not known:
+    logged, seconds = run.log.column("seconds")
+    if not logged:
         return None
-    logged = [point.step for point in known]
-    places = [min(bisect_left(logged, step), len(known) - 1) for step in steps]
-    return [known[place].seconds or 0.0 for place in places]
+    return [seconds[min(bisect_left(logged, step), len(logged) - 1)] for step in steps]
 
 
 AXES: tuple[tuple[str, str, Abscissa], ...] = (
@@ -138,17 +136,17 @@ def over_steps(runs: Sequence[tuple[str, Run]]) -> list[Chart]:
 
 
 def _of(name: str) -> Callable[[Run], Values]:
-    return lambda run: [(point.step, value) for point in run.log.points if (value := getattr(point, name)) is not None]
+    return lambda run: run.log.column(name)
 
 
 def _scaled(values: Values, factor: float) -> Values:
-    return [(step, factor * value) for step, value in values]
+    return values[0], [factor * value for value in values[1]]
 
 
 def _mfu(run: Run) -> Values:
     log = run.log
     if not (log.peak_flops and log.flops_per_step and log.tokens_per_step):
-        return []
+        return [], []
     return _scaled(_of("speed")(run), 100 * log.flops_per_step / log.tokens_per_step / log.peak_flops)
 
 
@@ -163,8 +161,9 @@ def _chart(
 ) -> Chart | None:
     series, ends = [], []
     for number, (name, run) in enumerate(runs):
-        if known := values(run):
-            line = thin([step for step, _ in known], [value for _, value in known])
+        steps, known = values(run)
+        if known:
+            line = thin(steps, known)
             # A norm of zero has no logarithm.
             log = log and min(line.lowest) > 0
             look = Look(colour=number % COLOURS + 1 if len(runs) > 1 else 3, symbol="" if len(line.x) > 1 else "o")

@@ -1,5 +1,6 @@
 """A run's log, read whole or, of a long one, at places: `foldrank.train.run_log` writes it."""
 
+import gc
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
@@ -82,6 +83,15 @@ class Log:
         """The last one that is logged."""
         return max((self.points or self.evaluations or [Session(0, None, None, None)])[-1].step, self._first_step())
 
+    def column(self, name: str) -> tuple[list[int], list[float]]:
+        """The steps at which a field of the points is known, and its values there."""
+        at = Point._fields.index(name)
+        values = [point[at] for point in self.points]
+        return (
+            [point[0] for point, value in zip(self.points, values, strict=True) if value is not None],
+            [value for value in values if value is not None],
+        )
+
     def _first_step(self) -> int:
         return self.sessions[-1].step if self.sessions else 0
 
@@ -90,8 +100,14 @@ def read_log(file: Path) -> Log:
     """The whole log; an empty one where there is none."""
     if not file.exists():
         return Log()
-    with file.open("rb") as lines:
-        return _log(_entries(lines))
+    collects = gc.isenabled()
+    gc.disable()  # it would go through all entries again and again, and none of them is in a cycle
+    try:
+        with file.open("rb") as lines:
+            return _log(_entries(lines))
+    finally:
+        if collects:
+            gc.enable()
 
 
 def glance(file: Path) -> Log:

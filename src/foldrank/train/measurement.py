@@ -23,6 +23,9 @@ from foldrank.train.spectra import spectra
 from foldrank.train.trainer import PretrainTrainer
 from foldrank.train.utilization import Utilization
 
+WIDEST = 1024
+"""Smaller side of a dense matrix of which a run computes the effective rank: above, it takes seconds a layer."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folded:
@@ -101,7 +104,8 @@ def measured(
         fold_max_abs_weight_rounding=folded.report.max_abs_error,
         fold_weight_rounding=dict(folded.report.errors),
         effective_ranks={
-            f"{model.base_model_prefix}.{name}": effective_rank(values) for name, values in spectra(model).items()
+            f"{model.base_model_prefix}.{name}": effective_rank(values)
+            for name, values in spectra(model, WIDEST).items()
         },
         fold_max_abs_logit_drift=folded.error.max_abs_error,
         fold_argmax_agreement=folded.error.argmax_agreement,

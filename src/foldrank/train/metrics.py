@@ -150,7 +150,8 @@ class RunMetrics:
     """The same by layer."""
 
     effective_ranks: Mapping[str, float] = field(default_factory=dict)
-    """Of the deployed matrix of each layer of the blocks (train/effective_rank.py); empty in files of foldrank 0.1."""
+    """Of the deployed matrix of each layer of the blocks (train/effective_rank.py), without dense ones and SLTrain's
+    above a width of 1,024; empty in files of foldrank 0.1."""
 
     fold_max_abs_logit_drift: float
     """Largest change of a logit by the fold, on the first validation sequences."""

@@ -81,7 +81,7 @@ def pretrain(
     Args:
         recipe: all settings.
         out: the run's folder. Gets `config.yaml`, `log.jsonl`, `checkpoints/`, `unfolded/` (the trained weights),
-            `folded/` (the deployed checkpoint with its tokenizer), `metrics.json` and, last, `report.html`.
+            `folded/` (the deployed checkpoint with its tokenizer) and, last, `metrics.json`. The command adds a page.
         name: what the metrics call the recipe.
         overwrite: replace the run that `out` holds.
         resume: go on with the run in `out`, from its newest checkpoint or from the one given; with another end, where

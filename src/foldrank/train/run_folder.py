@@ -29,7 +29,7 @@ from foldrank.recipes.schema import Recipe
 from foldrank.structured import read_yaml, to_yaml
 from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
 from foldrank.train.metrics import RunMetrics
-from foldrank.train.schedule import GOES_ON, last_shared_step, longer
+from foldrank.train.schedule import GOES_ON, last_shared_step, longer, with_settings_of
 from foldrank.train.sharding import is_spread
 
 SCHEMA = 2
@@ -191,14 +191,16 @@ class RunFolder:
             OSError: where it cannot be written.
         """
         before = self.read_config()
-        if diff(before.recipe, recipe):
+        about = dict(self._about() or {})
+        then = replace(before.recipe, train=with_settings_of(before.recipe.train, recipe.train))
+        if diff(then, recipe):
             # In this order, so that the same command does it again where it is cut short.
             self.metrics.unlink(missing_ok=True)
             for later in checkpoints(self.checkpoints):
                 if step_of(later) > step_of(checkpoint):
                     shutil.rmtree(later)
-            about = dict(self._about() or {})
             about["lineage"] = [*before.lineage, longer(before.recipe.train, recipe.train, step_of(checkpoint))]
+        if diff(before.recipe, recipe):
             write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
 
     def find_checkpoint(self, recipe: Recipe, resume: bool | Path) -> Path | None:
@@ -235,6 +237,7 @@ class RunFolder:
             ValueError: where they differ in more than an end that the schedule allows.
         """
         then, now = (replace(each, data=resolve_source(each.data)) for each in (self.read_config().recipe, recipe))
+        then = replace(then, train=with_settings_of(then.train, now.train))
         if not (changed := diff(then, now)):
             return None
         ends = tuple(f"train.{name} " for name in GOES_ON)

@@ -8,6 +8,7 @@
 The shapes are those of transformers' schedulers.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from foldrank.recipes.settings import TrainConfig
@@ -17,6 +18,14 @@ GOES_ON = (
     *("eval_every", "save_every", "log_every", "keep_checkpoints", "report_to"),
 )
 """What may be another in a run that goes on to another end: settings of `train`."""
+
+AT_ANY_TIME = ("skip_nonfinite", "patience")
+"""What may be another whenever a run goes on, as it changes nothing of what was: settings of `train`."""
+
+
+def with_settings_of(train: TrainConfig, other: TrainConfig) -> TrainConfig:
+    """The settings with those of another that may be changed at any time."""
+    return replace(train, **{name: getattr(other, name) for name in AT_ANY_TIME})
 
 
 def warmup_steps(train: TrainConfig) -> int:
