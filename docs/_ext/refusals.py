@@ -73,6 +73,9 @@ def refusals(file: Path) -> Iterator[Refusal]:
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
+        for message in _problems(function):
+            where = file.relative_to(SOURCE).with_suffix("").as_posix()
+            yield Refusal(message.replace("`", "'"), where, table_text(_cause(function, "ValueError")))
         for node in ast.walk(function):
             if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args):
                 continue
@@ -83,6 +86,24 @@ def refusals(file: Path) -> Iterator[Refusal]:
             if len(re.sub(r"<[^>]*>|\W", "", message)) > 8:
                 where = file.relative_to(SOURCE).with_suffix("").as_posix()
                 yield Refusal(message.replace("`", "'"), where, table_text(_cause(function, kind)))
+
+
+def _problems(function: ast.AST) -> Iterator[str]:
+    """The messages that are collected, to be raised together: what is put into a list called `problems`."""
+    for node in ast.walk(function):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        values = [node.value] if isinstance(node, ast.Assign | ast.AugAssign) and node.value else []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
+            targets, values = [node.func.value], node.args
+        if not any(isinstance(target, ast.Name) and target.id == "problems" for target in targets):
+            continue
+        parts = {part for value in values for text in ast.walk(value) if isinstance(text, ast.JoinedStr)
+                 for part in ast.walk(text) if part is not text}  # fmt: skip
+        for text in (text for value in values for text in ast.walk(value) if text not in parts):
+            if isinstance(text, ast.JoinedStr) or (isinstance(text, ast.Constant) and isinstance(text.value, str)):
+                message = _template(text)
+                if len(re.findall(r"[A-Za-z]{2,}", re.sub(r"<[^>]*>", "", message))) >= 3:
+                    yield message
 
 
 def _template(node: ast.expr) -> str:
@@ -105,4 +126,4 @@ def _cause(function: ast.FunctionDef | ast.AsyncFunctionDef, kind: str) -> str:
     text = inspect.cleandoc(ast.get_docstring(function) or "")
     if found := re.search(rf"^ +{kind}: (.*?)(?=^ +\w+Error: |^\S|\Z)", text, re.DOTALL | re.MULTILINE):
         return f"Raised {' '.join(found[1].split())}"
-    return text.partition("\n")[0]
+    return text.partition("\n")[0] or "A value is out of range, or values do not go together."

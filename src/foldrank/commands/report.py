@@ -23,16 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes the report; returns what it was made from."""
-    from foldrank.runs.run import is_run
+    from foldrank.runs.run import is_study
 
     folders: list[Path] = arguments.folders
-    for folder in folders:
-        if not (is_run(folder) or (folder / "study.yaml").is_file()):
-            raise ValueError(
-                f"{folder} is neither a run nor a study: a run's folder has a config.yaml or finetune.yaml, a study's "
-                "a study.yaml"
-            )
-    studies = [folder for folder in folders if (folder / "study.yaml").is_file()]
+    studies = [folder for folder in folders if is_study(folder)]
     if studies and len(folders) > 1:
         raise ValueError(f"{studies[0]} is a study: it is reported alone, and runs can be laid over each other")
     out: Path = arguments.out or (folders[0] if len(folders) == 1 else Path())

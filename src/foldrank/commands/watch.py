@@ -57,21 +57,16 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _screen(folder: Path, width: int) -> tuple[str, bool]:
     """What is to be seen, and whether more will come."""
-    from foldrank.runs.run import is_run, read_run
+    from foldrank.runs.run import is_study, read_run
     from foldrank.runs.watch import screen
 
-    if is_run(folder):
-        run = read_run(folder, at_a_glance=True)
-        return screen(run, width), run.state == "running"
-    if (folder / "study.yaml").is_file():
+    if is_study(folder):
         from foldrank.compare.queue import queue_screen, read_queue
 
         queue = read_queue(folder)
         return queue_screen(queue), bool(queue.begun or queue.waiting)
-    raise ValueError(
-        f"{folder} is neither a run nor a study: a run's folder has a config.yaml or finetune.yaml, a study's a "
-        "study.yaml"
-    )
+    run = read_run(folder, at_a_glance=True)
+    return screen(run, width), run.state == "running"
 
 
 def _follow(folder: Path, every: float) -> None:

@@ -116,6 +116,22 @@ def is_run(path: Path) -> bool:
     return any((path / name).is_file() for name in CONFIG.values())
 
 
+def is_study(path: Path) -> bool:
+    """Whether a folder is one of a study, and not of a run.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    if is_run(path):
+        return False
+    if not (path / "study.yaml").is_file():
+        raise ValueError(
+            f"{path} is neither a run nor a study: a run's folder has a config.yaml or finetune.yaml, a study's a "
+            "study.yaml"
+        )
+    return True
+
+
 def _metrics(file: Path) -> tuple[Mapping[str, Any] | None, str | None]:
     if not file.is_file():
         return None, None
