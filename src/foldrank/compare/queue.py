@@ -35,8 +35,10 @@ def read_queue(folder: Path) -> Queue:
     """
     study, records = load_study(folder / "study.yaml"), read_records(folder)
     left = [run for run in expected(study, records) if run.id not in records]
-    begun = [(run.id, read_run(_folder(folder, run), at_a_glance=True)) for run in left if is_run(_folder(folder, run))]
-    names = {name for name, _ in begun}
+    # Rungs of a halving share the folder of their whole run: the first of them is the one that trains.
+    first = {run.folder: run.id for run in reversed(left)}
+    names = {first[run.folder] for run in left if is_run(_folder(folder, run))}
+    begun = [(run.id, read_run(_folder(folder, run), at_a_glance=True)) for run in left if run.id in names]
     return Queue(
         title=study.title,
         done=len(records),

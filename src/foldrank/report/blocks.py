@@ -115,9 +115,6 @@ class HeatMap:
     """By row."""
     format: str
     """Of a number, in Python's terms."""
-    title: str
-    """Of the scale of shades."""
-    log: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

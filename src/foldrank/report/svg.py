@@ -1,7 +1,6 @@
 """A picture of a report as SVG, by Matplotlib; the page gives it the colours of the light or the dark."""
 
 import io
-import math
 import re
 from collections.abc import Sequence
 from html import escape
@@ -169,13 +168,12 @@ def _short(value: float, _: object) -> str:
 
 def _draw_heat_map(axes: Axes, heat: HeatMap) -> None:
     known = [value for row in heat.values for value in row if value is not None]
-    scale = (lambda value: math.log10(max(value, 1e-300))) if heat.log else float
-    low, high = (min(map(scale, known)), max(map(scale, known))) if known else (0.0, 0.0)
+    low, high = min(known, default=0.0), max(known, default=0.0)
     for row, values in enumerate(heat.values):
         for column, value in enumerate(values):
             if value is None:
                 continue
-            depth = 0.5 if high == low else (scale(value) - low) / (high - low)
+            depth = 0.5 if high == low else (value - low) / (high - low)
             shade = 0.04 + (SHADE - 0.04) * depth
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, color="#c0ff03", alpha=shade, lw=0))
             axes.text(column, row, format(value, heat.format), color=INK, ha="center", va="center", size=6.5)

@@ -190,7 +190,6 @@ def by_layer(identity: str, title: str, description: str, values: dict[str, floa
         rows=rows,
         values=[[by_place.get((row, column)) for column in columns] for row in rows],
         format=form,
-        title=title,
     )
     return Chart(id=identity, title=title, description=f"{description}{cut}", views=[("all", heat)])
 
