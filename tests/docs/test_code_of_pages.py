@@ -1,9 +1,11 @@
 """Every piece of code that a page shows is run, and every command that it names is one."""
 
+import argparse
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,11 @@ def commands(page: Path) -> Iterator[list[str]]:
 COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 
 
+@cache
+def parser() -> argparse.ArgumentParser:
+    return full_parser()
+
+
 def test_there_are_commands() -> None:
     assert len(COMMANDS) > 40
 
@@ -63,6 +70,6 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[" ".join(words)[:60] for _, words in COMMANDS])
 def test_a_command_of_a_page_is_one(page: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        full_parser().parse_args(words)
+        parser().parse_args(words)
     except SystemExit:
         pytest.fail(f"{page.name}: foldrank {' '.join(words)}: {capsys.readouterr().err}")
