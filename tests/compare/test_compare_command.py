@@ -103,6 +103,7 @@ def test_run_again_it_does_nothing(undisturbed: tuple[Path, Path], foldrank: Fol
     assert {file: file.stat().st_mtime_ns for file in out.glob("records/*")} == before
 
 
+@pytest.mark.apart
 def test_killed_again_and_again_it_comes_to_the_same(
     undisturbed: tuple[Path, Path], start: Start, tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def wait_until(process: BaseProcess, happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("launcher", ["workers", "torchrun"])
 def test_processes_share_the_runs(undisturbed: tuple[Path, Path], tmp_path: Path, launcher: str) -> None:
     study, whole = undisturbed

@@ -207,6 +207,7 @@ def test_killed_is_equal_to_undisturbed(config: DataConfig, undisturbed: dict[st
     assert content(prepare(config, tmp_path / "out").folder) == undisturbed
 
 
+@pytest.mark.apart
 def test_two_processes_prepare_the_same(config: DataConfig, undisturbed: dict[str, bytes], own_cache: Path) -> None:
     racers = [child(config, "cache") for _ in range(2)]
     said = [(*racer.communicate(), racer.returncode) for racer in racers]

@@ -1,6 +1,7 @@
 """A report as one HTML file that asks the network for nothing."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,6 +15,20 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 
 def html(document: Document) -> str:
     """The whole page, its style, script and pictures included. Whatever texts hold, none of it runs."""
+    folder = files("foldrank.report").joinpath("page")
+    template = _environment().get_template("report.html")
+    return template.render(
+        page=document,
+        policy=POLICY,
+        style=Markup(folder.joinpath("style.css").read_text()),
+        script=Markup(folder.joinpath("charts.js").read_text()),
+        swatches=SWATCHES,
+        dashes=DASHES,
+    )
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("foldrank.report", "page"),
         autoescape=True,
@@ -22,15 +37,7 @@ def html(document: Document) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"kind": lambda block: type(block).__name__, "pictures": _pictures, "legend": _legend}
-    folder = files("foldrank.report").joinpath("page")
-    return environment.get_template("report.html").render(
-        page=document,
-        policy=POLICY,
-        style=Markup(folder.joinpath("style.css").read_text()),
-        script=Markup(folder.joinpath("charts.js").read_text()),
-        swatches=SWATCHES,
-        dashes=DASHES,
-    )
+    return environment
 
 
 def _pictures(chart: Chart) -> Iterator[Markup]:

@@ -40,7 +40,7 @@ from foldrank.train.sharding import check_processes, is_spread, shards, split_
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
 
-TEXT = 48
+TEXT = 32
 """Tokens of the text that the model writes at each evaluation."""
 
 
