@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -134,36 +133,6 @@ def test_nothing_is_asked_of_the_network(site: Path) -> None:
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)', page.read_text())
         assert loaded == [], page
         assert found.links
-
-
-def test_the_notebooks_shown_are_those_that_are_run() -> None:
-    import jupytext
-
-    def sources(notebook: Any) -> list[tuple[str, str]]:
-        return [(cell["cell_type"], cell["source"]) for cell in notebook.cells]
-
-    texts = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
-    assert len(texts) == 3
-    for text in texts:
-        shown = jupytext.read(text.with_suffix(".ipynb"))
-        assert sources(shown) == sources(jupytext.read(text)), f"make notebooks: {text.name} has changed"
-        outputs = [output for cell in shown.cells for output in cell.get("outputs", ())]
-        assert any("image/png" in output.get("data", {}) for output in outputs), text.name
-        assert not [output for output in outputs if output["output_type"] == "error"]
-
-
-@pytest.mark.parametrize("name", ["ten-minutes", "module-of-your-own", "fine-tune-and-export"])
-def test_a_notebook_runs_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPS", "8")
-    program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, 'docs/_ext'); from notebooks import execute;"
-        "execute(Path(sys.argv[1]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, f"docs/notebooks/{name}.py"],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The page of a run, written by the command that ran it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +10,14 @@ from foldrank.console import speaks_for_all
 
 @contextmanager
 def run_page(folder: Path, notes: list[str]) -> Iterator[None]:
-    """Around a run: writes its page whether it finished or ended early. What keeps that from being done is a note."""
+    """Around a run: writes its page, also where a single process ended early. What keeps that from it is a note."""
     before = _last_change(folder)
     try:
         yield
     except BaseException:
-        # A run that was refused leaves the page of the one in the folder alone.
-        if _last_change(folder) != before:
+        # A run that was refused leaves the page of the one in the folder alone. Of several processes a launcher kills
+        # what is left of them, perhaps before the one line is said that matters.
+        if _last_change(folder) != before and os.environ.get("WORLD_SIZE", "1") == "1":
             _write(folder, notes)
         raise
     _write(folder, notes)
