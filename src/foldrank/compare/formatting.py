@@ -3,8 +3,20 @@
 from collections.abc import Callable
 
 from foldrank.compare.statistics import Estimate
-from foldrank.report.formatting import MINUS, NONE, count, loss, mebibytes, percent, rate, ratio, seconds, short, signed
-from foldrank.train.metrics import perplexity_of
+from foldrank.report.formatting import (
+    MINUS,
+    NONE,
+    count,
+    loss,
+    mebibytes,
+    percent,
+    perplexity,
+    rate,
+    ratio,
+    seconds,
+    short,
+    signed,
+)
 
 __all__ = [
     "MINUS",
@@ -23,12 +35,6 @@ __all__ = [
     "signed",
     "span",
 ]
-
-
-def perplexity(loss: float) -> str:
-    """Of a mean loss."""
-    value = perplexity_of(loss)
-    return f"{value:,.2f}" if value < 1e9 else f"{value:.2e}"
 
 
 def span(estimate: Estimate | None, text: Callable[[float], str] = signed) -> str:

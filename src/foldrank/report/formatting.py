@@ -1,5 +1,7 @@
 """Numbers as text, the same in every page, table and description of a chart."""
 
+import math
+
 MINUS = "\N{MINUS SIGN}"
 """As wide as plus."""
 
@@ -7,9 +9,19 @@ NONE = "\N{EN DASH}"
 """Where there is nothing to say."""
 
 
+LARGEST_LOSS = 709.0
+"""Above it the perplexity is no finite number."""
+
+
 def loss(value: float) -> str:
     """A loss in nats per token."""
     return f"{value:.4f}"
+
+
+def perplexity(loss: float) -> str:
+    """Of a mean loss."""
+    value = math.exp(loss) if loss < LARGEST_LOSS else math.inf
+    return f"{value:,.2f}" if value < 1e9 else f"{value:.2e}"
 
 
 def count(value: float) -> str:

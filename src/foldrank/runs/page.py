@@ -1,6 +1,5 @@
 """The page of runs, one or several laid over each other."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from foldrank.recipes.reading import diff
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.shipped import RECIPES
 from foldrank.report.blocks import Block, Document, Points, Sample, Section, Text, grid
-from foldrank.report.formatting import NONE, count, loss, mebibytes, seconds
+from foldrank.report.formatting import NONE, count, loss, mebibytes, perplexity, seconds
 from foldrank.report.html import html
 from foldrank.runs.charts import along_seconds, along_tokens, by_layer, losses, over_steps
 from foldrank.runs.run import Run, read_run
@@ -96,7 +95,7 @@ def in_short(name: str, run: Run) -> str:
     if folded is not None:
         error = _number(metrics, "fold_max_abs_logit_drift")
         kept = "" if error is None else f"; the fold changed no logit by more than {error:.2g}"
-        return f"{sentence}; validation loss {loss(folded)}, perplexity {_perplexity(folded)}, folded{kept}."
+        return f"{sentence}; validation loss {loss(folded)}, perplexity {perplexity(folded)}, folded{kept}."
     if log.evaluations:
         last = log.evaluations[-1]
         return f"{sentence}; validation loss {loss(last.loss)} after step {count(last.step)}."
@@ -130,7 +129,7 @@ def _evaluations(run: Run, identity: str) -> list[Block]:
             seconds(spent[number]) if spent else NONE,
             NONE if each.train_loss is None else loss(each.train_loss),
             loss(each.loss),
-            _perplexity(each.loss),
+            perplexity(each.loss),
         )
         for number, each in enumerate(shown)
     ]
@@ -276,7 +275,3 @@ def _value(value: object) -> str:
 def _form(values: Mapping[str, Any], name: str, form: str) -> str:
     value = _number(values, name)
     return NONE if value is None else format(value, form)
-
-
-def _perplexity(value: float) -> str:
-    return f"{math.exp(value):,.2f}" if value < 20 else f"{math.exp(min(value, 700)):.2e}"

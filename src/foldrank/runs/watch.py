@@ -1,11 +1,10 @@
 """A run on a terminal's screen, from its log alone."""
 
-import math
 import time
 
 import plotext
 
-from foldrank.report.formatting import count, loss
+from foldrank.report.formatting import count, loss, perplexity
 from foldrank.runs.run import Run
 
 RECENT = 20
@@ -34,8 +33,10 @@ def screen(run: Run, width: int) -> str:
     lines.append(", ".join(figures))
     if log.evaluations:
         last = log.evaluations[-1]
-        perplexity = f", perplexity {math.exp(last.loss):,.2f}" if last.loss < 20 else ""
-        lines.append(f"last evaluation, after step {count(last.step)}: validation loss {loss(last.loss)}{perplexity}")
+        lines.append(
+            f"last evaluation, after step {count(last.step)}: validation loss {loss(last.loss)}, "
+            f"perplexity {perplexity(last.loss)}"
+        )
     lines += [f"step {count(step)}: {note}" for step, note in log.notes[-3:]]
     if run.state in ("dead", "stopped"):
         lines.append(f"to go on: {run.resume_line}")
