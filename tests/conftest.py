@@ -40,6 +40,7 @@ train:
   {optimizer: adamw, learning_rate: 0.006, steps: 12, batch_size: 4, sequence_length: 32, eval_every: 5,
    eval_tokens: 1200}
 sample_prompt: bar
+sample_tokens: 4
 """
 """The demo, with everything small. The rank divides no width, and an evaluation is shorter than the split."""
 

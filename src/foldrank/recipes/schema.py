@@ -47,7 +47,10 @@ class Recipe:
     """Seed of the initial weights and of the order of the data."""
 
     sample_prompt: str = "def "
-    """What the folded model is given to continue in the summary."""
+    """What the folded model is given to continue in the summary, and the model in training at each evaluation."""
+
+    sample_tokens: Annotated[int, Bounds(1, 4096)] = 96
+    """Tokens by which the folded model continues it; at an evaluation at most 32."""
 
     def __post_init__(self) -> None:
         problems = out_of_bounds(self)

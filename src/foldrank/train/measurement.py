@@ -110,7 +110,9 @@ def measured(
         fold_max_abs_logit_drift=folded.error.max_abs_error,
         fold_argmax_agreement=folded.error.argmax_agreement,
         history=_history(trainer, tokens / train.steps),
-        sample=continue_text(model, inputs.tokenizer, recipe.sample_prompt, seed=recipe.seed),
+        sample=continue_text(
+            model, inputs.tokenizer, recipe.sample_prompt, seed=recipe.seed, max_new_tokens=recipe.sample_tokens
+        ),
         device=str(model.device),
         threads=torch.get_num_threads(),
         versions=versions(),

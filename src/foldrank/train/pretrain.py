@@ -253,7 +253,10 @@ def _text(model: PreTrainedModel, inputs: RunInputs, recipe: Recipe) -> str:
     with torch.random.fork_rng(devices=devices):
         model.set_attn_implementation("sdpa")
         try:
-            return continue_text(model, inputs.tokenizer, recipe.sample_prompt, seed=recipe.seed, max_new_tokens=TEXT)
+            tokens = min(TEXT, recipe.sample_tokens)
+            return continue_text(
+                model, inputs.tokenizer, recipe.sample_prompt, seed=recipe.seed, max_new_tokens=tokens
+            )
         finally:
             model.set_attn_implementation(attention)
 
