@@ -231,8 +231,9 @@ def _visible(folder: Path, tally: Tally) -> list[Path]:
     found, seen = [], {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
+        real_parent = os.path.realpath(parent)
         for name in list(folders):
-            real = os.path.realpath(os.path.join(parent, name))
+            real = _real_path(real_parent, name)
             if name.startswith("."):
                 folders.remove(name)
             elif real in seen:
@@ -241,7 +242,7 @@ def _visible(folder: Path, tally: Tally) -> list[Path]:
             else:
                 seen.add(real)
         for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
-            real = os.path.realpath(path)
+            real = _real_path(real_parent, path.name)
             if not path.is_file():
                 tally.skipped["link that leads nowhere" if path.is_symlink() else "no regular file"] += 1
             elif real in seen:
@@ -250,3 +251,9 @@ def _visible(folder: Path, tally: Tally) -> list[Path]:
                 found.append(path)
                 seen.add(real)
     return sorted(found)
+
+
+def _real_path(real_parent: str, name: str) -> str:
+    # os.path.realpath asks of each folder above whether it is a link: 10 s for 100,000 files.
+    path = os.path.join(real_parent, name)
+    return os.path.realpath(path) if os.path.islink(path) else path

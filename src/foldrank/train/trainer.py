@@ -236,7 +236,7 @@ def flash_attention(config: Any, arguments: TrainingArguments) -> AbstractContex
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     """The recipe in `Trainer`'s terms. Activation checkpointing is not among them: the model has it (`build_model`)."""
     train = recipe.train
-    known = get_available_reporting_integrations()
+    known = get_available_reporting_integrations() if train.report_to else []  # it imports each of them
     if missing := [name for name in train.report_to if name not in (*known, "all")]:
         raise ValueError(
             f"train.report_to: {missing[0]!r} is not installed (pip install 'foldrank[trackers]'); "
