@@ -11,6 +11,7 @@ SMALL_MODEL = {
     "model.num_layers": 2,
     "model.num_heads": 2,
     "low_rank.rank": 7,
+    "sample_tokens": 4,
 }
 """Settings of a model that trains in no time; the rank divides no width."""
 

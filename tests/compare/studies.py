@@ -189,7 +189,7 @@ def write_study(folder: Path, study: Study, records: Sequence[Record]) -> Path:
 
 
 def large_study() -> tuple[Study, list[Record]]:
-    """Five methods and an ablation, two corpora, two sizes; one run failed, some are missing, one is odd text."""
+    """Five methods and an ablation, two corpora; one run failed, some are missing, one is odd text."""
     methods = ("dense", "lowrank", "lowrank-dlr", "cola", "cola-dlr")
     study = study_of(
         *methods,
@@ -218,7 +218,7 @@ def large_study() -> tuple[Study, list[Record]]:
         title="Does the residual help? <script>alert(1)</script>",
         question="Whether DLR lowers the test loss of low-rank models at equal tokens, FLOPs and time.",
         corpora={"stdlib": {}, "packages": {"data.source": "packages"}},
-        sizes={"tiny": Size(rank=16), "small": Size(rank=24)},
+        sizes={"tiny": Size(rank=16)},
     )
     records: list[Record] = []
     for place, (corpus, size) in enumerate((c, s) for c in study.corpora for s in study.sizes):

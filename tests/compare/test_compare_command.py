@@ -33,6 +33,7 @@ def write_study(folder: Path, corpus: Path, **changes: Any) -> Path:
     study: dict[str, Any] = {
         "title": "micro",
         "settings": {
+            "sample_tokens": 4,
             "train.steps": 10,
             "train.batch_size": 4,
             "train.sequence_length": 32,

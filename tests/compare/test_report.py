@@ -100,7 +100,7 @@ def test_markdown_by_hand(small_markdown: str) -> None:
 def test_every_row_of_markdown_has_the_cells_of_its_head(large: tuple[str, str]) -> None:
     _, text = large
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
-    assert len(tables) > 50
+    assert len(tables) > 25
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
@@ -116,7 +116,7 @@ def test_both_say_the_same_numbers(large: tuple[str, str]) -> None:
             numeric = [cell.endswith(":") for cell in cells_of_row]
         elif len(numeric) == len(cells_of_row):
             of_text += [cell.strip() for cell, is_number in zip(cells_of_row, numeric, strict=True) if is_number]
-    assert len(of_page) > 1000
+    assert len(of_page) > 500
     assert set(of_page) <= set(of_text)
 
 
@@ -132,7 +132,7 @@ def test_the_page_is_well_formed_and_its_references_meet(large: tuple[str, str])
     assert {"header", "nav", "main", "footer"} <= {tag for tag, _ in found.elements}
     assert all(given.get("scope") in ("col", "row") for tag, given in found.elements if tag == "th")
     tags = [tag for tag, _ in found.elements]
-    assert tags.count("caption") == tags.count("table") > 50
+    assert tags.count("caption") == tags.count("table") > 25
 
 
 def test_the_page_names_no_other_file(large: tuple[str, str]) -> None:

@@ -35,6 +35,7 @@ SMALL: dict[str, Any] = {
     "low_rank.rank": 3,
     "data.sources": None,
     "sample_prompt": "ba",
+    "sample_tokens": 4,
     "train.steps": 6,
     "train.batch_size": 4,
     "train.sequence_length": 16,

@@ -26,6 +26,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     for number in range(40):
         (text / f"{number}.txt").write_text(f"text {number} " + " ".join(str(number * k % 97) for k in range(300)))
     return {
+        "sample_tokens": 4,
         "model": {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2},
         "low_rank": {"rank": 4, "activation": "silu", "residual": {"alpha": 1.0}},
         "data": {"source": str(text), "vocab_size": 300, "validation_fraction": 0.2},

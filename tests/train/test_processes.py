@@ -40,6 +40,7 @@ def test_two_processes_train_and_evaluate_as_one_by_each_optimizer(tmp_path: Pat
         )
     settings = {
         "base": "demo",
+        "sample_tokens": 4,
         "model": {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2},
         "low_rank": {"rank": 4},
         "data": {"source": str(text), "vocab_size": 270, "validation_fraction": 0.2},

@@ -48,6 +48,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "text" / f"{number}.txt").write_text(text)
     settings = {
         "base": "demo",
+        "sample_tokens": 4,
         "model": {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 4},
         "low_rank": {"rank": 4},
         "data": {"source": str(folder / "text"), "vocab_size": 270, "validation_fraction": 0.2},

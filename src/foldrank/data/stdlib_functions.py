@@ -2,6 +2,7 @@
 
 import ast
 import sysconfig
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from foldrank.data.corpus import TEST_FOLDERS
 
 LEAST_LINES, MOST_CHARS = 3, 1200
 """Of a function that is an example."""
+
+HOLDS_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 ASK = "\n\n# What it does:"
 """Between a function and what it does."""
@@ -48,7 +51,7 @@ def _functions(path: Path) -> Iterator[tuple[str, str | None]]:
     except (OSError, UnicodeError, SyntaxError, ValueError):
         return
     lines = text.splitlines()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         first = node.body[0]
@@ -60,3 +63,12 @@ def _functions(path: Path) -> Iterator[tuple[str, str | None]]:
         summary = (docstring or "").strip().splitlines()
         if len(kept) >= LEAST_LINES and len(source) <= MOST_CHARS:
             yield source, (summary[0].strip() or None) if summary else None
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """As `ast.walk`, without expressions, which are most of a tree and hold no function."""
+    nodes: deque[ast.AST] = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        nodes.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, HOLDS_STATEMENTS))
+        yield node

@@ -254,9 +254,7 @@ def _text(model: PreTrainedModel, inputs: RunInputs, recipe: Recipe) -> str:
         model.set_attn_implementation("sdpa")
         try:
             tokens = min(TEXT, recipe.sample_tokens)
-            return continue_text(
-                model, inputs.tokenizer, recipe.sample_prompt, seed=recipe.seed, max_new_tokens=tokens
-            )
+            return continue_text(model, inputs.tokenizer, recipe.sample_prompt, seed=recipe.seed, max_new_tokens=tokens)
         finally:
             model.set_attn_implementation(attention)
 
