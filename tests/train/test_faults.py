@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +48,22 @@ def launched(recipe: Path, out: Path, *more: str, processes: int = 2, restarts: 
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        start_new_session=True,
+    )
+
+
+def machine(recipe: Path, out: Path, port: int, *, restarts: int = 0) -> subprocess.Popen[str]:
+    """A launcher as each of one or two machines starts it, with one process; alone it waits a second for the other."""
+    settings = [part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "elastic"]
+    command += ["--rdzv-conf", "last_call_timeout=1", "--max-restarts", str(restarts), "-m", "foldrank"]
+    return subprocess.Popen(
+        [*command, "pretrain", str(recipe), *settings, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         start_new_session=True,
     )
 
@@ -191,3 +209,34 @@ def test_a_process_that_stalls_ends_the_run(recipe: Path, tmp_path: Path) -> Non
     said = launcher.communicate()[1]
     assert "rank 0 of 2 waited in vain for another process" in said
     assert newest(out) % 20 == 0
+
+
+def test_a_machine_joins_and_goes_again(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Begun by one, gone on with by two, ended by one: with the same lines, and without --resume."""
+    out, port = tmp_path / "run", free_port()
+    first = machine(recipe, out, port, restarts=1)
+    wait(lambda: step(out) >= 40)
+    second = machine(recipe, out, port, restarts=1)
+    wait(lambda: len(sessions(out)) == 2 and step(out) >= sessions(out)[1]["step"] + 40)
+    assert sessions(out)[1]["step"] >= 40
+    os.killpg(second.pid, signal.SIGKILL)
+    second.communicate()
+    _, said = first.communicate(timeout=120)
+    assert first.returncode == 0, said
+    assert [each["event"] for each in sessions(out)] == ["began", "went on", "went on"]
+    assert sessions(out)[2]["step"] >= sessions(out)[1]["step"] + 20
+    one, two = (json.loads((run / "metrics.json").read_text()) for run in (out, undisturbed))
+    assert one["val_loss"] == pytest.approx(two["val_loss"], rel=1e-4)
+
+
+def sessions(out: Path) -> list[dict[str, Any]]:
+    """What the log says of the processes that trained, in turn."""
+    lines = (out / "log.jsonl").read_text().splitlines(keepends=True) if (out / "log.jsonl").exists() else []
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [entry for entry in entries if entry.get("event") in ("began", "went on")]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]

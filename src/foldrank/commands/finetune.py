@@ -56,7 +56,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.finetune.folder import FinetuneFolder
     from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError
-    from foldrank.train.processes import is_restart
 
     if settings.device == "cpu" or not torch.accelerator.is_available():
         apply_malloc_settings()
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 settings,
                 arguments.out,
                 overwrite=arguments.overwrite,
-                resume=arguments.resume or (is_restart() and FinetuneFolder(arguments.out).is_run()),
+                resume=arguments.resume or FinetuneFolder(arguments.out).goes_on_by_itself(),
                 accept_changes=arguments.accept_changes,
                 tell=notes.append,
             )

@@ -59,7 +59,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from foldrank.train.malloc import apply_malloc_settings
     from foldrank.train.pretrain import InterruptedRunError, pretrain
-    from foldrank.train.processes import is_restart
     from foldrank.train.run_folder import RunFolder
 
     name, notes = Path(arguments.recipe).stem, list[str]()
@@ -73,7 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 out,
                 name=name,
                 overwrite=arguments.overwrite,
-                resume=arguments.resume or (is_restart() and RunFolder(out).is_run()),
+                resume=arguments.resume or RunFolder(out).goes_on_by_itself(),
                 branch_from=arguments.branch_from,
                 init_from=arguments.init_from,
                 progress=progress,

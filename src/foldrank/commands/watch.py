@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +37,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not (arguments.once or arguments.json) and sys.stdout.isatty():
         _follow(arguments.folder, arguments.every)
         return {"screen": ""}
-    return {**_facts(arguments.folder), "screen": _screen(arguments.folder, 78)[0]}
+    look = _look(arguments.folder, 78)
+    return {**look.facts, "screen": look.screen}
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    from foldrank.runs.run import is_run, read_run
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Look:
+    """What is to be seen of a run or a study now."""
 
-    if not is_run(folder):
-        return {}
-    run = read_run(folder, at_a_glance=True)
-    last = run.log.evaluations[-1] if run.log.evaluations else None
-    return {
-        "state": run.state,
-        "step": run.log.step,
-        "steps": run.steps,
-        "val_loss": None if last is None else last.loss,
-        "resume": run.resume_line if run.state in ("dead", "stopped") else None,
-    }
+    screen: str
+    goes_on: bool
+    """Whether more will come."""
+    facts: dict[str, Any]
+    """For programs."""
 
 
-def _screen(folder: Path, width: int) -> tuple[str, bool]:
-    """What is to be seen, and whether more will come."""
+def _look(folder: Path, width: int) -> _Look:
     from foldrank.runs.run import is_study, read_run
     from foldrank.runs.watch import screen
 
@@ -64,9 +60,23 @@ def _screen(folder: Path, width: int) -> tuple[str, bool]:
         from foldrank.compare.queue import queue_screen, read_queue
 
         queue = read_queue(folder)
-        return queue_screen(queue), bool(queue.begun or queue.waiting)
+        facts = {
+            "done": queue.done,
+            "failed": queue.failed,
+            "begun": [{"id": name, "state": run.state, "step": run.log.step} for name, run in queue.begun],
+            "waiting": list(queue.waiting),
+        }
+        return _Look(screen=queue_screen(queue), goes_on=bool(queue.begun or queue.waiting), facts=facts)
     run = read_run(folder, at_a_glance=True)
-    return screen(run, width), run.state == "running"
+    last = run.log.evaluations[-1] if run.log.evaluations else None
+    facts = {
+        "state": run.state,
+        "step": run.log.step,
+        "steps": run.steps,
+        "val_loss": None if last is None else last.loss,
+        "resume": run.resume_line if run.state in ("dead", "stopped") else None,
+    }
+    return _Look(screen=screen(run, width), goes_on=run.state == "running", facts=facts)
 
 
 def _follow(folder: Path, every: float) -> None:
@@ -77,12 +87,12 @@ def _follow(folder: Path, every: float) -> None:
 
     out = console()
     with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
-        goes_on = True
-        while goes_on:
-            text, goes_on = _screen(folder, out.width - 1)
-            live.update(Text(text), refresh=True)
-            if goes_on:
+        look = None
+        while look is None or look.goes_on:
+            if look is not None:
                 time.sleep(every)
+            look = _look(folder, out.width - 1)
+            live.update(Text(look.screen), refresh=True)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -95,6 +95,8 @@ def finetune(
         before = job.measure(job.model)
         if processes.is_main_process and not resume:
             folder.start(settings, checkpoint, identity)
+        elif processes.is_main_process:
+            folder.note_launch()
         processes.wait_for_everyone()
         model, figures = _train(job, settings, folder, saved, quiet=quiet)
         after = job.measure(model)

@@ -4,15 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foldrank.atomic import write_text
 from foldrank.finetune.settings import FinetuneSettings
-from foldrank.provenance import commit, versions
-from foldrank.structured import to_yaml
-from foldrank.train.run_folder import SCHEMA, RunFolder
+from foldrank.train.output_folder import OutputFolder
 
 
-class FinetuneFolder(RunFolder):
-    """A folder like a run's, with settings of its own."""
+class FinetuneFolder(OutputFolder):
+    """A fine-tuning's folder, whether it is there or not."""
 
     @property
     def config(self) -> Path:
@@ -27,9 +24,7 @@ class FinetuneFolder(RunFolder):
     def start(self, settings: FinetuneSettings, checkpoint: Path, identity: Mapping[str, Any]) -> None:
         """Empties the folder of the fine-tuning before, and writes the settings."""
         self.empty()
-        about = {"schema": SCHEMA, "versions": versions(), "commit": commit(), "checkpoint": str(checkpoint)}
-        about |= identity
-        write_text(self.config, to_yaml({"run": about, **settings.to_dict()}))
+        self.write_config({"checkpoint": str(checkpoint), **identity}, settings.to_dict())
 
     def check_same(self, settings: FinetuneSettings, identity: Mapping[str, Any]) -> Path | None:
         """The newest checkpoint from which this fine-tuning goes on; None where it has none yet.
@@ -37,12 +32,12 @@ class FinetuneFolder(RunFolder):
         Raises:
             ValueError: where the folder holds no fine-tuning, or a finished or another one.
         """
-        about = self._about()
+        about, saved = self._read()
         if about is None:
             raise ValueError(f"{self.path} holds no fine-tuning to go on with: leave out --resume to start one")
         if self.metrics.exists():
             raise ValueError(f"the fine-tuning in {self.path} is finished: nothing is left to do")
-        then = {**{name: value for name, value in self._settings().items() if name != "run"}, **about}
+        then = {**saved, **about}
         now = {**settings.to_dict(), **identity}
         if changed := [
             f"{name} was {then.get(name)} and is {now[name]}" for name in now if then.get(name) != now[name]

@@ -81,7 +81,9 @@ class Log:
     @property
     def step(self) -> int:
         """The last one that is logged."""
-        return max((self.points or self.evaluations or [Session(0, None, None, None)])[-1].step, self._first_step())
+        return max(
+            (entries[-1].step for entries in (self.points, self.evaluations, self.sessions) if entries), default=0
+        )
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """The steps at which a field of the points is known, and its values there."""
@@ -91,9 +93,6 @@ class Log:
             [point[0] for point, value in zip(self.points, values, strict=True) if value is not None],
             [value for value in values if value is not None],
         )
-
-    def _first_step(self) -> int:
-        return self.sessions[-1].step if self.sessions else 0
 
 
 def read_log(file: Path) -> Log:

@@ -138,8 +138,10 @@ def pretrain(
             # Train. From here on the folder is this run's.
             if processes.is_main_process and not resume:
                 _begin(run, recipe, name, inputs, origin, lineage)
-            elif processes.is_main_process and checkpoint:
-                run.go_on(recipe, checkpoint)
+            elif processes.is_main_process:
+                run.note_launch()
+                if checkpoint:
+                    run.go_on(recipe, checkpoint)
             processes.wait_for_everyone()
             checkpoint = run.checkpoints / origin.checkpoint.name if origin else checkpoint
             trainer = _train(fitted, run, model, decay, inputs, checkpoint, pause_after, quiet=quiet)

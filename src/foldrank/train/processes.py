@@ -33,7 +33,7 @@ def shared_by(device: str, patience: float = 600.0) -> PartialState:
     global _timeout
     _timeout = timeout = timedelta(seconds=patience)
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
-    if is_restart() and not dist.is_initialized():
+    if is_restart() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not dist.is_initialized():
         # torchrun keeps its store over a restart (2.13), with the addresses of the processes that are gone.
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         attempt = PrefixStore(f"attempt-{os.environ[RESTARTS]}", store)
@@ -65,6 +65,12 @@ def agreement() -> Callable[[int], int]:
 def is_restart() -> bool:
     """Whether torchrun started these processes anew, because one of those before them was lost (`--max-restarts`)."""
     return "RANK" in os.environ and int(os.environ.get(RESTARTS, "0")) > 0
+
+
+def launch() -> str | None:
+    """What torchrun's `--rdzv-id` calls this launch, or `--standalone` does; None without such a name."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none") if "RANK" in os.environ else "none"
+    return None if name == "none" else name
 
 
 def end_with_launcher() -> None:

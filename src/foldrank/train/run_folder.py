@@ -1,39 +1,29 @@
-"""The folder of a run: its files, whose it is, what it was trained on, and from where it goes on.
-
-A folder is a run's where its `config.yaml` says so: it has the settings, and under `run` the run's id and the identity
-of its data. Nothing else is ever emptied.
-"""
+"""The folder of a run of pre-training: its files, what it was trained on, and from where it goes on."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import Timeout
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foldrank.atomic import new_folder, write_text
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
-from foldrank.data.prepare import machine_lock
 from foldrank.data.stream import reopen_data, resolve_source
 from foldrank.hf.base import gathered
 from foldrank.hf.checksums import write_checksums
-from foldrank.provenance import commit, versions
 from foldrank.recipes.reading import diff
 from foldrank.recipes.schema import Recipe
-from foldrank.structured import read_yaml, to_yaml
+from foldrank.structured import to_yaml
 from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
 from foldrank.train.metrics import RunMetrics
+from foldrank.train.output_folder import OutputFolder
 from foldrank.train.schedule import GOES_ON, last_shared_step, longer, with_settings_of
 from foldrank.train.sharding import is_spread
-
-SCHEMA = 2
-"""Version of config.yaml."""
 
 LEVELS = 3
 """How many folders above a checkpoint its run is looked for."""
@@ -53,26 +43,13 @@ class RunConfig:
     """Where its weights come from, if not from a start of its own, in sentences, oldest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunFolder(OutputFolder):
     """A run's folder, whether it is there or not."""
-
-    path: Path
 
     @property
     def config(self) -> Path:
         """The resolved settings, as a recipe that can be run again, with what they ran on."""
         return self.path / "config.yaml"
-
-    @property
-    def log(self) -> Path:
-        """One JSON object a log entry."""
-        return self.path / "log.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """From which an interrupted run goes on."""
-        return self.path / "checkpoints"
 
     @property
     def unfolded(self) -> Path:
@@ -85,18 +62,9 @@ class RunFolder:
         return self.path / "folded"
 
     @property
-    def metrics(self) -> Path:
-        """What the run measured, written last."""
-        return self.path / "metrics.json"
-
-    @property
     def evaluation_text(self) -> Path:
         """Of a run on a stream, the text that it is evaluated on."""
         return self.path / "evaluation.jsonl"
-
-    def is_run(self) -> bool:
-        """Whether the folder is a run's, by what its config.yaml says."""
-        return self._about() is not None
 
     def read_config(self) -> RunConfig:
         """The settings of the run, its id, and what it was trained on.
@@ -104,54 +72,17 @@ class RunFolder:
         Raises:
             ValueError: where the folder holds no run, or its config.yaml is damaged.
         """
-        about, settings = self._about(), self._settings()
+        about, settings = self._read()
         if about is None:
             raise ValueError(f"{self.path} holds no run")
         try:
             data = about.get("data")
             identity = None if data is None else DataIdentity.from_dict(data)
-            recipe = Recipe.from_dict({name: value for name, value in settings.items() if name != "run"})
+            recipe = Recipe.from_dict(settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.config} is damaged: {error}") from error
         lineage = tuple(map(str, about.get("lineage", ())))
         return RunConfig(recipe=recipe, id=about.get("id"), data=identity, lineage=lineage)
-
-    def check_free(self, *, overwrite: bool) -> None:
-        """Refuses a folder that holds something, saying what. Nothing but a run is ever overwritten.
-
-        Raises:
-            FileExistsError: naming what the folder holds.
-        """
-        out = self._resolved()
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            return
-        if not self.is_run():
-            what = "holds files that are no run" if out.is_dir() else "is a file"
-            raise FileExistsError(f"{self.path} {what}: choose another folder with --out")
-        if not overwrite:
-            raise FileExistsError(self._what_it_holds())
-        below = [file.parent for file in sorted(out.rglob("config.yaml")) if file.parent != out]
-        if other := next((folder for folder in below if RunFolder(folder).is_run()), None):
-            raise FileExistsError(f"{self.path} has another run below it, {other}: move it away before --overwrite")
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Holds the folder for this process, until the block ends or the process does.
-
-        Raises:
-            FileExistsError: where another process on this machine holds it.
-        """
-        lock = machine_lock("run", self._resolved())
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise FileExistsError(
-                f"another run has begun in {self.path} and goes on: choose another folder with --out"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def begin(
         self, recipe: Recipe, name: str, run_id: str, identity: DataIdentity, lineage: Sequence[str] = ()
@@ -163,26 +94,8 @@ class RunFolder:
             OSError: where it cannot be written.
         """
         self.empty()
-        about = {"schema": SCHEMA, "recipe": name, "id": run_id, "versions": versions(), "commit": commit()}
-        about |= {"data": identity.to_dict(), "lineage": list(lineage)}
-        write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
-
-    def empty(self) -> None:
-        """Takes away what the run before left, if there was one, and makes the folder.
-
-        Raises:
-            FileExistsError: as `check_free`.
-            OSError: where it cannot be written.
-        """
-        self.check_free(overwrite=True)
-        # Its content and not the folder itself, which may be a mount point, a link, or where somebody stands.
-        folder = self._resolved()
-        folder.mkdir(parents=True, exist_ok=True)
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        about = {"recipe": name, "id": run_id, "data": identity.to_dict(), "lineage": list(lineage)}
+        self.write_config(about, recipe.to_dict())
 
     def go_on(self, recipe: Recipe, checkpoint: Path) -> None:
         """Makes the run one of `recipe`, which has another end, after `checkpoint`. What came after that goes.
@@ -191,7 +104,7 @@ class RunFolder:
             OSError: where it cannot be written.
         """
         before = self.read_config()
-        about = dict(self._about() or {})
+        about = {**(self._read()[0] or {})}
         then = replace(before.recipe, train=with_settings_of(before.recipe.train, recipe.train))
         if diff(then, recipe):
             # In this order, so that the same command does it again where it is cut short.
@@ -262,23 +175,6 @@ class RunFolder:
             raise ValueError(f"{checkpoint} is of step {step_of(checkpoint)}, and the two schedules part after {last}")
         return checkpoint
 
-    def newest_checkpoint(self, last: int | None) -> Path | None:
-        """The newest checkpoint of the run, verified, or its newest up to the step `last`; None where it has none yet.
-
-        Raises:
-            ValueError: where it has none up to `last`.
-        """
-        saved = checkpoints(self.checkpoints)
-        fitting = [each for each in saved if last is None or step_of(each) <= last]
-        if not fitting and last is not None:
-            raise ValueError(
-                f"no checkpoint in {self.checkpoints} is of step {last} or before, after which the schedules part"
-            )
-        if not fitting:
-            return None
-        verify(fitting[-1])
-        return fitting[-1]
-
     def validation(self, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> Dataset[dict[str, Tensor]]:
         """The validation sequences of the run, of exactly the text that it recorded.
 
@@ -300,24 +196,6 @@ class RunFolder:
         text = self.evaluation_text if self.evaluation_text.exists() else None
         data = reopen_data(config.recipe.data, identity, evaluation_text=text, tokenizer=tokenizer)
         return data.validation(replace(train.sequences, length=sequence_length), train.eval_tokens)
-
-    def _resolved(self) -> Path:
-        try:
-            return self.path.resolve()
-        except (OSError, RuntimeError) as error:
-            raise FileExistsError(
-                f"{self.path} cannot be a run's folder: it is a link that points at itself"
-            ) from error
-
-    def _settings(self) -> dict[str, Any]:
-        try:
-            return read_yaml(self.config)
-        except ValueError:
-            return {}
-
-    def _about(self) -> Mapping[str, Any] | None:
-        about = self._settings().get("run")
-        return about if isinstance(about, dict) and isinstance(about.get("schema"), int) else None
 
     def _what_it_holds(self) -> str:
         if not self.metrics.exists():
