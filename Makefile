@@ -41,7 +41,7 @@ demo: install ## pre-train the demo recipe on this machine, into runs/demo
 test: install ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not apart'
 
-test-apart: install ## run those in a browser, of site and notebooks, of exports, of several processes
+test-apart: install ## run those in a browser, of site, notebooks and examples, of exports, of several processes
 	$(BIN)/python -m pytest -n auto --dist loadfile -m apart tests
 
 docs: install ## build the documentation as a site, into docs/_build/html; warnings are errors

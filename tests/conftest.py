@@ -54,7 +54,6 @@ SLOWEST = (
     "bench/test_benchmarks.py",
     "core/test_transforms.py",
     "finetune/test_finetune.py",
-    "examples/test_examples.py",
     "test_fuzz.py",
     "compare/test_halving.py",
 )

@@ -19,10 +19,14 @@ from foldrank.train.pretrain import pretrain
 from ..small_runs import SMALL_MODEL
 
 
+EVALUATION = {"train.eval_tokens": 1200}
+"""So many that losses of two starts can be told apart."""
+
+
 @pytest.fixture(scope="module")
 def dense(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {name: value for name, value in SMALL_MODEL.items() if not name.startswith("low_rank")}
-    recipe = load_recipe(str(recipe_file), {**settings, "train.steps": 30, "low_rank": None})
+    recipe = load_recipe(str(recipe_file), {**settings, "train.steps": 30, **EVALUATION, "low_rank": None})
     out = tmp_path_factory.mktemp("dense") / "run"
     pretrain(recipe, out, quiet=True)
     return out
@@ -56,7 +60,7 @@ def test_the_checkpoint_is_of_that_loss_and_trains_on(
     (row,) = factorize(capsys, *arguments)["approximations"]
     assert {"model.safetensors", "modeling_lowrank_llama.py", "checksums.json"} <= {path.name for path in out.iterdir()}
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
-    plain = {**SMALL_MODEL, "low_rank.rank": 4, "low_rank.activation": None}
+    plain = {**SMALL_MODEL, **EVALUATION, "low_rank.rank": 4, "low_rank.activation": None}
     recipe = load_recipe(str(recipe_file), {**plain, "train.steps": 2, "train.learning_rate": 1e-12})
     begun = pretrain(recipe, tmp_path / "run", init_from=out, quiet=True)
     assert begun.val_loss == pytest.approx(row["loss"], rel=1e-5)

@@ -15,6 +15,8 @@ import pytest
 
 from tests.small_runs import Run
 
+pytestmark = pytest.mark.apart
+
 FOLDER = Path(__file__).parents[2] / "examples"
 NEEDS = {"with_lightning": "lightning"}
 IGNORED = {"with_lightning": ["-W", "ignore:`isinstance(treespec, LeafSpec)`:FutureWarning"]}  # of lightning's own code

@@ -120,6 +120,22 @@ def test_two_processes_come_to_the_weights_of_one(float64: Path, arm: str) -> No
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)  # Trainer logs them in float32
 
 
+def test_shards_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Path) -> None:
+    short = {**COLA, "train.steps": 4, "model.tie_embeddings": True}
+    launch({"commands": [command(recipe, short, tmp_path / "first")]}, tmp_path / "a", processes=1)
+    outs = {processes: tmp_path / f"second-{processes}" for processes in (1, 2)}
+    for processes, out in outs.items():
+        settings = {**short, **(FSDP if processes > 1 else {}), "low_rank.residual": None, "seed": 1}
+        begin = [*command(recipe, settings, out), "--init-from", str(tmp_path / "first")]
+        launch({"commands": [begin]}, tmp_path / str(processes), processes=processes)
+    assert losses(outs[2]) == pytest.approx(losses(outs[1]), rel=1e-5)
+    assert distance(outs[1], outs[2]) < 1e-5
+    one, two = (json.loads((out / "metrics.json").read_text()) for out in outs.values())
+    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
+    assert two["lineage"] == one["lineage"]
+    assert two["lineage"][0].startswith("began with the weights of the run")
+
+
 def test_four_processes_in_float32_whose_checkpoint_two_and_one_read(recipe: Path, tmp_path: Path) -> None:
     arms: Sequence[tuple[dict[str, Any], dict[str, Any]]] = [
         (FSDP, COLA),

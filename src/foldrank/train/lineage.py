@@ -92,11 +92,6 @@ def check_initial(source: Path, recipe: Recipe, *, alone: bool) -> None:
     """
     if not alone:
         raise ValueError("--init-from begins a run at step 0: it goes with neither --resume nor --branch-from")
-    if recipe.train.sharding != "none":
-        raise ValueError(
-            "--init-from gives a process all weights, and under train.sharding it holds a share alone: leave out one "
-            "of them"
-        )
     if recipe.train.ablation is not None:
         raise ValueError("--init-from begins with weights that are there, and train.ablation draws them: give one")
     folder = _folder_of(source)

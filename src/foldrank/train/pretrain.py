@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from foldrank.train.processes import peers_watched, shared_by
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.run_log import RunLog, end_logged
 from foldrank.train.schedule import stable_until
-from foldrank.train.sharding import check_processes, is_spread, shards, split_
+from foldrank.train.sharding import by_first_process_, check_processes, is_spread, shards, split_
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
 
@@ -176,7 +177,11 @@ def _build(
     place = shards(recipe.train, torch.device(device)) if recipe.train.sharding == "fsdp" else None
     model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, place=place, **special)
     if init_from:
-        lineage = initialize_(model, init_from, inputs.identity.tokenizer_sha256, seed=recipe.seed)
+        begin = partial(
+            initialize_, source=init_from, tokenizer_hash=inputs.identity.tokenizer_sha256, seed=recipe.seed
+        )
+        whole = partial(build_model, recipe, model.config.vocab_size, device="cpu", **special)
+        lineage = begin(model) if place is None else by_first_process_(model, whole, begin)
     if not isinstance(inputs.training, PackedStream):
         size = recipe.train.micro_batch_size or recipe.train.batch_size
         # Blocks whose weights are gathered in bfloat16 need what Trainer brings later.

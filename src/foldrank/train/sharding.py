@@ -21,12 +21,13 @@ processes sum is as wide as the latent. Numbers that they sum, a token and block
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage] - it is documented
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
@@ -43,6 +44,8 @@ TENSORS = "tensors"
 
 STYLES: dict[str, Callable[[], ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 """From transformers' words of a plan to PyTorch's."""
+
+Facts = TypeVar("Facts")
 
 OF_HEADS = "replicated_with_grad_allreduce"
 """In a plan: a weight that each process has, and uses for its own heads alone (Qwen3's norms of q and k)."""
@@ -68,6 +71,37 @@ def shards(train: TrainConfig, device: torch.device) -> Callable[[nn.Module], ob
         fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy() if outermost else of_blocks)
 
     return shard_
+
+
+def by_first_process_(
+    model: PreTrainedModel, whole: Callable[[], PreTrainedModel], begin: Callable[[PreTrainedModel], Facts]
+) -> Facts:
+    """Gives a sharded model the weights that the first process makes in a whole one, in place; the others have no such.
+
+    Args:
+        model: of which this process holds a share.
+        whole: makes the same model without shards, on the CPU.
+        begin: gives that one its weights.
+
+    Returns:
+        What `begin` returned in the first process.
+
+    Raises:
+        ValueError: in all processes, where `begin` does in the first.
+    """
+    result: list[Any] = [None]
+    weights = {}
+    if dist.get_rank() == 0:
+        try:
+            source = whole()
+            result, weights = [begin(source)], source.state_dict()
+        except ValueError as error:
+            result = [error]
+    dist.broadcast_object_list(result)
+    if isinstance(result[0], ValueError):
+        raise result[0]
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    return result[0]
 
 
 def split_(model: PreTrainedModel) -> None:
