@@ -18,7 +18,6 @@ from foldrank.train.pretrain import pretrain
 
 from ..small_runs import SMALL_MODEL
 
-
 EVALUATION = {"train.eval_tokens": 1200}
 """So many that losses of two starts can be told apart."""
 
