@@ -118,7 +118,10 @@ def to_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's, six times as fast, where there is one
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, six times as fast, where there is one
+
+
+class _Loader(_Base):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's, here without those of YAML 1.1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
