@@ -1,6 +1,7 @@
 """What all tests share: an offline process with caches of its own, a small corpus, and one finished run."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -62,6 +63,12 @@ SLOWEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.path.as_posix().endswith(SLOWEST))
+
+
+def pytest_collection_finish() -> None:
+    # Half a million objects of the libraries, which each full collection would go through again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

@@ -90,6 +90,11 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
+def texts(out: Path) -> list[tuple[int, str]]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(row["step"], row["text"]) for row in rows if row.get("event") == "text"]
+
+
 def distance(one: Path, other: Path) -> float:
     """The largest change of a folded weight, over the weights' norm."""
     a, b = (load_file(out / "folded" / "model.safetensors") for out in (one, other))
@@ -118,6 +123,8 @@ def test_two_processes_come_to_the_weights_of_one(float64: Path, arm: str) -> No
     assert distance(one, two) < 1e-9
     assert len(losses(one)) == STEPS
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)  # Trainer logs them in float32
+    assert texts(two) == texts(one)
+    assert [step for step, _ in texts(two)] == [25, 50]
 
 
 def test_shards_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Path) -> None:

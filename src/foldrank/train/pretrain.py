@@ -184,9 +184,7 @@ def _build(
         lineage = begin(model) if place is None else by_first_process_(model, whole, begin)
     if not isinstance(inputs.training, PackedStream):
         size = recipe.train.micro_batch_size or recipe.train.batch_size
-        # Blocks whose weights are gathered in bfloat16 need what Trainer brings later.
-        narrow = recipe.train.dtype == "bfloat16" and is_spread(model)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=narrow):
+        with _narrow(model, recipe):
             start = start_losses(model, first(inputs.training, size), batch_size=size)
     decay = fold_at_start_(model).decay if recipe.train.fold_at_start else None
     if recipe.train.tensor_parallel > 1:
@@ -218,8 +216,8 @@ def _train(
     # From there other ends branch off.
     before_decay = (stable_until(train),) if train.schedule == "wsd" else ()
     facts = {"tokens_per_step": inputs.training.num_tokens() / train.steps, **utilization.facts()}
-    writes = None if quiet or is_spread(model) else lambda: _text(model, inputs, recipe)
-    log = RunLog(run.log, facts, writes)
+    writes = None if quiet else lambda: _text(model, inputs, recipe)
+    log = RunLog(run.log, facts, writes, together=is_spread(model))
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -253,11 +251,17 @@ def _train(
     return trainer
 
 
+def _narrow(model: PreTrainedModel, recipe: Recipe) -> torch.autocast:
+    """What blocks whose weights are gathered in bfloat16 need where `Trainer` does not bring it."""
+    narrow = recipe.train.dtype == "bfloat16" and is_spread(model)
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=narrow)
+
+
 def _text(model: PreTrainedModel, inputs: RunInputs, recipe: Recipe) -> str:
     """What the model writes at an evaluation, without a trace in what comes after."""
     attention = model.config._attn_implementation or "sdpa"
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), _narrow(model, recipe):
         model.set_attn_implementation("sdpa")
         try:
             tokens = min(TEXT, recipe.sample_tokens)

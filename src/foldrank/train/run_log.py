@@ -26,14 +26,21 @@ class RunLog(TrainerCallback):
         file: that it is appended to.
         facts: what the run is from its first step on, written once it begins or goes on.
         text: what the model writes at each evaluation.
+        together: whether all processes must write it, since each holds a share of the model.
     """
 
     def __init__(
-        self, file: Path, facts: Mapping[str, Any] | None = None, text: Callable[[], str] | None = None
+        self,
+        file: Path,
+        facts: Mapping[str, Any] | None = None,
+        text: Callable[[], str] | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         self.file = file
         self.facts = facts or {}
         self.text = text
+        self.together = together
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -60,8 +67,10 @@ class RunLog(TrainerCallback):
             self._append(state.global_step, logs)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.text is not None and state.is_world_process_zero:
-            self._append(state.global_step, {"event": "text", "text": self.text()})
+        if self.text is not None and (self.together or state.is_world_process_zero):
+            text = self.text()
+            if state.is_world_process_zero:
+                self._append(state.global_step, {"event": "text", "text": text})
 
     def stopped(self, step: int, why: BaseException) -> None:
         """The run ends here, unfinished. A disk that is full keeps it from being written, and changes nothing."""

@@ -87,7 +87,7 @@ def by_first_process_(
         What `begin` returned in the first process.
 
     Raises:
-        ValueError: in all processes, where `begin` does in the first.
+        ValueError, OSError: in all processes, where `begin` does in the first.
     """
     result: list[Any] = [None]
     weights = {}
@@ -95,10 +95,10 @@ def by_first_process_(
         try:
             source = whole()
             result, weights = [begin(source)], source.state_dict()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             result = [error]
     dist.broadcast_object_list(result)
-    if isinstance(result[0], ValueError):
+    if isinstance(result[0], Exception):
         raise result[0]
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
     return result[0]
