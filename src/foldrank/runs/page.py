@@ -94,7 +94,7 @@ def in_short(name: str, run: Run) -> str:
     folded = _number(metrics, "val_loss_folded")
     if folded is not None:
         error = _number(metrics, "fold_max_abs_logit_drift")
-        kept = "" if error is None else f"; the fold changed no logit by more than {error:.2g}"
+        kept = "" if error is None else "; the fold changed no logit" + (f" by more than {error:.2g}" if error else "")
         return f"{sentence}; validation loss {loss(folded)}, perplexity {perplexity(folded)}, folded{kept}."
     if log.evaluations:
         last = log.evaluations[-1]
