@@ -11,10 +11,7 @@ from foldrank.train.output_folder import OutputFolder
 class FinetuneFolder(OutputFolder):
     """A fine-tuning's folder, whether it is there or not."""
 
-    @property
-    def config(self) -> Path:
-        """The settings, and what was fine-tuned on what."""
-        return self.path / "finetune.yaml"
+    config_name = "finetune.yaml"
 
     @property
     def model(self) -> Path:

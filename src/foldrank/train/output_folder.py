@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import Timeout
 
@@ -33,10 +33,12 @@ class OutputFolder(ABC):
 
     path: Path
 
+    config_name: ClassVar[str]
+
     @property
-    @abstractmethod
     def config(self) -> Path:
         """The resolved settings, which can be run again, with what they ran on under `run`."""
+        return self.path / self.config_name
 
     @property
     def log(self) -> Path:
@@ -62,10 +64,9 @@ class OutputFolder(ABC):
         """Whether torchrun began the training in this folder and has started its processes anew: since one of them was
         lost, or the number of machines has changed.
         """
-        about, _ = self._read()
-        if about is None:
-            return False
-        return is_restart() or (launch() is not None and about.get("launch") == launch() and not self.metrics.exists())
+        if is_restart():
+            return self.is_run()
+        return launch() is not None and self._launch() == launch() and not self.metrics.exists()
 
     def check_free(self, *, overwrite: bool) -> None:
         """Refuses a folder that holds something, saying what. Nothing but a run is ever overwritten.
@@ -122,7 +123,7 @@ class OutputFolder(ABC):
                 entry.unlink()
 
     def write_config(self, about: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Writes the file of settings.
+        """Writes the file of settings, with this launch; what `about` lacks of versions is that of this process.
 
         Raises:
             OSError: where it cannot be written.
@@ -138,8 +139,8 @@ class OutputFolder(ABC):
             OSError: where it cannot be written.
         """
         about, settings = self._read()
-        if about is not None and launch() is not None and about.get("launch") != launch():
-            write_text(self.config, to_yaml({"run": {**about, "launch": launch()}, **settings}))
+        if about is not None and launch() is not None and self._launch() != launch():
+            self.write_config(about, settings)
 
     def newest_checkpoint(self, last: int | None) -> Path | None:
         """The newest checkpoint of the run, verified, or its newest up to the step `last`; None where it has none yet.
@@ -165,6 +166,10 @@ class OutputFolder(ABC):
             raise FileExistsError(
                 f"{self.path} cannot be a run's folder: it is a link that points at itself"
             ) from error
+
+    def _launch(self) -> object:
+        about, _ = self._read()
+        return None if about is None else about.get("launch")
 
     def _read(self) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
         """What the file of settings says under `run`, None where it is none, and the settings."""

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foldrank.atomic import new_folder, write_text
+from foldrank.atomic import new_folder
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
 from foldrank.data.stream import reopen_data, resolve_source
 from foldrank.hf.base import gathered
 from foldrank.hf.checksums import write_checksums
 from foldrank.recipes.reading import diff
 from foldrank.recipes.schema import Recipe
-from foldrank.structured import to_yaml
 from foldrank.train.checkpoints import checkpoints, run_of, step_of, verify
 from foldrank.train.metrics import RunMetrics
 from foldrank.train.output_folder import OutputFolder
@@ -46,10 +45,7 @@ class RunConfig:
 class RunFolder(OutputFolder):
     """A run's folder, whether it is there or not."""
 
-    @property
-    def config(self) -> Path:
-        """The resolved settings, as a recipe that can be run again, with what they ran on."""
-        return self.path / "config.yaml"
+    config_name = "config.yaml"
 
     @property
     def unfolded(self) -> Path:
@@ -104,7 +100,7 @@ class RunFolder(OutputFolder):
             OSError: where it cannot be written.
         """
         before = self.read_config()
-        about = {**(self._read()[0] or {})}
+        lineage = list(before.lineage)
         then = replace(before.recipe, train=with_settings_of(before.recipe.train, recipe.train))
         if diff(then, recipe):
             # In this order, so that the same command does it again where it is cut short.
@@ -112,9 +108,10 @@ class RunFolder(OutputFolder):
             for later in checkpoints(self.checkpoints):
                 if step_of(later) > step_of(checkpoint):
                     shutil.rmtree(later)
-            about["lineage"] = [*before.lineage, longer(before.recipe.train, recipe.train, step_of(checkpoint))]
+            lineage.append(longer(before.recipe.train, recipe.train, step_of(checkpoint)))
         if diff(before.recipe, recipe):
-            write_text(self.config, to_yaml({"run": about, **recipe.to_dict()}))
+            about, _ = self._read()
+            self.write_config({**(about or {}), "lineage": lineage}, recipe.to_dict())
 
     def find_checkpoint(self, recipe: Recipe, resume: bool | Path) -> Path | None:
         """The verified checkpoint from which the run goes on; None where it has none yet and starts again.
