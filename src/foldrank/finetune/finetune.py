@@ -80,7 +80,7 @@ def finetune(
     """
     processes = shared_by(settings.device)
     folder = FinetuneFolder(out)
-    with folder.claimed() if processes.is_main_process else nullcontext():
+    with folder.claimed() if processes.is_main_process else nullcontext(), peers_watched():
         # Refuse what cannot work before anything is made or deleted.
         if not resume:
             folder.check_free(overwrite=overwrite)
@@ -97,8 +97,9 @@ def finetune(
             folder.start(settings, checkpoint, identity)
         elif processes.is_main_process:
             folder.note_launch()
-        processes.wait_for_everyone()
-        model, figures = _train(job, settings, folder, saved, quiet=quiet)
+        with peers_watched(folder.path):
+            processes.wait_for_everyone()
+            model, figures = _train(job, settings, folder, saved, quiet=quiet)
         after = job.measure(model)
 
         # Save and record.
@@ -195,7 +196,7 @@ def _train(
     generation, config = copy.deepcopy(getattr(job.model, "generation_config", None)), copy.deepcopy(job.model.config)
     trainer = make_trainer(model, job.training, copy.deepcopy(job.tokenizer), settings, folder.checkpoints, callbacks)
     began = time.perf_counter()
-    with stop, peers_watched(folder.path), end_logged(log, trainer), warnings.catch_warnings():
+    with stop, end_logged(log, trainer), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT's and TRL's own use of transformers
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
         trainer.accelerator.wait_for_everyone()  # for the first one, which writes: a launcher kills what is left

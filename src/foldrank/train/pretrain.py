@@ -33,7 +33,7 @@ from foldrank.train.metrics import RunMetrics
 from foldrank.train.model import build_model, check_recipe, resolve_vocab_size
 from foldrank.train.model_card import model_card
 from foldrank.train.perturbation import start_losses
-from foldrank.train.processes import peers_watched, shared_by
+from foldrank.train.processes import first_alone, peers_watched, shared_by
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.run_log import RunLog, end_logged
 from foldrank.train.schedule import stable_until
@@ -108,7 +108,7 @@ def pretrain(
     recipe = replace(recipe, data=resolve_source(recipe.data))
     run = RunFolder(out)
     claimed = run.claimed() if processes.is_main_process else nullcontext()
-    with _environment_restored(), claimed:
+    with _environment_restored(), claimed, peers_watched():
         # Refuse what cannot work, before anything slow begins and before anything is made or deleted.
         check_recipe(recipe)
         device, gpus = torch.device(str(processes.device)), check_processes(recipe.train, processes.num_processes)
@@ -125,7 +125,7 @@ def pretrain(
         training_arguments(fitted, out)  # refuses a log that is not installed
 
         # Prepare: text to token ids, once; a run that goes on opens what it was trained on.
-        with processes.main_process_first():
+        with first_alone(processes):
             opened = run if resume else origin.run if origin else None
             inputs = prepare_inputs(recipe, opened, checkpoint, progress)
 
@@ -143,12 +143,13 @@ def pretrain(
                 run.note_launch()
                 if checkpoint:
                     run.go_on(recipe, checkpoint)
-            processes.wait_for_everyone()
-            checkpoint = run.checkpoints / origin.checkpoint.name if origin else checkpoint
-            trainer = _train(fitted, run, model, decay, inputs, checkpoint, pause_after, quiet=quiet)
+            with peers_watched(run.path):
+                processes.wait_for_everyone()
+                checkpoint = run.checkpoints / origin.checkpoint.name if origin else checkpoint
+                trainer = _train(fitted, run, model, decay, inputs, checkpoint, pause_after, quiet=quiet)
 
-            # Fold, verify that nothing changed but roundings, and save both forms.
-            folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
+                # Fold, verify that nothing changed but roundings, and save both forms.
+                folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
 
         # Record.
         lineage = run.read_config().lineage
@@ -235,7 +236,7 @@ def _train(
         callbacks=[stop, *pause, SaveAfter(before_decay), Health(quiet=quiet), *shown, log],
     )
     trainer.remove_callback(PrinterCallback)
-    with stop, peers_watched(run.path), end_logged(log, trainer):
+    with stop, end_logged(log, trainer):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.finish_saving()
         trainer.accelerator.wait_for_everyone()  # for the first one, which writes: a launcher kills what is left

@@ -19,6 +19,11 @@ RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 _timeout = timedelta(seconds=600)
 
+HOWEVER_LONG = timedelta(days=365)
+
+OF_GLOO = ("gloo", "Connection", "pair closure")
+"""Each of its messages has one of these: mostly the path of its source, not where another exchange waited too long."""
+
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when the one that started it ends."""
 
@@ -80,8 +85,28 @@ def end_with_launcher() -> None:
 
 
 @contextmanager
-def peers_watched(out: Path) -> Iterator[None]:
+def first_alone(processes: PartialState) -> Iterator[None]:
+    """The first process goes through the block alone and the others after it, however long that takes.
+
+    `train.patience` is for steps; a corpus may take hours to prepare. A process that ends is noticed at once.
+    """
+    if processes.num_processes == 1:
+        yield
+        return
+    group: Any = dist.new_group(backend="gloo", timeout=HOWEVER_LONG)
+    if not processes.is_main_process:
+        dist.barrier(group)
+    yield
+    if processes.is_main_process:
+        dist.barrier(group)
+
+
+@contextmanager
+def peers_watched(out: Path | None = None) -> Iterator[None]:
     """Says in one line that another process was lost, or does not answer, where a collective fails in the block.
+
+    Args:
+        out: the folder of what can be gone on with; None before there is such a folder.
 
     Raises:
         ConnectionError: in place of what the network's library says.
@@ -92,14 +117,15 @@ def peers_watched(out: Path) -> Iterator[None]:
         if not (dist.is_initialized() and dist.get_world_size() > 1 and _is_of_network(error)):
             raise
         rank = f"rank {dist.get_rank()} of {dist.get_world_size()}"
+        cure = "start it again" if out is None else f"go on with --out {out} --resume"
         if _is_timeout(error):
             raise ConnectionError(
                 f"{rank} waited in vain for another process, longer than train.patience: one of those that do not say "
-                f"this has stalled, or the network between them; go on with --out {out} --resume"
+                f"this has stalled, or the network between them; {cure}"
             ) from error
         raise ConnectionError(
             f"{rank} lost the connection to another process, which has "
-            f"ended or cannot be reached (its own message tells why): go on with --out {out} --resume"
+            f"ended or cannot be reached (its own message tells why): {cure}"
         ) from error
 
 
@@ -108,4 +134,4 @@ def _is_timeout(error: RuntimeError) -> bool:
 
 
 def _is_of_network(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in OF_GLOO)
