@@ -33,7 +33,7 @@ else:
     print("ready", flush=True)
     if not processes.is_main_process:
         time.sleep(600)
-  # Two exchanges at a time, as of the buckets of gradients.
+    # Two exchanges at a time, as of the buckets of gradients.
     waiting = [dist.all_reduce(torch.ones(100_000), async_op=True) for _ in range(2)]
     for each in waiting[:: int(sys.argv[4])]:
         try:
