@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from foldrank.cli import main
 from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.dtensor import full_tensor, to_local
-from foldrank.recipes import load_recipe
-from foldrank.train.model import build_model
+from foldrank.recipes import Recipe, load_recipe
+from foldrank.train.model import build_model, shape_of
 from foldrank.train.processes import shared_by
 from foldrank.train.sharded_checkpoints import OPTIMIZER, load_state_, load_weights_, state_of
-from foldrank.train.sharding import is_spread, shards, split_
+from foldrank.train.sharding import Shards, is_spread, plan_of, split_
 from foldrank.train.wire import wire
 
 VOCABULARY = 320
@@ -58,37 +58,45 @@ class Counted(TorchDispatchMode):
         return future
 
 
+def sharded(recipe: Recipe) -> Shards:
+    """What shares a model out as `pretrain` does."""
+    split = recipe.train.tensor_parallel > 1
+    return Shards(recipe.train, torch.device("cpu"), plan_of(shape_of(recipe, VOCABULARY)) if split else {})
+
+
 def exchanged(recipe_file: str, settings: dict[str, Any]) -> list[dict[str, int]]:
     """The bytes of one step, counted, and by the formula."""
     recipe = load_recipe(recipe_file, settings)
-    train, device = recipe.train, torch.device("cpu")
-    model = build_model(recipe, VOCABULARY, place=shards(train, device) if train.sharding == "fsdp" else None)
-    if train.fold_at_start:
-        fold_at_start_(model)
-    if train.tensor_parallel > 1:
-        split_(model)
+    train = recipe.train
+    model = build_model(recipe, VOCABULARY, place=sharded(recipe) if train.sharding == "fsdp" else None)
+    if train.sharding == "none":
+        if train.fold_at_start:
+            fold_at_start_(model)
+        if train.tensor_parallel > 1:
+            split_(model)
     counted = Counted()
     runs: Any = model
     if not is_spread(model):
         runs = DistributedDataParallel(model, broadcast_buffers=False)
         runs.register_comm_hook(None, counted.of_bucket)
-    size = train.resolve_micro_batch_size(2 // train.tensor_parallel)
-    passes = train.batch_size // (2 // train.tensor_parallel) // size
+    processes = dist.get_world_size()
+    shares = processes // train.tensor_parallel
+    size = train.resolve_micro_batch_size(shares)
+    passes = train.batch_size // shares // size
     tokens = torch.arange(size * train.sequence_length).view(size, -1) % VOCABULARY
     with counted:
         for number in range(passes):
             if train.sharding == "fsdp":
                 runs.set_requires_gradient_sync(number == passes - 1)
             runs(input_ids=tokens, labels=tokens).loss.backward()
-    formula = wire(recipe, gpus=2, vocab_size=VOCABULARY)
+    formula = wire(recipe, gpus=processes, vocab_size=VOCABULARY)
     return [counted.bytes, {name: getattr(formula, name) for name in counted.bytes}]
 
 
 def bytes_held(recipe_file: str) -> int:
     """Weights, gradients and optimizer state of this process after a step, in float32."""
     recipe = load_recipe(recipe_file, {"train.sharding": "fsdp"})
-    place = shards(recipe.train, torch.device("cpu"))
-    model = build_model(recipe, VOCABULARY, place=place if dist.is_initialized() else None)
+    model = build_model(recipe, VOCABULARY, place=sharded(recipe) if dist.is_initialized() else None)
     optimizer = torch.optim.AdamW(model.parameters())
     tokens = torch.arange(16).view(1, 16)
     model(input_ids=tokens, labels=tokens).loss.backward()
@@ -100,7 +108,7 @@ def bytes_held(recipe_file: str) -> int:
 def read(recipe_file: str, checkpoint: Path) -> dict[str, torch.Tensor]:
     """All that a checkpoint holds, gathered from the shares that each process reads."""
     recipe = load_recipe(recipe_file, {"train.sharding": "fsdp"})
-    model = build_model(recipe, VOCABULARY, place=shards(recipe.train, torch.device("cpu")))
+    model = build_model(recipe, VOCABULARY, place=sharded(recipe))
     optimizer = torch.optim.AdamW(model.parameters())
     load_weights_(model, checkpoint)
     load_state_(model, optimizer, checkpoint / OPTIMIZER)

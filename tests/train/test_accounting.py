@@ -38,7 +38,7 @@ from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.evaluate import evaluate_loss, fold_error, logits_of
 from foldrank.train.model import build_model, dense_parameters, meta_model, shape_of
 from foldrank.train.optimizer_cost import optimizer_flops
-from foldrank.train.sharding import shards, split_
+from foldrank.train.sharding import Shards, plan_of, split_
 from foldrank.train.stand_ins import blocks_of, stands_for
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
@@ -352,12 +352,21 @@ def test_shares_under_fsdp_are_those_allocated(method: str, checkpointing: Way):
 
 
 @pytest.mark.usefixtures("four_ranks")
-@pytest.mark.parametrize("settings", [{"train.sharding": "fsdp"}, {"train.tensor_parallel": 4}], ids=["FSDP", "split"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train.sharding": "fsdp"},
+        {"train.tensor_parallel": 4},
+        {"train.sharding": "fsdp", "train.tensor_parallel": 2},
+    ],
+    ids=["FSDP", "split", "both"],
+)
 def test_a_process_of_four_holds_its_part_of_7b(settings: dict[str, Any]):
     recipe = load_recipe("llama-7b-cola-dlr", {**settings, "low_rank.residual": None})
     model = meta_model(recipe)
     if recipe.train.sharding == "fsdp":
-        shard_ = shards(recipe.train, torch.device("cpu"))
+        split = recipe.train.tensor_parallel > 1
+        shard_ = Shards(recipe.train, torch.device("cpu"), plan_of(model) if split else {})
         for unit in (*blocks_of(model), model):
             shard_(unit)
     else:
@@ -365,7 +374,9 @@ def test_a_process_of_four_holds_its_part_of_7b(settings: dict[str, Any]):
     held = sum(to_local(parameter).nbytes for parameter in model.parameters())
     planned = memory(recipe, gpus=4 // recipe.train.tensor_parallel).weights
     assert held == planned
-    assert held < (0.26 if recipe.train.sharding == "fsdp" else 0.6) * 4 * count_parameters(model)
+    assert held < {(True, 1): 0.26, (False, 4): 0.6, (True, 2): 0.4}[
+        recipe.train.sharding == "fsdp", recipe.train.tensor_parallel
+    ] * 4 * count_parameters(model)
 
 
 @pytest.mark.parametrize("chunk", [32, 1000])

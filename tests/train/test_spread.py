@@ -1,4 +1,4 @@
-"""Several processes against one: by DDP, FSDP2 and tensor parallelism they come to the same weights."""
+"""Several processes against one: by DDP, FSDP2, tensor parallelism and both they come to the same weights."""
 
 import json
 import os
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.apart
 
 STEPS = 50
 FSDP, SPLIT = {"train.sharding": "fsdp"}, {"train.tensor_parallel": 2}
+BOTH = {**FSDP, **SPLIT}
 MUON, FOLDED = {"train.optimizer": "muon"}, {"train.fold_at_start": True}
 PLAIN, COLA = {"low_rank.activation": None}, {"low_rank.activation": "silu"}
 NO_RESIDUAL = {"low_rank.residual": None}
@@ -34,8 +35,17 @@ ARMS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "split, folded at the start, Muon": (SPLIT, {**PLAIN, **FOLDED, **MUON}),
     "split, no residual, by chunks": (SPLIT, {**COLA, **NO_RESIDUAL, "train.chunked_loss": True}),
     "split, dense": (SPLIT, {"low_rank": None}),
+    "both, folded at the start, AdamW": (BOTH, {**COLA, **FOLDED}),
+    "both, folded at the start, Muon": (BOTH, {**PLAIN, **FOLDED, **MUON}),
+    "both, no residual, accumulated, by chunks": (
+        BOTH,
+        {**COLA, **NO_RESIDUAL, "train.chunked_loss": True, "train.micro_batch_size": 1},
+    ),
+    "both, dense": (BOTH, {"low_rank": None}),
 }
 """How the processes share the work, and what they train."""
+
+PROCESSES = {arm: 4 if how is BOTH else 2 for arm, (how, _) in ARMS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +114,21 @@ def distance(one: Path, other: Path) -> float:
 
 @pytest.fixture(scope="module")
 def float64(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each arm in one process and in two, in float64."""
+    """Each arm in one process and in two or four, in float64."""
     folder = tmp_path_factory.mktemp("arms")
-    for processes in (1, 2):
+    for processes in (1, 2, 4):
         commands = [
             command(recipe, {**(how if processes > 1 else {}), **what}, folder / str(processes) / name)
             for name, (how, what) in ARMS.items()
+            if processes in (1, PROCESSES[name])
         ]
         launch({"commands": commands}, folder / str(processes), processes=processes, dtype="float64")
     return folder
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_two_processes_come_to_the_weights_of_one(float64: Path, arm: str) -> None:
-    one, two = (float64 / str(processes) / arm for processes in (1, 2))
+def test_several_processes_come_to_the_weights_of_one(float64: Path, arm: str) -> None:
+    one, two = (float64 / str(processes) / arm for processes in (1, PROCESSES[arm]))
     metrics = [json.loads((out / "metrics.json").read_text()) for out in (one, two)]
     assert metrics[1]["val_loss_folded"] == pytest.approx(metrics[0]["val_loss_folded"], rel=1e-9)
     assert distance(one, two) < 1e-9
@@ -125,6 +136,7 @@ def test_two_processes_come_to_the_weights_of_one(float64: Path, arm: str) -> No
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)  # Trainer logs them in float32
     assert texts(two) == texts(one)
     assert [step for step, _ in texts(two)] == [25, 50]
+    assert metrics[1]["start_loss"] == pytest.approx(metrics[0]["start_loss"], rel=1e-9)
 
 
 def test_shards_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Path) -> None:

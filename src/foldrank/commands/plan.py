@@ -65,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tensor-parallel",
         type=whole_number(1, 1 << 10),
         metavar="N",
-        help="short for --train.tensor_parallel, of as many GPUs, with a residual also --train.fold_at_start",
+        help="short for --train.tensor_parallel, of as many GPUs, or with fsdp of a multiple; with a residual also "
+        "--train.fold_at_start",
     )
     parser.add_argument(
         "--bandwidth",
@@ -174,9 +175,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _strategy(recipe: "Recipe", gpus: int) -> str:
     if gpus == 1:
         return "one GPU"
-    if recipe.train.tensor_parallel > 1:
-        return "split"
-    return "FSDP" if recipe.train.sharding == "fsdp" else "DDP"
+    sharded, split = recipe.train.sharding == "fsdp", recipe.train.tensor_parallel > 1
+    return ", ".join([*(["FSDP"] if sharded else []), *(["split"] if split else [])]) or "DDP"
 
 
 def _vocabulary_note(model: "PreTrainedModel") -> list[str]:

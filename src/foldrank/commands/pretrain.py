@@ -104,7 +104,7 @@ def show(result: dict[str, Any]) -> None:
 
     utilized, started = [], [("where it comes from", sentence) for sentence in metrics.lineage]
     if (bare := metrics.start_loss_without_residual) is not None:
-        started.append(("first batch, with residual and without", f"{metrics.start_loss:.4f}, {bare:.4f}"))
+        started.append(("first sequences, with residual and without", f"{metrics.start_loss:.4f}, {bare:.4f}"))
     if metrics.mfu is not None:
         utilized.append(("model FLOPs utilization", f"{metrics.mfu:.1%}"))
     if metrics.peak_memory_bytes is not None:

@@ -69,6 +69,10 @@ class AnchoredDecay:
     def __init__(self, targets: Sequence[_Target]) -> None:
         self._targets = targets
 
+    def __add__(self, other: "AnchoredDecay") -> "AnchoredDecay":
+        """That of both, as of blocks that are folded one after the other."""
+        return AnchoredDecay([*self._targets, *other._targets])
+
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Hooks into `optimizer`; the handle's `remove()` undoes it.
 

@@ -182,7 +182,8 @@ class TrainConfig:
     and optimizer state, gathered block by block where they are needed (FSDP2)."""
 
     tensor_parallel: Annotated[int, Bounds(1, 1 << 10)] = 1
-    """Processes that share the layers of each block, the rank never split: all of them see the same sequences."""
+    """Processes that share the layers of each block, the rank never split: all of them see the same sequences. With
+    sharding fsdp there may be several such groups, among which their parts are shared out."""
 
     skip_nonfinite: Annotated[int, Bounds(1, 1000)] | None = None
     """Steps in a row that are left out where their gradient is not finite, before the run ends; None: it ends at the
@@ -285,8 +286,6 @@ class TrainConfig:
         problems = out_of_bounds(self)
         if self.test_tokens is not None and self.eval_tokens is None:
             problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
-        if self.sharding == "fsdp" and self.tensor_parallel > 1:
-            problems.append("sharding fsdp and tensor_parallel are not built to go together: give one of them")
         if self.ablation is not None and (self.sharding == "fsdp" or self.tensor_parallel > 1):
             problems.append("ablation is for studies in one process: leave out sharding and tensor_parallel")
         if self.ablation is not None and self.fold_at_start:

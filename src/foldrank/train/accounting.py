@@ -47,8 +47,11 @@ token, or 3 V 4 for logits, their copy and log-probabilities (of a chunk of toke
 of the fold keeps at most `MOST_LOGITS` logits besides (train/evaluate.py).
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from foldrank.core.inventory import count_parameters
@@ -76,7 +79,7 @@ from foldrank.train.block_costs import (
 from foldrank.train.evaluate import MOST_LOGITS
 from foldrank.train.model import shape_of
 from foldrank.train.optimizer_cost import optimizer_bytes
-from foldrank.train.sharding import split_in
+from foldrank.train.sharding import parts_in
 from foldrank.train.stand_ins import blocks_of, stands_for, times_of, total
 
 PARTS = {
@@ -237,7 +240,8 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None =
     # The check of the fold holds the logits before and after, and their difference, at as many positions as allowed.
     checked = 4 * saved
     body = 4 * 3 * (d + f) * tokens
-    state = 4 * _held(model, train, gpus) + optimizer_bytes(model, train, shards=shards, parts=split_in(model, train))
+    parts = parts_in(model, train)
+    state = 4 * _held(model, train, gpus) + optimizer_bytes(model, train, shards=shards, parts=parts)
     return state + body + max(logits, checked)
 
 
@@ -249,12 +253,12 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1) -
     prefetched), and the gradients of embedding, head and one block, all as wide as the products.
 
     Where layers are split (`train.tensor_parallel`; train/sharding.py) so are their weights, gradients and optimizer
-    state; what blocks keep counts as if it were not, which is more than there is.
+    state; what blocks keep counts as if it were not, which is more than there is. Under both, parts are divided.
 
     Args:
         model: a Llama, on any device.
         train: its training settings.
-        gpus: processes, each with one GPU.
+        gpus: shares that a step's sequences come in: GPUs, or groups of them that split layers.
 
     Raises:
         ValueError: where a step's sequences cannot be shared out among the GPUs.
@@ -269,11 +273,11 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1) -
     saved = [tokens * (saved_per_token(block, model.config, width) + mask) for block in blocks]
     effective = [effective_weights(block, width) for block in blocks]
 
-    shards = _shards(train, gpus)
+    shards, parts = _shards(train, gpus), parts_in(model, train)
     communication = 0
     if shards > 1:
-        unit = max(count_parameters(block) for block in blocks)
-        outside = count_parameters(model) - sum(count_parameters(block) for block in blocks)
+        units = [_of_a_part(block, parts) for block in blocks]
+        unit, outside = max(units), _of_a_part(model, parts) - sum(units)
         communication = width * (2 * outside + 3 * unit)
     elif gpus > 1:
         communication = 4 * count
@@ -308,7 +312,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1) -
         weights=4 * _held(model, train, gpus)
         + total(model, lambda part: sum(layer.rows.nbytes + layer.columns.nbytes for layer in sparse_in(part))),
         gradients=4 * _held(model, train, gpus),
-        optimizer=optimizer_bytes(model, train, shards=shards, parts=split_in(model, train)),
+        optimizer=optimizer_bytes(model, train, shards=shards, parts=parts),
         communication=communication,
         weight_copies=2 * copied + _weighted(effective, times),
         blocks=_weighted(saved, times),
@@ -349,9 +353,10 @@ def _shards(train: TrainConfig, gpus: int) -> int:
 
 def _held(model: PreTrainedModel, train: TrainConfig, gpus: int) -> int:
     """Parameters that one GPU holds."""
-    parts, times = split_in(model, train), times_of(model)
-    numbers = sum(
-        times.get(id(parameter), 1) * (parameter.numel() // parts.get(id(parameter), 1))
-        for parameter in model.parameters()
-    )
-    return -(-numbers // _shards(train, gpus))
+    parts = parts_in(model, train)
+    return -(-total(model, lambda module: _of_a_part(module, parts)) // _shards(train, gpus))
+
+
+def _of_a_part(module: nn.Module, parts: Mapping[int, Sequence[int]]) -> int:
+    """Numbers of a module's parameters, of those that are split in one process."""
+    return sum(math.prod(parts.get(id(parameter), parameter.shape)) for parameter in module.parameters())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +20,7 @@ from foldrank.hf.tokenizers import embedding_size
 from foldrank.train.chunked_loss import is_chunked, token_losses_by_chunks
 from foldrank.train.compilation import uncompiled
 from foldrank.train.metrics import perplexity_of
-from foldrank.train.sharding import is_split
+from foldrank.train.sharding import share_of
 
 COMPILED_FROM = 512
 """New tokens from which on a GPU compiles the model, which takes as long as some hundreds of them (not measured)."""
@@ -131,11 +130,10 @@ def evaluate_loss(
         ValueError: where no label counts.
     """
     total = len(sequences)  # pyright: ignore[reportArgumentType]
-    all_see_all = is_split(model)
-    rank, processes = (0, 1) if all_see_all else (PartialState().process_index, PartialState().num_processes)
-    mine = range(rank, total, processes)
+    share, shares = share_of(model)
+    mine = range(share, total, shares)
     # A process with one fewer takes the first once more, and forgets it: sharded ones gather weights in each pass.
-    short = [0] * (len(range(0, total, processes)) - len(mine))
+    short = [0] * (len(range(0, total, shares)) - len(mine))
     measured: list[tuple[int, float, int, int]] = []
     for batch in _batches(model, Subset(sequences, [*mine, *short]), batch_size, collate):
         labels = batch["labels"][:, 1:]
@@ -143,7 +141,8 @@ def evaluate_loss(
         sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
         sizes = [0] * len(sums) if token_bytes is None else _bytes_of(labels.cpu(), token_bytes)
         measured += zip(mine[len(measured) :], sums, counts, sizes, strict=False)
-    everyone = measured if all_see_all else sorted(gather_object(measured))
+    # Those who split layers have all measured the same.
+    everyone = sorted({each[0]: each for each in gather_object(measured)}.values())
     if not any(count for _, _, count, _ in everyone):
         raise ValueError(f"there is no token to predict in these {total} sequences")
     return Evaluation(

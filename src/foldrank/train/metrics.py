@@ -96,10 +96,12 @@ class RunMetrics:
     """Training tokens in these seconds, over them."""
 
     start_loss: float | None = None
-    """Of the first batch before the first step, in nats per predicted token; None of a stream."""
+    """Of the first batch's sequences, of 32 at most, before the first step, in nats per predicted token; None of a
+    stream."""
 
     start_loss_without_residual: float | None = None
-    """The same without the residual: what it does to the start; None where there is none."""
+    """The same without the residual: what it does to the start; None where there is none, or where a run that is
+    sharded and split has folded it already."""
 
     micro_batch_size: int | None = None
     """Sequences of a forward pass on one device; None in files of foldrank 0.1."""

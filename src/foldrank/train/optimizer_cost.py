@@ -1,6 +1,7 @@
 """What an optimizer costs beside the passes: bytes of its state, and FLOPs of a step."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from torch import nn
@@ -12,11 +13,11 @@ from foldrank.train.stand_ins import times_of
 
 
 def optimizer_bytes(
-    model: nn.Module, train: TrainConfig, *, shards: int = 1, parts: Mapping[int, int] = MappingProxyType({})
+    model: nn.Module, train: TrainConfig, *, shards: int = 1, parts: Mapping[int, Sequence[int]] = MappingProxyType({})
 ) -> int:
     """Bytes of the state that an optimizer keeps in float32, on one of `shards` that share it.
 
-    `parts` has the number of parts that a parameter comes in, by its id, where that is not 1.
+    `parts` has the shape that a parameter has in one process, by its id, where it is split (`parts_in`).
 
     AdamW keeps two averages, and a step counter for each tensor; Muon and Spectron one average, Spectron also a vector
     for each factor's norm, as long as a row of it.
@@ -26,7 +27,7 @@ def optimizer_bytes(
     for rule, _, parameters in parameters_by_rule(model, train.optimizer):
         for parameter in parameters:
             number = times.get(id(parameter), 1)
-            numbers = number * parameter.numel() // parts.get(id(parameter), 1)
+            numbers = number * math.prod(parts.get(id(parameter), parameter.shape))
             averages += numbers * (8 if rule == "adamw" else 4)
             if rule == "adamw":
                 others += number * 4

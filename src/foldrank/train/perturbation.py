@@ -1,4 +1,4 @@
-"""What a residual does to a model before its first step: the loss of the first batch with it and without."""
+"""What a residual does to a model before its first step: the loss of the first sequences with it and without."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,9 @@ from torch.utils.data import Dataset
 
 from foldrank.core.inventory import low_rank_layers
 from foldrank.train.evaluate import evaluate_loss
+
+START_SEQUENCES = 32
+"""So many of the first batch at most, whatever the number of processes and of sequences at a time."""
 
 
 def start_losses(model: nn.Module, batch: Dataset, *, batch_size: int) -> tuple[float, float | None]:

@@ -30,14 +30,14 @@ from foldrank.train.inputs import RunInputs, prepare_inputs
 from foldrank.train.lineage import Branch, branch, check_initial, initialize_
 from foldrank.train.measurement import Folded, measured
 from foldrank.train.metrics import RunMetrics
-from foldrank.train.model import build_model, check_recipe, resolve_vocab_size
+from foldrank.train.model import build_model, check_recipe, resolve_vocab_size, shape_of
 from foldrank.train.model_card import model_card
-from foldrank.train.perturbation import start_losses
+from foldrank.train.perturbation import START_SEQUENCES, start_losses
 from foldrank.train.processes import first_alone, peers_watched, shared_by
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.run_log import RunLog, end_logged
 from foldrank.train.schedule import stable_until
-from foldrank.train.sharding import by_first_process_, check_processes, is_spread, shards, split_
+from foldrank.train.sharding import Shards, by_first_process_, check_processes, is_spread, plan_of, split_
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
 
@@ -175,20 +175,25 @@ def _build(
 ) -> tuple[PreTrainedModel, AnchoredDecay | None, tuple[float | None, float | None], tuple[str, ...]]:
     tokenizer, start, lineage = inputs.tokenizer, (None, None), ()
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    place = shards(recipe.train, torch.device(device)) if recipe.train.sharding == "fsdp" else None
-    model = build_model(recipe, resolve_vocab_size(recipe, tokenizer), device=device, place=place, **special)
+    vocab_size, place = resolve_vocab_size(recipe, tokenizer), None
+    if recipe.train.sharding == "fsdp":
+        split = recipe.train.tensor_parallel > 1
+        place = Shards(recipe.train, torch.device(device), plan_of(shape_of(recipe, vocab_size)) if split else {})
+    model = build_model(recipe, vocab_size, device=device, place=place, **special)
+    decay = place and place.decay
     if init_from:
         begin = partial(
             initialize_, source=init_from, tokenizer_hash=inputs.identity.tokenizer_sha256, seed=recipe.seed
         )
-        whole = partial(build_model, recipe, model.config.vocab_size, device="cpu", **special)
-        lineage = begin(model) if place is None else by_first_process_(model, whole, begin)
+        whole = partial(build_model, recipe, vocab_size, device="cpu", **special)
+        lineage = begin(model) if place is None else by_first_process_(model, whole, begin, folded=decay is not None)
     if not isinstance(inputs.training, PackedStream):
-        size = recipe.train.micro_batch_size or recipe.train.batch_size
+        batch = first(inputs.training, min(recipe.train.batch_size, START_SEQUENCES))
         with _narrow(model, recipe):
-            start = start_losses(model, first(inputs.training, size), batch_size=size)
-    decay = fold_at_start_(model).decay if recipe.train.fold_at_start else None
-    if recipe.train.tensor_parallel > 1:
+            start = start_losses(model, batch, batch_size=recipe.train.micro_batch_size or recipe.train.batch_size)
+    if recipe.train.fold_at_start and decay is None:
+        decay = fold_at_start_(model).decay
+    if recipe.train.tensor_parallel > 1 and place is None:
         split_(model)
     if recipe.train.ablation is not None:
         start_as_ablation_(model, recipe.train.ablation, recipe.seed)

@@ -34,7 +34,7 @@ from foldrank.structured import to_json
 from foldrank.train.checkpoints import step_of
 from foldrank.train.processes import group_on_cpu
 from foldrank.train.safe_checkpoints import SafeCheckpoints, as_deployed
-from foldrank.train.sharding import is_split, is_spread
+from foldrank.train.sharding import is_spread
 
 OPTIMIZER = "optimizer"
 """Folder of the shares of the optimizer's state, in a checkpoint."""
@@ -80,9 +80,7 @@ class ShardedCheckpoints(SafeCheckpoints):
             self.model.set_requires_gradient_sync(True)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        """What is not split has the same gradient on all processes, as they see the same sequences."""
-        if not is_split(model):
-            super()._sync_replicated_trainable_parameters(model)
+        """What is neither split nor sharded has the same gradient on all processes, as they see the same sequences."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm)

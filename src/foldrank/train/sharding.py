@@ -18,13 +18,22 @@ Of a layer that the architecture splits by its outputs, `up` is split by them, o
 processes sum is as wide as the latent. Numbers that they sum, a token and block:
 
     forward   z of o and down, 2 r; backward   dz of q, k, v, gate and up, 5 r;   of a dense model 4 d in all
+
+Both: N processes that follow one another split the layers, and each of them shares its part, and what is not split,
+with those in the same place of the other groups
+
+    a block is filled -> folded at the start -> split -> sharded
+
+so that no process holds more here either, and what is a residual elsewhere is folded before it could be split.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage] - it is documented
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -34,13 +43,14 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
+from foldrank.core.anchored_decay import AnchoredDecay, fold_at_start_
 from foldrank.core.dtensor import is_dtensor
 from foldrank.hf.base import LowRankConfigMixin
 from foldrank.recipes.settings import TrainConfig
 from foldrank.train.stand_ins import blocks_of
 
-TENSORS = "tensors"
-"""Name of the mesh over which layers are split."""
+SHARES, TENSORS = "shares", "tensors"
+"""Names of the meshes over which weights are shared out, and layers split."""
 
 STYLES: dict[str, Callable[[], ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 """From transformers' words of a plan to PyTorch's."""
@@ -51,30 +61,49 @@ OF_HEADS = "replicated_with_grad_allreduce"
 """In a plan: a weight that each process has, and uses for its own heads alone (Qwen3's norms of q and k)."""
 
 
-def shards(train: TrainConfig, device: torch.device) -> Callable[[nn.Module], object]:
-    """What leaves this process its share of a block's, and then of the model's weights, in place (`build_model`).
+class Shards:
+    """Leaves this process its share of a block's, and then of the model's weights, in place (`build_model`).
 
     Args:
         train: its `dtype`: with bfloat16 the blocks' weights are gathered in it, and gradients summed in float32.
         device: of this process.
+        plan: by which blocks are split (`plan_of`), and those with residuals folded before; none: they are not split.
     """
-    if not dist.is_initialized():  # one process holds all shares
-        backend = "gloo" if device.type == "cpu" else "nccl"
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    # Autocast says what is computed in bfloat16: what goes from block to block stays in float32, as without shards.
-    narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    of_blocks = narrow if train.dtype == "bfloat16" else MixedPrecisionPolicy()
 
-    def shard_(module: nn.Module) -> None:
+    decay: AnchoredDecay | None
+    """What goes with the blocks that were folded; None where none was."""
+
+    def __init__(
+        self, train: TrainConfig, device: torch.device, plan: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        if not dist.is_initialized():  # one process holds all shares
+            backend = "gloo" if device.type == "cpu" else "nccl"
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        parts = train.tensor_parallel
+        mesh = init_device_mesh(device.type, (dist.get_world_size() // parts, parts), mesh_dim_names=(SHARES, TENSORS))
+        self._shares, self._tensors, self._plan = mesh[SHARES], mesh[TENSORS], plan
+        # Autocast says what is computed in bfloat16: what goes from block to block stays in float32, as without shards.
+        narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        self._of_blocks = narrow if train.dtype == "bfloat16" else MixedPrecisionPolicy()
+        self._fold = bool(plan) and train.fold_at_start
+        self.decay = None
+
+    def __call__(self, module: nn.Module) -> None:
         outermost = isinstance(module, PreTrainedModel)
-        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy() if outermost else of_blocks)
-
-    return shard_
+        if self._fold and not outermost:
+            decay = fold_at_start_(module).decay
+            self.decay = decay if self.decay is None else self.decay + decay
+        if self._plan and not outermost:
+            _split_block_(module, self._plan, self._tensors)
+        fully_shard(module, mesh=self._shares, mp_policy=MixedPrecisionPolicy() if outermost else self._of_blocks)
 
 
 def by_first_process_(
-    model: PreTrainedModel, whole: Callable[[], PreTrainedModel], begin: Callable[[PreTrainedModel], Facts]
+    model: PreTrainedModel,
+    whole: Callable[[], PreTrainedModel],
+    begin: Callable[[PreTrainedModel], Facts],
+    *,
+    folded: bool,
 ) -> Facts:
     """Gives a sharded model the weights that the first process makes in a whole one, in place; the others have no such.
 
@@ -82,6 +111,7 @@ def by_first_process_(
         model: of which this process holds a share.
         whole: makes the same model without shards, on the CPU.
         begin: gives that one its weights.
+        folded: whether `model` is folded already; then that one is as well, afterwards.
 
     Returns:
         What `begin` returned in the first process.
@@ -94,7 +124,10 @@ def by_first_process_(
     if dist.get_rank() == 0:
         try:
             source = whole()
-            result, weights = [begin(source)], source.state_dict()
+            result = [begin(source)]
+            if folded:
+                fold_at_start_(source)
+            weights = source.state_dict()
         except (ValueError, OSError) as error:
             result = [error]
     dist.broadcast_object_list(result)
@@ -112,20 +145,23 @@ def split_(model: PreTrainedModel) -> None:
     """
     plan, parts = plan_of(model), dist.get_world_size()
     mesh = init_device_mesh(model.device.type, (parts,), mesh_dim_names=(TENSORS,))
+    for block in blocks_of(model):
+        _split_block_(block, plan, mesh)
 
+
+def _split_block_(block: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh) -> None:
     def summed(gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total, group=mesh.get_group())
         return total
 
-    for block in blocks_of(model):
-        styles = {name: STYLES[way]() for name, way in plan.items() if way in STYLES}
-        parallelize_module(block, mesh, styles, src_data_rank=None)
-        for name in inputs_in_common(plan):
-            block.get_submodule(name).register_forward_pre_hook(_replicated_input(mesh), with_kwargs=True)
-        for name in (name for name, way in plan.items() if way == OF_HEADS):
-            for parameter in block.get_submodule(name).parameters():
-                parameter.register_hook(summed)
+    styles = {name: STYLES[way]() for name, way in plan.items() if way in STYLES}
+    parallelize_module(block, mesh, styles, src_data_rank=None)
+    for name in inputs_in_common(plan):
+        block.get_submodule(name).register_forward_pre_hook(_replicated_input(mesh), with_kwargs=True)
+    for name in (name for name, way in plan.items() if way == OF_HEADS):
+        for parameter in block.get_submodule(name).parameters():
+            parameter.register_hook(summed)
 
 
 def is_spread(model: nn.Module) -> bool:
@@ -133,10 +169,17 @@ def is_spread(model: nn.Module) -> bool:
     return any(map(is_dtensor, model.parameters()))
 
 
-def is_split(model: nn.Module) -> bool:
-    """Whether the model's layers are split (tensor parallelism), so that all processes see the same sequences."""
+def share_of(model: nn.Module) -> tuple[int, int]:
+    """Which share of a step's sequences this process sees, and how many there are.
+
+    As many as processes, except where they split layers among them (tensor parallelism): these see the same ones.
+    """
     parameters: Any = model.parameters()
-    return any(TENSORS in (p.device_mesh.mesh_dim_names or ()) for p in parameters if is_dtensor(p))
+    for mesh in (parameter.device_mesh for parameter in parameters if is_dtensor(parameter)):
+        names = mesh.mesh_dim_names or ()
+        if TENSORS in names:
+            return (mesh.get_local_rank(SHARES), mesh[SHARES].size()) if SHARES in names else (0, 1)
+    return PartialState().process_index, PartialState().num_processes
 
 
 def check_processes(train: TrainConfig, processes: int) -> int:
@@ -145,11 +188,11 @@ def check_processes(train: TrainConfig, processes: int) -> int:
     Raises:
         ValueError: where the layers are split over another number of processes than there are.
     """
-    parts = train.tensor_parallel
-    if parts not in (1, processes):
+    parts, sharded = train.tensor_parallel, train.sharding == "fsdp"
+    if processes % parts or (parts not in (1, processes) and not sharded):
         raise ValueError(
             f"tensor_parallel {parts} splits each layer over {parts} processes, and there are {processes}: start "
-            f"{parts} (torchrun --nproc-per-node {parts} -m foldrank ...)"
+            f"{parts} (torchrun --nproc-per-node {parts} -m foldrank ...), or with --train.sharding fsdp a multiple"
         )
     return processes // parts
 
@@ -168,6 +211,11 @@ def check_spread(model: PreTrainedModel, train: TrainConfig) -> None:
         raise ValueError(
             "tensor_parallel splits the outputs of up-projections, and a residual repeats each latent over them: set "
             "train.fold_at_start true, which trains the same"
+        )
+    if train.sharding == "fsdp" and OF_HEADS in plan_of(model).values():
+        raise ValueError(
+            f"sharding fsdp and tensor_parallel do not go together for {type(model).__name__}, whose norms of q and k "
+            "each process uses for its own heads: give one of the two"
         )
     plan_of(model)
     sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -217,16 +265,18 @@ def _replicated_input(mesh: DeviceMesh) -> Callable[..., Any]:
     return hook
 
 
-def split_in(model: PreTrainedModel, train: TrainConfig) -> dict[int, int]:
-    """From the id of each weight that `train.tensor_parallel` splits to the number of its parts."""
-    if train.tensor_parallel == 1:
+def parts_in(model: PreTrainedModel, train: TrainConfig) -> dict[int, tuple[int, ...]]:
+    """From the id of each parameter to its shape in one process, of those that `train.tensor_parallel` splits."""
+    if (parts := train.tensor_parallel) == 1:
         return {}
-    weights, plan = {}, plan_of(model)
+    shapes, plan = {}, plan_of(model)
     for block in blocks_of(model):
         for name, way in plan.items():
             layer: Any = block.get_submodule(name)
-            if way in STYLES:
-                weights[id(layer.weight)] = train.tensor_parallel
-            if way == "colwise" and layer.bias is not None:
-                weights[id(layer.bias)] = train.tensor_parallel
-    return weights
+            if way == "rowwise":
+                shapes[id(layer.weight)] = (layer.out_features, layer.in_features // parts)
+            elif way == "colwise":
+                shapes[id(layer.weight)] = (layer.out_features // parts, layer.in_features)
+                if layer.bias is not None:
+                    shapes[id(layer.bias)] = (layer.out_features // parts,)
+    return shapes

@@ -29,7 +29,7 @@ from foldrank.train.evaluate import by_source, evaluate_loss
 from foldrank.train.safe_checkpoints import DivergedError
 from foldrank.train.schedule import scheduler_arguments
 from foldrank.train.sharded_checkpoints import ShardedCheckpoints
-from foldrank.train.sharding import is_split
+from foldrank.train.sharding import share_of
 
 PROJECT = "foldrank"
 """What trackers file a run under."""
@@ -92,9 +92,10 @@ class PretrainTrainer(ShardedCheckpoints):
             self.peak_memory = torch.cuda.max_memory_allocated()
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in `Trainer`; processes among which the layers are split all get all sequences."""
+        """As in `Trainer`; processes among which layers are split all get the same sequences."""
         if self.get_tp_size() == 1:
             return super().get_train_dataloader()
+        share, shares = share_of(self.accelerator.unwrap_model(self.model))
         loader = DataLoader(
             self.sequences,
             batch_size=self.args.train_batch_size,
@@ -102,7 +103,14 @@ class PretrainTrainer(ShardedCheckpoints):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=shares,
+            process_index=share,
+            put_on_device=True,
+            dispatch_batches=False,  # of a stream the first process would hand each another batch
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:  # noqa: ARG002
         assert not isinstance(self.sequences, PackedStream)  # a stream is asked for no sampler
@@ -193,7 +201,7 @@ class PretrainTrainer(ShardedCheckpoints):
 
     def get_tp_size(self) -> int:
         """Processes that see the same sequences."""
-        return self.args.world_size if is_split(self.accelerator.unwrap_model(self.model)) else 1
+        return self.args.world_size // share_of(self.accelerator.unwrap_model(self.model))[1]
 
     def _check_finite(self) -> None:
         bad = [(step, what, value) for step, what, value in self._unchecked if not torch.isfinite(value)]

@@ -9,12 +9,16 @@ bytes of a number in a matrix product. A tensor counts once, as large as it is w
     tensor parallel   summed     w S T (f F + b) of a block: F numbers that the forward pass sums, b the backward pass
                                  f = 2 where activation checkpointing computes a block again, else 1
                       of low rank F = 2 r, b = 5 r; of dense layers F = 2 d, b = 2 d
+    both              of each group of processes that split layers, S / N in place of S; and FSDP of its part, P and
+                      P_b, among the N groups
 
 A ring sends (N - 1) / N of what is gathered or scattered from each process, and twice that of what is summed (Patarasu
 and Yuan, J. Parallel Distrib. Comput. 69, 2009). What has few bytes is not counted: the gradient's norm,
 and the buffers that DDP sends in each pass.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +29,8 @@ from foldrank.core.inventory import count_parameters
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import TrainConfig
 from foldrank.train.model import shape_of
-from foldrank.train.sharding import inputs_in_common, plan_of
-from foldrank.train.stand_ins import blocks_of, stands_for, times_of, total
+from foldrank.train.sharding import check_processes, inputs_in_common, parts_in, plan_of
+from foldrank.train.stand_ins import blocks_of, stands_for, total
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +40,16 @@ class Wire:
     summed: int
     gathered: int
     scattered: int
-    processes: int
+    summing: int
+    """Processes that sum; one, where nothing is summed."""
+    sharing: int
+    """Processes that gather and scatter."""
 
     @property
     def sent(self) -> int:
-        """Bytes that each process sends, around a ring."""
-        whole = 2 * self.summed + self.gathered + self.scattered
-        return whole * (self.processes - 1) // self.processes
+        """Bytes that each process sends, around rings."""
+        summed = 2 * self.summed * (self.summing - 1) // self.summing
+        return summed + (self.gathered + self.scattered) * (self.sharing - 1) // self.sharing
 
 
 def wire(recipe: Recipe, *, gpus: int, vocab_size: int | None = None) -> Wire:
@@ -62,18 +69,21 @@ def wire(recipe: Recipe, *, gpus: int, vocab_size: int | None = None) -> Wire:
 def model_wire(model: PreTrainedModel, train: TrainConfig, *, gpus: int) -> Wire:
     """As `wire`, of a model on any device."""
     summed = gathered = scattered = 0
-    if train.tensor_parallel > 1:
-        summed = _summed_by_parts(model, train)
-    elif gpus > 1 and train.sharding == "fsdp":
-        width = 2 if train.dtype == "bfloat16" else 4
-        passes = train.batch_size // (gpus * train.resolve_micro_batch_size(gpus))
-        everything = _filled_up(model, gpus)
-        in_blocks = sum(stands_for(block) * _filled_up(block, gpus) for block in blocks_of(model))
+    shares, split = check_processes(train, gpus), train.tensor_parallel > 1
+    sharded = shares > 1 and train.sharding == "fsdp"
+    if split:
+        summed = _summed_by_parts(model, train, shares)
+    elif not sharded and gpus > 1:
+        summed = 4 * total(model, count_parameters)
+    if sharded:
+        width, parts = 2 if train.dtype == "bfloat16" else 4, parts_in(model, train)
+        passes = train.batch_size // (shares * train.resolve_micro_batch_size(shares))
+        everything = total(model, lambda module: _filled_up(module, shares, parts))
+        in_blocks = sum(stands_for(block) * _filled_up(block, shares, parts) for block in blocks_of(model))
         gathered = passes * (2 * width * in_blocks + 4 * (everything - in_blocks))
         scattered = 4 * everything
-    elif gpus > 1:
-        summed = 4 * total(model, count_parameters)
-    return Wire(summed=summed, gathered=gathered, scattered=scattered, processes=gpus)
+    summing = train.tensor_parallel if split else gpus
+    return Wire(summed=summed, gathered=gathered, scattered=scattered, summing=summing, sharing=shares)
 
 
 def numbers_summed(block: nn.Module, plan: dict[str, str]) -> tuple[int, int]:
@@ -93,20 +103,17 @@ def numbers_summed(block: nn.Module, plan: dict[str, str]) -> tuple[int, int]:
     return forward, backward
 
 
-def _summed_by_parts(model: PreTrainedModel, train: TrainConfig) -> int:
+def _summed_by_parts(model: PreTrainedModel, train: TrainConfig, shares: int) -> int:
     width, plan = 2 if train.dtype == "bfloat16" else 4, plan_of(model)
     again = 2 if train.activation_checkpointing else 1
     numbers = 0
     for block in blocks_of(model):
         forward, backward = numbers_summed(block, plan)
         numbers += stands_for(block) * (again * forward + backward)
-    return width * train.batch_size * train.sequence_length * numbers
+    return width * train.batch_size // shares * train.sequence_length * numbers
 
 
-def _filled_up(module: nn.Module, shards: int) -> int:
-    """Numbers of a module's parameters, the rows of each filled up so that all shards are of one size."""
-    times = times_of(module) if isinstance(module, PreTrainedModel) else {}
-    return sum(
-        times.get(id(parameter), 1) * -(-parameter.shape[0] // shards) * shards * parameter[0].numel()
-        for parameter in module.parameters()
-    )
+def _filled_up(module: nn.Module, shards: int, parts: Mapping[int, Sequence[int]]) -> int:
+    """Numbers of a module's parameters in a process, the rows of each filled up so that all shards are of one size."""
+    shapes = (parts.get(id(parameter), parameter.shape) for parameter in module.parameters())
+    return sum(-(-shape[0] // shards) * shards * math.prod(shape[1:]) for shape in shapes)
