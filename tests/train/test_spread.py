@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -139,6 +140,48 @@ def test_several_processes_come_to_the_weights_of_one(float64: Path, arm: str) -
     assert metrics[1]["start_loss"] == pytest.approx(metrics[0]["start_loss"], rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("arm", "processes", "how"),
+    [
+        ("both, folded at the start, AdamW", 2, SPLIT),
+        ("both, folded at the start, Muon", 2, FSDP),
+        ("split, folded at the start, AdamW", 4, BOTH),
+        ("FSDP, folded at the start, AdamW", 2, SPLIT),
+    ],
+)
+def test_a_run_goes_on_spread_in_another_way(
+    recipe: Path, float64: Path, tmp_path: Path, arm: str, processes: int, how: dict[str, Any]
+) -> None:
+    one, before, out = (float64 / "1" / arm, float64 / str(PROCESSES[arm]) / arm, tmp_path / "run")
+    shutil.copytree(before, out)
+    for later in ("checkpoints/checkpoint-50", "unfolded", "folded"):
+        shutil.rmtree(out / later)
+    (out / "metrics.json").unlink()
+    again = [*command(recipe, {**how, **ARMS[arm][1]}, out), "--resume"]
+    launch({"commands": [again]}, tmp_path / "launch", processes=processes, dtype="float64")
+    assert distance(one, out) < 1e-9
+    assert losses(out) == pytest.approx(losses(one), rel=1e-6)
+
+
+@pytest.mark.parametrize(("processes", "how"), [(2, SPLIT), (4, BOTH)])
+def test_all_who_split_a_layer_get_the_same_of_a_stream(
+    recipe: Path, float64: Path, tmp_path: Path, processes: int, how: dict[str, Any]
+) -> None:
+    folded = float64 / "1" / "DDP, folded at the start" / "folded"
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for file in folded.glob("tokenizer*"):
+        shutil.copy(file, tokenizer)
+    settings = {"data.stream": True, "data.tokenizer": str(tokenizer), "data.vocab_size": 512, **FOLDED}
+    settings |= {"train.steps": 6, "train.eval_every": 6}
+    outs = {number: tmp_path / str(number) for number in (1, processes)}
+    for number, out in outs.items():
+        begin = command(recipe, {**settings, **(how if number > 1 else {})}, out)
+        launch({"commands": [begin]}, tmp_path / f"launch-{number}", processes=number)
+    assert losses(outs[processes]) == pytest.approx(losses(outs[1]), rel=1e-5)
+    assert distance(*outs.values()) < 1e-5
+
+
 def test_shards_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Path) -> None:
     short = {**COLA, "train.steps": 4, "model.tie_embeddings": True}
     launch({"commands": [command(recipe, short, tmp_path / "first")]}, tmp_path / "a", processes=1)
@@ -147,12 +190,27 @@ def test_shards_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Pa
         settings = {**short, **(FSDP if processes > 1 else {}), "low_rank.residual": None, "seed": 1}
         begin = [*command(recipe, settings, out), "--init-from", str(tmp_path / "first")]
         launch({"commands": [begin]}, tmp_path / str(processes), processes=processes)
-    assert losses(outs[2]) == pytest.approx(losses(outs[1]), rel=1e-5)
-    assert distance(outs[1], outs[2]) < 1e-5
-    one, two = (json.loads((out / "metrics.json").read_text()) for out in outs.values())
-    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
-    assert two["lineage"] == one["lineage"]
-    assert two["lineage"][0].startswith("began with the weights of the run")
+    assert_began_as_one(*outs.values())
+
+
+def test_shards_of_split_layers_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Path) -> None:
+    short = {**COLA, **FOLDED, "train.steps": 4}
+    launch({"commands": [command(recipe, short, tmp_path / "first")]}, tmp_path / "a", processes=1)
+    outs = {processes: tmp_path / f"second-{processes}" for processes in (1, 4)}
+    for processes, out in outs.items():
+        settings = {**short, **(BOTH if processes > 1 else {}), "seed": 1}
+        begin = [*command(recipe, settings, out), "--init-from", str(tmp_path / "first")]
+        launch({"commands": [begin]}, tmp_path / str(processes), processes=processes)
+    assert_began_as_one(*outs.values())
+
+
+def assert_began_as_one(one: Path, several: Path) -> None:
+    assert losses(several) == pytest.approx(losses(one), rel=1e-5)
+    assert distance(one, several) < 1e-5
+    a, b = (json.loads((out / "metrics.json").read_text()) for out in (one, several))
+    assert b["val_loss"] == pytest.approx(a["val_loss"], rel=1e-5)
+    assert b["lineage"] == a["lineage"]
+    assert b["lineage"][0].startswith("began with the weights of the run")
 
 
 def test_four_processes_in_float32_whose_checkpoint_two_and_one_read(recipe: Path, tmp_path: Path) -> None:
@@ -209,3 +267,17 @@ def test_what_processes_hold_and_exchange(recipe: Path, tmp_path: Path) -> None:
         blocks, tokens, rank, width = 2, 4 * 16, 4, 16
         assert facts["split"][0]["summed"] == 4 * 7 * rank * tokens * blocks
         assert facts["split, dense"][0]["summed"] == 4 * 4 * width * tokens * blocks
+
+
+def test_what_four_processes_exchange_that_share_and_split(recipe: Path, tmp_path: Path) -> None:
+    block = {"train.activation_checkpointing": "block", "train.micro_batch_size": 1}
+    ways: dict[str, dict[str, Any]] = {
+        "folded": {**BOTH, **COLA, **FOLDED},
+        "computed again, two passes": {**BOTH, **COLA, **FOLDED, **block},
+        "dense": {**BOTH, "low_rank": None},
+    }
+    wire = {name: (str(recipe), settings) for name, settings in ways.items()}
+    for facts in launch({"wire": wire}, tmp_path, processes=4):
+        for counted, formula in facts.values():
+            assert counted == formula
+            assert all(counted.values())

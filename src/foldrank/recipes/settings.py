@@ -286,7 +286,7 @@ class TrainConfig:
         problems = out_of_bounds(self)
         if self.test_tokens is not None and self.eval_tokens is None:
             problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
-        if self.ablation is not None and (self.sharding == "fsdp" or self.tensor_parallel > 1):
+        if self.ablation is not None and self.spreads:
             problems.append("ablation is for studies in one process: leave out sharding and tensor_parallel")
         if self.ablation is not None and self.fold_at_start:
             problems.append("ablation and fold_at_start both take the residual away: give one of them")
@@ -318,6 +318,11 @@ class TrainConfig:
     def sequences(self) -> SequenceFormat:
         """What documents become."""
         return SequenceFormat(length=self.sequence_length, layout=self.layout, document_mask=self.document_mask)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether each process holds a share or a part of the model alone."""
+        return self.sharding == "fsdp" or self.tensor_parallel > 1
 
     def resolve_micro_batch_size(self, processes: int = 1) -> int:
         """Sequences that each of `processes` takes in one forward pass: the most that `micro_batch_size` allows.

@@ -22,10 +22,14 @@ GOES_ON = (
 AT_ANY_TIME = ("skip_nonfinite", "patience")
 """What may be another whenever a run goes on, as it changes nothing of what was: settings of `train`."""
 
+SPREAD = ("sharding", "tensor_parallel")
+"""How a model is spread over processes: may be another where it was spread and will be, as checkpoints are the same."""
+
 
 def with_settings_of(train: TrainConfig, other: TrainConfig) -> TrainConfig:
     """The settings with those of another that may be changed at any time."""
-    return replace(train, **{name: getattr(other, name) for name in AT_ANY_TIME})
+    names = (*AT_ANY_TIME, *(SPREAD if train.spreads and other.spreads else ()))
+    return replace(train, **{name: getattr(other, name) for name in names})
 
 
 def warmup_steps(train: TrainConfig) -> int:

@@ -138,10 +138,17 @@ class ShardedCheckpoints(SafeCheckpoints):
         if not self.sharded or checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
         load_state_(self.model, self.optimizer, Path(checkpoint) / OPTIMIZER)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
+        self._load_scheduler(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
         return None
+
+    def _load_scheduler(self, state: dict[str, Any]) -> None:
+        # Of its groups there may be more or fewer than then: what is split and what is not are groups of their own.
+        scheduler, step = self.lr_scheduler, state["last_epoch"]
+        rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        of_groups = {"base_lrs": scheduler.base_lrs, "lr_lambdas": [None] * len(rates), "_last_lr": rates}
+        scheduler.load_state_dict({**state, **of_groups})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def state_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
