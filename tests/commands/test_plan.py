@@ -123,6 +123,26 @@ def test_layers_that_are_split_are_held_in_parts(capsys):
     assert split["accumulation_steps"] * split["micro_batch_size"] == 512
 
 
+def test_parts_are_shared_out_among_groups_that_split(capsys):
+    arguments = ("llama-7b-cola-dlr", "--gpus", "64", "--sharding", "fsdp", "--bandwidth", "50")
+    sharded, both = plan(capsys, *arguments), plan(capsys, *arguments, "--tensor-parallel", "4")
+    assert {row["strategy"] for row in (*both["memory"], *both["steps_seconds"])} == {"FSDP, split"}
+    assert both["accumulation_steps"] * both["micro_batch_size"] == 512 / 16
+    a, b = (result["memory"][0]["bytes_per_gpu"] for result in (sharded, both))
+    assert 2 < b["weights"] / a["weights"] < 16 / 4  # what is not split, by 16 in place of 64
+    assert b["communication"] < a["communication"]
+    assert main(["plan", *arguments, "--tensor-parallel", "4"]) == 0
+    assert "…" not in capsys.readouterr().out
+
+
+def test_a_run_that_is_folded_at_the_start_holds_no_effective_weights(capsys):
+    arguments = ("llama-7b-cola-dlr", "--gpus", "8", "--sharding", "fsdp")
+    folded = plan(capsys, *arguments, "--train.fold_at_start", "true")
+    bare = plan(capsys, *arguments, "--low_rank.residual", "null")
+    assert folded["memory"][0]["bytes_per_gpu"]["weight_copies"] == 0
+    assert folded["memory"][0]["bytes_per_gpu"] == bare["memory"][0]["bytes_per_gpu"]
+
+
 def test_a_recipe_without_residual_is_split_as_it_is(capsys):
     result = plan(capsys, "llama-7b-cola", "--gpus", "4", "--tensor-parallel", "4", "--bandwidth", "100")
     assert {row["strategy"] for row in result["steps_seconds"]} == {"split"}

@@ -43,8 +43,16 @@ ARMS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**COLA, **NO_RESIDUAL, "train.chunked_loss": True, "train.micro_batch_size": 1},
     ),
     "both, dense": (BOTH, {"low_rank": None}),
+    "split, Qwen3": (SPLIT, {**COLA, **FOLDED}),
+    "both, Qwen3, accumulated": (BOTH, {**COLA, **FOLDED, "train.micro_batch_size": 1}),
 }
 """How the processes share the work, and what they train."""
+
+QWEN3 = {
+    **{"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 6},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16},
+}
+"""Its norms of queries and keys are whole in each process, which uses them for its own heads alone."""
 
 PROCESSES = {arm: 4 if how is BOTH else 2 for arm, (how, _) in ARMS.items()}
 
@@ -69,6 +77,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["train"] |= {"weight_decay": 3.0}  # strong, so that it shows
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings))
+    (folder / "qwen3.yaml").write_text(yaml.safe_dump({**settings, "model": {"config": QWEN3}}))
     return file
 
 
@@ -119,7 +128,11 @@ def float64(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("arms")
     for processes in (1, 2, 4):
         commands = [
-            command(recipe, {**(how if processes > 1 else {}), **what}, folder / str(processes) / name)
+            command(
+                recipe.with_name("qwen3.yaml") if "Qwen3" in name else recipe,
+                {**(how if processes > 1 else {}), **what},
+                folder / str(processes) / name,
+            )
             for name, (how, what) in ARMS.items()
             if processes in (1, PROCESSES[name])
         ]

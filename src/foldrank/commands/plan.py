@@ -237,13 +237,13 @@ def show(result: dict[str, Any]) -> None:
     if result["steps_seconds"]:
         table = Table(title="seconds of a step, at least", title_justify="left")
         for column in ("", "products", "memory", "wire", "GB sent", "at least", "over dense"):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+            table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
         for step in result["steps_seconds"]:
             how = (step["strategy"], step["activation_checkpointing"], step["model"])
-            seconds = (f"{step[name]:.4g}" for name in ("products", "memory", "wire"))
+            seconds = (f"{step[name]:.3g}" for name in ("products", "memory", "wire"))
             over = "" if step["over_dense"] is None else f"{step['over_dense']:.2f}"
-            sent = f"{step['bytes_sent'] / 1e9:.4g}"
-            table.add_row(" ".join(filter(None, how)), *seconds, sent, f"{step['at_least']:.4g}", over)
+            sent = f"{step['bytes_sent'] / 1e9:.3g}"
+            table.add_row(" ".join(filter(None, how)), *seconds, sent, f"{step['at_least']:.3g}", over)
         out.print(table)
     for assumption in result["assumptions"]:
         out.print(assumption, style="dim")

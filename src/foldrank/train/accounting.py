@@ -77,7 +77,7 @@ from foldrank.train.block_costs import (
     with_latents_in,
 )
 from foldrank.train.evaluate import MOST_LOGITS
-from foldrank.train.model import shape_of
+from foldrank.train.model import trained_shape
 from foldrank.train.optimizer_cost import optimizer_bytes
 from foldrank.train.sharding import parts_in
 from foldrank.train.stand_ins import blocks_of, stands_for, times_of, total
@@ -208,7 +208,7 @@ def training_flops(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None = No
         ValueError: where a step's sequences cannot be shared out among the GPUs.
     """
     tokens = recipe.train.resolve_micro_batch_size(gpus) * recipe.train.sequence_length
-    return flops_per_token(shape_of(recipe, vocab_size), recipe.train, tokens_per_pass=tokens)
+    return flops_per_token(trained_shape(recipe, vocab_size), recipe.train, tokens_per_pass=tokens)
 
 
 def memory(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None = None) -> Memory:
@@ -222,7 +222,7 @@ def memory(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None = None) -> M
     Raises:
         ValueError: where a step's sequences cannot be shared out among the GPUs.
     """
-    return model_memory(shape_of(recipe, vocab_size), recipe.train, gpus=gpus)
+    return model_memory(trained_shape(recipe, vocab_size), recipe.train, gpus=gpus)
 
 
 def evaluation_memory(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None = None) -> int:
@@ -230,7 +230,7 @@ def evaluation_memory(recipe: Recipe, *, gpus: int = 1, vocab_size: int | None =
 
     Arguments and errors are those of `memory`.
     """
-    model, train = shape_of(recipe, vocab_size), recipe.train
+    model, train = trained_shape(recipe, vocab_size), recipe.train
     shards = _shards(train, gpus)
     tokens = train.resolve_micro_batch_size(gpus) * train.sequence_length
     (d, f, *_), vocabulary = widths(model.config), model.config.vocab_size

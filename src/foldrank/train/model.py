@@ -116,6 +116,13 @@ def shape_of(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:
     return _shape(to_json(shape.to_dict()), vocab_size)
 
 
+def trained_shape(recipe: Recipe, vocab_size: int | None = None) -> PreTrainedModel:
+    """`shape_of` what takes the steps: without residuals, where these are folded at the start."""
+    if recipe.train.fold_at_start and recipe.low_rank is not None:
+        recipe = replace(recipe, low_rank=replace(recipe.low_rank, residual=None))
+    return shape_of(recipe, vocab_size)
+
+
 @lru_cache(maxsize=4)
 def _shape(recipe: str, vocab_size: int) -> PreTrainedModel:
     whole = Recipe.from_dict(parse_json(recipe))

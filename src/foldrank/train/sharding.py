@@ -27,7 +27,7 @@ with those in the same place of the other groups
 so that no process holds more here either, and what is a residual elsewhere is folded before it could be split.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -96,6 +96,13 @@ class Shards:
         if self._plan and not outermost:
             _split_block_(module, self._plan, self._tensors)
         fully_shard(module, mesh=self._shares, mp_policy=MixedPrecisionPolicy() if outermost else self._of_blocks)
+        for parameter in () if outermost else _of_heads(module, self._plan):
+            # Once a step, when the shares of its gradient are summed.
+            parameter.register_post_accumulate_grad_hook(self._sum_over_parts_)
+
+    def _sum_over_parts_(self, parameter: Tensor) -> None:
+        gradient: Any = parameter.grad
+        dist.all_reduce(gradient.to_local(), group=self._tensors.get_group())
 
 
 def by_first_process_(
@@ -145,23 +152,29 @@ def split_(model: PreTrainedModel) -> None:
     """
     plan, parts = plan_of(model), dist.get_world_size()
     mesh = init_device_mesh(model.device.type, (parts,), mesh_dim_names=(TENSORS,))
-    for block in blocks_of(model):
-        _split_block_(block, plan, mesh)
 
-
-def _split_block_(block: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh) -> None:
     def summed(gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total, group=mesh.get_group())
         return total
 
+    for block in blocks_of(model):
+        _split_block_(block, plan, mesh)
+        for parameter in _of_heads(block, plan):
+            parameter.register_hook(summed)
+
+
+def _split_block_(block: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh) -> None:
     styles = {name: STYLES[way]() for name, way in plan.items() if way in STYLES}
     parallelize_module(block, mesh, styles, src_data_rank=None)
     for name in inputs_in_common(plan):
         block.get_submodule(name).register_forward_pre_hook(_replicated_input(mesh), with_kwargs=True)
+
+
+def _of_heads(block: nn.Module, plan: Mapping[str, str]) -> Iterator[nn.Parameter]:
+    """Weights of which each process has the gradient of its own heads alone."""
     for name in (name for name, way in plan.items() if way == OF_HEADS):
-        for parameter in block.get_submodule(name).parameters():
-            parameter.register_hook(summed)
+        yield from block.get_submodule(name).parameters()
 
 
 def is_spread(model: nn.Module) -> bool:
@@ -211,11 +224,6 @@ def check_spread(model: PreTrainedModel, train: TrainConfig) -> None:
         raise ValueError(
             "tensor_parallel splits the outputs of up-projections, and a residual repeats each latent over them: set "
             "train.fold_at_start true, which trains the same"
-        )
-    if train.sharding == "fsdp" and OF_HEADS in plan_of(model).values():
-        raise ValueError(
-            f"sharding fsdp and tensor_parallel do not go together for {type(model).__name__}, whose norms of q and k "
-            "each process uses for its own heads: give one of the two"
         )
     plan_of(model)
     sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
