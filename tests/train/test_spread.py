@@ -49,8 +49,14 @@ ARMS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """How the processes share the work, and what they train."""
 
 QWEN3 = {
-    **{"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 6},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16},
+    "model_type": "qwen3",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "head_dim": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16,
 }
 """Its norms of queries and keys are whole in each process, which uses them for its own heads alone."""
 

@@ -1,4 +1,4 @@
-"""Weights of which each process holds a part: the DTensors of FSDP2 and tensor parallelism. Plain tensors pass through."""
+"""Weights of which each process holds a part: the DTensors of FSDP2 or TP. Plain tensors pass through."""
 
 from typing import Any
 
