@@ -1,11 +1,9 @@
-"""Run under torchrun by test_spread.py: commands one after the other, and what each process holds of a model.
-
-Arguments: a file with a list of command lines, the dtype by default, and a folder. Writes `facts.RANK.json` there.
-"""
+"""Run in several processes by test_spread.py: commands one after the other, and what each holds of a model."""
 
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +114,21 @@ def read(recipe_file: str, checkpoint: Path) -> dict[str, torch.Tensor]:
     return {name: full_tensor(tensor).clone() for name, tensor in everything.items()}
 
 
-def work() -> None:
-    tasks, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[3])
-    torch.set_default_dtype(getattr(torch, sys.argv[2]))
+def work(tasks: Mapping[str, Any], dtype: str, folder: Path, variables: Mapping[str, str]) -> None:
+    """Does the tasks in one of the processes, and writes `facts.RANK.json`.
+
+    Args:
+        tasks: by kind.
+        dtype: by default.
+        folder: gets what is written.
+        variables: of the environment, which say which process this is.
+    """
+    os.environ.update({**variables, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    rank = variables.get("RANK", "0")
+    sys.stderr = (folder / f"errors.{rank}").open("w", buffering=1)
+    sys.stdout = (folder / f"output.{rank}").open("w", buffering=1)
+    torch.set_num_threads(1)
+    torch.set_default_dtype(getattr(torch, dtype))
     shared_by("cpu")
     facts: dict[str, Any] = {}
     for command in tasks.get("commands", ()):
@@ -130,11 +140,6 @@ def work() -> None:
     if "read" in tasks:
         recipe_file, checkpoint = tasks["read"]
         everything = read(recipe_file, Path(checkpoint))
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank == "0":
             torch.save(everything, folder / "read.pt")
-    (folder / f"facts.{os.environ.get('RANK', '0')}.json").write_text(json.dumps(facts))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    work()
+    (folder / f"facts.{rank}.json").write_text(json.dumps(facts))

@@ -1,11 +1,9 @@
 """Several processes against one: by DDP, FSDP2, tensor parallelism and both they come to the same weights."""
 
 import json
-import os
+import multiprocessing
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from tests.train.spread import work
+from tests.train.test_faults import free_port
 
 pytestmark = pytest.mark.apart
 
@@ -93,21 +94,27 @@ def command(recipe: Path, settings: Mapping[str, Any], out: Path) -> list[str]:
 
 
 def launch(tasks: Mapping[str, Any], folder: Path, *, processes: int, dtype: str = "float32") -> list[Any]:
-    """Does the tasks in so many processes, and gives the facts of each."""
+    """Does the tasks in so many processes, and gives the facts of each.
+
+    They are forked from one that has the imports done, which take longer than most tasks; torchrun itself is in
+    test_processes.py and test_faults.py.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tasks.json").write_text(json.dumps(tasks))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    program = [*(launcher if processes > 1 else []), "-m", "tests.train.spread"]
-    done = subprocess.run(
-        [sys.executable, *program, str(folder / "tasks.json"), dtype, str(folder)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload(["tests.train.spread"])
+    shared = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)} for rank in range(processes)]
+    for variables in shared if processes > 1 else []:
+        variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(processes)}
+    started = [
+        context.Process(target=work, args=(tasks, dtype, folder, variables if processes > 1 else {}))
+        for variables in shared
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(600)
+    errors = [(folder / f"errors.{rank}").read_text()[-3000:] for rank in range(processes)]
+    assert [process.exitcode for process in started] == [0] * processes, "\n".join(errors)
     return [json.loads((folder / f"facts.{rank}.json").read_text()) for rank in range(processes)]
 
 
