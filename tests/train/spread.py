@@ -1,5 +1,6 @@
-"""Run in several processes by test_spread.py: commands one after the other, and what each holds of a model."""
+"""Run in several processes by test_spread.py: runs one after the other, and what each holds of a model."""
 
+import gc
 import json
 import os
 import sys
@@ -13,11 +14,11 @@ from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportU
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foldrank.cli import main
 from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.dtensor import full_tensor, to_local
 from foldrank.recipes import Recipe, load_recipe
 from foldrank.train.model import build_model, shape_of
+from foldrank.train.pretrain import pretrain
 from foldrank.train.processes import shared_by
 from foldrank.train.sharded_checkpoints import OPTIMIZER, load_state_, load_weights_, state_of
 from foldrank.train.sharding import Shards, is_spread, plan_of, split_
@@ -131,8 +132,9 @@ def work(tasks: Mapping[str, Any], dtype: str, folder: Path, variables: Mapping[
     torch.set_default_dtype(getattr(torch, dtype))
     shared_by("cpu")
     facts: dict[str, Any] = {}
-    for command in tasks.get("commands", ()):
-        assert main(command) == 0, command
+    gc.freeze()
+    for run in tasks.get("runs", ()):
+        pretrain(load_recipe(run.pop("recipe"), run.pop("settings")), **run)
     for name, (recipe, settings) in tasks.get("wire", {}).items():
         facts[name] = exchanged(recipe, settings)
     if "bytes" in tasks:

@@ -27,6 +27,7 @@ with those in the same place of the other groups
 so that no process holds more here either, and what is a residual elsewhere is folded before it could be split.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -80,6 +81,8 @@ class Shards:
             backend = "gloo" if device.type == "cpu" else "nccl"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         parts = train.tensor_parallel
+        if parts > 1:  # it tells each process of each kind of exchange that takes two steps, as is meant
+            logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         mesh = init_device_mesh(device.type, (dist.get_world_size() // parts, parts), mesh_dim_names=(SHARES, TENSORS))
         self._shares, self._tensors, self._plan = mesh[SHARES], mesh[TENSORS], plan
         # Autocast says what is computed in bfloat16: what goes from block to block stays in float32, as without shards.

@@ -55,6 +55,7 @@ class PretrainTrainer(ShardedCheckpoints):
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.share, self.shares = share_of(self.model)
         self.sequences = train_dataset
         self.validation = eval_dataset
         self.decay = decay
@@ -95,7 +96,6 @@ class PretrainTrainer(ShardedCheckpoints):
         """As in `Trainer`; processes among which layers are split all get the same sequences."""
         if self.get_tp_size() == 1:
             return super().get_train_dataloader()
-        share, shares = share_of(self.accelerator.unwrap_model(self.model))
         loader = DataLoader(
             self.sequences,
             batch_size=self.args.train_batch_size,
@@ -106,8 +106,8 @@ class PretrainTrainer(ShardedCheckpoints):
         return prepare_data_loader(
             loader,
             self.args.device,
-            num_processes=shares,
-            process_index=share,
+            num_processes=self.shares,
+            process_index=self.share,
             put_on_device=True,
             dispatch_batches=False,  # of a stream the first process would hand each another batch
         )
@@ -201,7 +201,7 @@ class PretrainTrainer(ShardedCheckpoints):
 
     def get_tp_size(self) -> int:
         """Processes that see the same sequences."""
-        return self.args.world_size // share_of(self.accelerator.unwrap_model(self.model))[1]
+        return self.args.world_size // self.shares
 
     def _check_finite(self) -> None:
         bad = [(step, what, value) for step, what, value in self._unchecked if not torch.isfinite(value)]
