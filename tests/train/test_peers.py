@@ -25,8 +25,10 @@ processes = shared_by("cpu", patience=1)
 if sys.argv[3] == "first":
     with peers_watched(), first_alone(processes):
         if processes.is_main_process:
-            if sys.argv[4] == "fails":
-                raise SystemExit("refused")
+            if sys.argv[4] == "dies":
+                os._exit(1)
+            if sys.argv[4] == "refuses":
+                raise ValueError("no such text")
             time.sleep(float(sys.argv[4]))
     print("through", flush=True)
 else:
@@ -84,8 +86,14 @@ def test_work_of_the_first_process_may_take_longer_than_its_patience() -> None:
 
 
 def test_the_others_are_told_that_the_first_ended_before_there_was_a_run() -> None:
-    first, second = two("first", "fails")
+    first, second = two("first", "dies")
     first.communicate(timeout=60)
     _, errors = second.communicate(timeout=60)
     assert "ConnectionError: rank 1 of 2 lost the connection to another process" in errors
     assert errors.rstrip().endswith("(its own message tells why): start it again")
+
+
+def test_the_others_do_not_wait_for_a_first_process_that_raised() -> None:
+    first, second = two("first", "refuses")
+    assert second.communicate(timeout=60) == ("through\n", "")
+    assert first.communicate(timeout=60)[1].rstrip().endswith("ValueError: no such text")

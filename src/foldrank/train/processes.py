@@ -86,7 +86,8 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def first_alone(processes: PartialState) -> Iterator[None]:
-    """The first process goes through the block alone and the others after it, however long that takes.
+    """The first process goes through the block alone and the others after it, however long that takes, and also where
+    it raises, as they will.
 
     `train.patience` is for steps; a corpus may take hours to prepare. A process that ends is noticed at once.
     """
@@ -96,9 +97,11 @@ def first_alone(processes: PartialState) -> Iterator[None]:
     group: Any = dist.new_group(backend="gloo", timeout=HOWEVER_LONG)
     if not processes.is_main_process:
         dist.barrier(group)
-    yield
-    if processes.is_main_process:
-        dist.barrier(group)
+    try:
+        yield
+    finally:
+        if processes.is_main_process:
+            dist.barrier(group)
 
 
 @contextmanager

@@ -80,11 +80,12 @@ class Shards:
         if not dist.is_initialized():  # one process holds all shares
             backend = "gloo" if device.type == "cpu" else "nccl"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-        parts = train.tensor_parallel
-        if parts > 1:  # it tells each process of each kind of exchange that takes two steps, as is meant
+        sizes = {SHARES: dist.get_world_size() // train.tensor_parallel}
+        if plan:
+            sizes[TENSORS] = train.tensor_parallel
+            # It tells each process of each kind of exchange that takes two steps, as is meant.
             logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-        mesh = init_device_mesh(device.type, (dist.get_world_size() // parts, parts), mesh_dim_names=(SHARES, TENSORS))
-        self._shares, self._tensors, self._plan = mesh[SHARES], mesh[TENSORS], plan
+        self._mesh, self._plan = init_device_mesh(device.type, (*sizes.values(),), mesh_dim_names=(*sizes,)), plan
         # Autocast says what is computed in bfloat16: what goes from block to block stays in float32, as without shards.
         narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         self._of_blocks = narrow if train.dtype == "bfloat16" else MixedPrecisionPolicy()
@@ -97,15 +98,15 @@ class Shards:
             decay = fold_at_start_(module).decay
             self.decay = decay if self.decay is None else self.decay + decay
         if self._plan and not outermost:
-            _split_block_(module, self._plan, self._tensors)
-        fully_shard(module, mesh=self._shares, mp_policy=MixedPrecisionPolicy() if outermost else self._of_blocks)
+            _split_block_(module, self._plan, self._mesh[TENSORS])
+        fully_shard(module, mesh=self._mesh[SHARES], mp_policy=MixedPrecisionPolicy() if outermost else self._of_blocks)
         for parameter in () if outermost else _of_heads(module, self._plan):
             # Once a step, when the shares of its gradient are summed.
             parameter.register_post_accumulate_grad_hook(self._sum_over_parts_)
 
     def _sum_over_parts_(self, parameter: Tensor) -> None:
         gradient: Any = parameter.grad
-        dist.all_reduce(gradient.to_local(), group=self._tensors.get_group())
+        dist.all_reduce(gradient.to_local(), group=self._mesh.get_group(TENSORS))
 
 
 def by_first_process_(
