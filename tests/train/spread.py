@@ -14,14 +14,13 @@ from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportU
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.dtensor import full_tensor, to_local
 from foldrank.recipes import Recipe, load_recipe
 from foldrank.train.model import build_model, shape_of
 from foldrank.train.pretrain import pretrain
 from foldrank.train.processes import shared_by
 from foldrank.train.sharded_checkpoints import OPTIMIZER, load_state_, load_weights_, state_of
-from foldrank.train.sharding import Shards, is_spread, plan_of, split_
+from foldrank.train.sharding import Placement, is_spread, plan_of
 from foldrank.train.wire import wire
 
 VOCABULARY = 320
@@ -57,22 +56,17 @@ class Counted(TorchDispatchMode):
         return future
 
 
-def sharded(recipe: Recipe) -> Shards:
-    """What shares a model out as `pretrain` does."""
+def placement(recipe: Recipe) -> Placement:
+    """What spreads a model as `pretrain` does."""
     split = recipe.train.tensor_parallel > 1
-    return Shards(recipe.train, torch.device("cpu"), plan_of(shape_of(recipe, VOCABULARY)) if split else {})
+    return Placement(recipe.train, torch.device("cpu"), plan_of(shape_of(recipe, VOCABULARY)) if split else {})
 
 
 def exchanged(recipe_file: str, settings: dict[str, Any]) -> list[dict[str, int]]:
     """The bytes of one step, counted, and by the formula."""
     recipe = load_recipe(recipe_file, settings)
     train = recipe.train
-    model = build_model(recipe, VOCABULARY, place=sharded(recipe) if train.sharding == "fsdp" else None)
-    if train.sharding == "none":
-        if train.fold_at_start:
-            fold_at_start_(model)
-        if train.tensor_parallel > 1:
-            split_(model)
+    model = build_model(recipe, VOCABULARY, place=placement(recipe) if train.spreads else None)
     counted = Counted()
     runs: Any = model
     if not is_spread(model):
@@ -95,7 +89,7 @@ def exchanged(recipe_file: str, settings: dict[str, Any]) -> list[dict[str, int]
 def bytes_held(recipe_file: str) -> int:
     """Weights, gradients and optimizer state of this process after a step, in float32."""
     recipe = load_recipe(recipe_file, {"train.sharding": "fsdp"})
-    model = build_model(recipe, VOCABULARY, place=sharded(recipe) if dist.is_initialized() else None)
+    model = build_model(recipe, VOCABULARY, place=placement(recipe) if dist.is_initialized() else None)
     optimizer = torch.optim.AdamW(model.parameters())
     tokens = torch.arange(16).view(1, 16)
     model(input_ids=tokens, labels=tokens).loss.backward()
@@ -107,7 +101,7 @@ def bytes_held(recipe_file: str) -> int:
 def read(recipe_file: str, checkpoint: Path) -> dict[str, torch.Tensor]:
     """All that a checkpoint holds, gathered from the shares that each process reads."""
     recipe = load_recipe(recipe_file, {"train.sharding": "fsdp"})
-    model = build_model(recipe, VOCABULARY, place=sharded(recipe))
+    model = build_model(recipe, VOCABULARY, place=placement(recipe))
     optimizer = torch.optim.AdamW(model.parameters())
     load_weights_(model, checkpoint)
     load_state_(model, optimizer, checkpoint / OPTIMIZER)

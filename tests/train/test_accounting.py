@@ -38,7 +38,7 @@ from foldrank.train.chunked_loss import chunk_loss_
 from foldrank.train.evaluate import evaluate_loss, fold_error, logits_of
 from foldrank.train.model import build_model, dense_parameters, meta_model, shape_of
 from foldrank.train.optimizer_cost import optimizer_flops
-from foldrank.train.sharding import Shards, plan_of, split_
+from foldrank.train.sharding import Placement, plan_of
 from foldrank.train.stand_ins import blocks_of, stands_for
 
 SHAPE = ModelConfig(hidden_size=64, intermediate_size=176, num_layers=3, num_heads=4, vocab_size=512)
@@ -364,13 +364,10 @@ def test_shares_under_fsdp_are_those_allocated(method: str, checkpointing: Way):
 def test_a_process_of_four_holds_its_part_of_7b(settings: dict[str, Any]):
     recipe = load_recipe("llama-7b-cola-dlr", {**settings, "low_rank.residual": None})
     model = meta_model(recipe)
-    if recipe.train.sharding == "fsdp":
-        split = recipe.train.tensor_parallel > 1
-        shard_ = Shards(recipe.train, torch.device("cpu"), plan_of(model) if split else {})
-        for unit in (*blocks_of(model), model):
-            shard_(unit)
-    else:
-        split_(model)
+    plan = plan_of(model) if recipe.train.tensor_parallel > 1 else {}
+    place = Placement(recipe.train, torch.device("cpu"), plan)
+    for unit in (*blocks_of(model), model):
+        place(unit)
     held = sum(to_local(parameter).nbytes for parameter in model.parameters())
     planned = memory(recipe, gpus=4 // recipe.train.tensor_parallel).weights
     assert held == planned

@@ -220,15 +220,16 @@ def test_shards_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Pa
     assert_began_as_one(*outs.values())
 
 
-def test_shards_of_split_layers_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Path) -> None:
+def test_parts_and_their_shares_begin_with_the_weights_of_another_run(recipe: Path, tmp_path: Path) -> None:
     short = {**COLA, **FOLDED, "train.steps": 4}
     launch({"runs": [run(recipe, short, tmp_path / "first")]}, tmp_path / "a", processes=1)
-    outs = {processes: tmp_path / f"second-{processes}" for processes in (1, 4)}
+    outs = {processes: tmp_path / f"second-{processes}" for processes in (1, 2, 4)}
+    hows: dict[int, dict[str, Any]] = {1: {}, 2: SPLIT, 4: BOTH}
     for processes, out in outs.items():
-        settings = {**short, **(BOTH if processes > 1 else {}), "seed": 1}
-        begin = run(recipe, settings, out, init_from=tmp_path / "first")
+        begin = run(recipe, {**short, **hows[processes], "seed": 1}, out, init_from=tmp_path / "first")
         launch({"runs": [begin]}, tmp_path / str(processes), processes=processes)
-    assert_began_as_one(*outs.values())
+    assert_began_as_one(outs[1], outs[2])
+    assert_began_as_one(outs[1], outs[4])
 
 
 def assert_began_as_one(one: Path, several: Path) -> None:

@@ -100,8 +100,8 @@ class RunMetrics:
     stream."""
 
     start_loss_without_residual: float | None = None
-    """The same without the residual: what it does to the start; None where there is none, or where a run that is
-    sharded and split has folded it already."""
+    """The same without the residual: what it does to the start; None where there is none, or where layers are split,
+    which folds it before."""
 
     micro_batch_size: int | None = None
     """Sequences of a forward pass on one device; None in files of foldrank 0.1."""

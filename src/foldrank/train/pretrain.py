@@ -37,7 +37,7 @@ from foldrank.train.processes import first_alone, peers_watched, shared_by
 from foldrank.train.run_folder import RunFolder, save
 from foldrank.train.run_log import RunLog, end_logged
 from foldrank.train.schedule import stable_until
-from foldrank.train.sharding import Shards, by_first_process_, check_processes, is_spread, plan_of, split_
+from foldrank.train.sharding import Placement, by_first_process_, check_processes, is_spread, plan_of
 from foldrank.train.trainer import PretrainTrainer, training_arguments
 from foldrank.train.utilization import Utilization
 
@@ -176,9 +176,9 @@ def _build(
     tokenizer, start, lineage = inputs.tokenizer, (None, None), ()
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     vocab_size, place = resolve_vocab_size(recipe, tokenizer), None
-    if recipe.train.sharding == "fsdp":
-        split = recipe.train.tensor_parallel > 1
-        place = Shards(recipe.train, torch.device(device), plan_of(shape_of(recipe, vocab_size)) if split else {})
+    if recipe.train.spreads:
+        plan = plan_of(shape_of(recipe, vocab_size)) if recipe.train.tensor_parallel > 1 else {}
+        place = Placement(recipe.train, torch.device(device), plan)
     model = build_model(recipe, vocab_size, device=device, place=place, **special)
     decay = place and place.decay
     if init_from:
@@ -193,8 +193,6 @@ def _build(
             start = start_losses(model, batch, batch_size=recipe.train.micro_batch_size or recipe.train.batch_size)
     if recipe.train.fold_at_start and decay is None:
         decay = fold_at_start_(model).decay
-    if recipe.train.tensor_parallel > 1 and place is None:
-        split_(model)
     if recipe.train.ablation is not None:
         start_as_ablation_(model, recipe.train.ablation, recipe.seed)
     return model, decay, start, lineage

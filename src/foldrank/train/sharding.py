@@ -11,7 +11,7 @@ past it.
 
 `tensor_parallel: N`
 
-    model, whole on each process -> folded at the start -> the layers of its blocks are split
+    meta device -> a block is filled -> folded at the start -> its layers are split -> the next block ... -> the rest
 
 Of a layer that the architecture splits by its outputs, `up` is split by them, of one that it splits by its inputs,
 `down` is; the other factor, embedding, norms and head are on each process. The rank is never split, so that what
@@ -19,12 +19,10 @@ processes sum is as wide as the latent. Numbers that they sum, a token and block
 
     forward   z of o and down, 2 r; backward   dz of q, k, v, gate and up, 5 r;   of a dense model 4 d in all
 
+So no process holds the whole here either. What is a residual elsewhere is folded before it could be split.
+
 Both: N processes that follow one another split the layers, and each of them shares its part, and what is not split,
-with those in the same place of the other groups
-
-    a block is filled -> folded at the start -> split -> sharded
-
-so that no process holds more here either, and what is a residual elsewhere is folded before it could be split.
+with those in the same place of the other groups. A block is split, then sharded.
 """
 
 import logging
@@ -62,11 +60,12 @@ OF_HEADS = "replicated_with_grad_allreduce"
 """In a plan: a weight that each process has, and uses for its own heads alone (Qwen3's norms of q and k)."""
 
 
-class Shards:
-    """Leaves this process its share of a block's, and then of the model's weights, in place (`build_model`).
+class Placement:
+    """Leaves this process its share or part of a block's, and then of the model's weights, in place (`build_model`).
 
     Args:
-        train: its `dtype`: with bfloat16 the blocks' weights are gathered in it, and gradients summed in float32.
+        train: its `sharding`, `tensor_parallel` and `dtype`: with bfloat16 the blocks' weights are gathered in it, and
+            gradients summed in float32.
         device: of this process.
         plan: by which blocks are split (`plan_of`), and those with residuals folded before; none: they are not split.
     """
@@ -80,31 +79,53 @@ class Shards:
         if not dist.is_initialized():  # one process holds all shares
             backend = "gloo" if device.type == "cpu" else "nccl"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-        sizes = {SHARES: dist.get_world_size() // train.tensor_parallel}
+        sizes = {SHARES: dist.get_world_size() // train.tensor_parallel} if train.sharding == "fsdp" else {}
         if plan:
             sizes[TENSORS] = train.tensor_parallel
             # It tells each process of each kind of exchange that takes two steps, as is meant.
             logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-        self._mesh, self._plan = init_device_mesh(device.type, (*sizes.values(),), mesh_dim_names=(*sizes,)), plan
+        self._mesh = init_device_mesh(device.type, (*sizes.values(),), mesh_dim_names=(*sizes,))
+        self._plan, self._shards = plan, SHARES in sizes
         # Autocast says what is computed in bfloat16: what goes from block to block stays in float32, as without shards.
         narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         self._of_blocks = narrow if train.dtype == "bfloat16" else MixedPrecisionPolicy()
-        self._fold = bool(plan) and train.fold_at_start
+        self._folds = bool(plan) and train.fold_at_start
         self.decay = None
 
     def __call__(self, module: nn.Module) -> None:
-        outermost = isinstance(module, PreTrainedModel)
-        if self._fold and not outermost:
-            decay = fold_at_start_(module).decay
-            self.decay = decay if self.decay is None else self.decay + decay
-        if self._plan and not outermost:
-            _split_block_(module, self._plan, self._mesh[TENSORS])
-        fully_shard(module, mesh=self._mesh[SHARES], mp_policy=MixedPrecisionPolicy() if outermost else self._of_blocks)
-        for parameter in () if outermost else _of_heads(module, self._plan):
-            # Once a step, when the shares of its gradient are summed.
-            parameter.register_post_accumulate_grad_hook(self._sum_over_parts_)
+        is_block = not isinstance(module, PreTrainedModel)
+        if self._plan and is_block:
+            self._split_(module)
+        if self._shards:
+            policy = self._of_blocks if is_block else MixedPrecisionPolicy()
+            fully_shard(module, mesh=self._mesh[SHARES], mp_policy=policy)
+        for parameter in self._of_heads(module) if is_block else ():
+            if self._shards:  # once a step, when the shares of its gradient are summed
+                parameter.register_post_accumulate_grad_hook(self._sum_gradient_)
+            else:
+                parameter.register_hook(self._summed)
 
-    def _sum_over_parts_(self, parameter: Tensor) -> None:
+    def _split_(self, block: nn.Module) -> None:
+        mesh, plan = self._mesh[TENSORS], self._plan
+        if self._folds:
+            decay = fold_at_start_(block).decay
+            self.decay = decay if self.decay is None else self.decay + decay
+        styles = {name: STYLES[way]() for name, way in plan.items() if way in STYLES}
+        parallelize_module(block, mesh, styles, src_data_rank=None)
+        for name in inputs_in_common(plan):
+            block.get_submodule(name).register_forward_pre_hook(_replicated_input(mesh), with_kwargs=True)
+
+    def _of_heads(self, block: nn.Module) -> Iterator[nn.Parameter]:
+        """Weights of which each process has the gradient of its own heads alone."""
+        for name in (name for name, way in self._plan.items() if way == OF_HEADS):
+            yield from block.get_submodule(name).parameters()
+
+    def _summed(self, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total, group=self._mesh.get_group(TENSORS))
+        return total
+
+    def _sum_gradient_(self, parameter: Tensor) -> None:
         gradient: Any = parameter.grad
         dist.all_reduce(gradient.to_local(), group=self._mesh.get_group(TENSORS))
 
@@ -116,11 +137,11 @@ def by_first_process_(
     *,
     folded: bool,
 ) -> Facts:
-    """Gives a sharded model the weights that the first process makes in a whole one, in place; the others have no such.
+    """Gives a model that is spread the weights that the first process makes in a whole one, in place; no other has one.
 
     Args:
-        model: of which this process holds a share.
-        whole: makes the same model without shards, on the CPU.
+        model: of which this process holds a share or a part.
+        whole: makes the same model, all of it, on the CPU.
         begin: gives that one its weights.
         folded: whether `model` is folded already; then that one is as well, afterwards.
 
@@ -146,39 +167,6 @@ def by_first_process_(
         raise result[0]
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
     return result[0]
-
-
-def split_(model: PreTrainedModel) -> None:
-    """Leaves this process its part of the layers of each block, in place. All processes have the whole model.
-
-    Args:
-        model: without residuals; those that are folded have none.
-    """
-    plan, parts = plan_of(model), dist.get_world_size()
-    mesh = init_device_mesh(model.device.type, (parts,), mesh_dim_names=(TENSORS,))
-
-    def summed(gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total, group=mesh.get_group())
-        return total
-
-    for block in blocks_of(model):
-        _split_block_(block, plan, mesh)
-        for parameter in _of_heads(block, plan):
-            parameter.register_hook(summed)
-
-
-def _split_block_(block: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh) -> None:
-    styles = {name: STYLES[way]() for name, way in plan.items() if way in STYLES}
-    parallelize_module(block, mesh, styles, src_data_rank=None)
-    for name in inputs_in_common(plan):
-        block.get_submodule(name).register_forward_pre_hook(_replicated_input(mesh), with_kwargs=True)
-
-
-def _of_heads(block: nn.Module, plan: Mapping[str, str]) -> Iterator[nn.Parameter]:
-    """Weights of which each process has the gradient of its own heads alone."""
-    for name in (name for name, way in plan.items() if way == OF_HEADS):
-        yield from block.get_submodule(name).parameters()
 
 
 def is_spread(model: nn.Module) -> bool:

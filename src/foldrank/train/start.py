@@ -36,7 +36,7 @@ def start_(
         model: on the meta device, all of it.
         seed: of all that is drawn.
         device: where the weights go.
-        place: takes each block, and at the end the model, to where it belongs, in place; None: to the device.
+        place: leaves of each block, and at the end of the model, on the device what belongs there, in place; None: all.
 
     Returns:
         The names of the modules that have been given memory, in order.
@@ -49,14 +49,19 @@ def start_(
     owners = contents.parameter_owners.values()
     shared = {other: names[0] for names in owners for other in names[1:]}
     blocks, _ = contents.blocks([*contents.low_rank_layers, *contents.linear_specs])
-    place = place or (lambda module: module.to(device))
+
+    def at_home(module: nn.Module) -> None:
+        module.to(device)
+        if place is not None:
+            place(module)
+
     filled: list[str] = []
     with torch.random.fork_rng(devices=()):
-        filled.extend(_filled(model, "", model, seed, shared, {blocks: place} if blocks else {}))
+        filled.extend(_filled(model, "", model, seed, shared, {blocks: at_home} if blocks else {}))
     for other, name in shared.items():
         holder, _, attribute = other.rpartition(".")
         setattr(model.get_submodule(holder), attribute, model.get_parameter(name))
-    place(model)
+    at_home(model)
     return tuple(filled)
 
 
