@@ -113,6 +113,13 @@ def is_alive(process: int) -> bool:
         return False
 
 
+def sigterm_waits(process: int) -> bool:
+    """Whether a process that is stopped has been sent SIGTERM."""
+    status = Path(f"/proc/{process}/status").read_text()
+    pending = next(line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def ended(launcher: subprocess.Popen[str], processes: dict[int, int]) -> str:
     """What was said on standard error; all have ended in time."""
     began = time.monotonic()
@@ -216,7 +223,11 @@ def test_a_machine_joins_and_goes_again(recipe: Path, undisturbed: Path, tmp_pat
     out, port = tmp_path / "run", free_port()
     first = machine(recipe, out, port, restarts=1)
     wait(lambda: step(out) >= 40)
+    (trains,) = ranks(first).values()
+    os.kill(trains, signal.SIGSTOP)  # a fast machine would be through before the other has started
     second = machine(recipe, out, port, restarts=1)
+    wait(lambda: sigterm_waits(trains))
+    os.kill(trains, signal.SIGCONT)
     wait(lambda: len(sessions(out)) == 2 and step(out) >= sessions(out)[1]["step"] + 40)
     assert sessions(out)[1]["step"] >= 40
     os.killpg(second.pid, signal.SIGKILL)
