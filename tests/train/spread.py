@@ -11,8 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage] - DDP names it
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from foldrank.core.dtensor import full_tensor, to_local
 from foldrank.recipes import Recipe, load_recipe
@@ -35,6 +38,8 @@ class Counted(TorchDispatchMode):
         self.bytes = {"summed": 0, "gathered": 0, "scattered": 0}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(each, DTensor) for each in types):
+            return NotImplemented  # what these exchange themselves comes here again
         name = str(function)
         if name.startswith("c10d._allgather_base_"):
             self.bytes["gathered"] += args[0].nbytes
@@ -42,6 +47,8 @@ class Counted(TorchDispatchMode):
             self.bytes["scattered"] += args[1].nbytes
         elif name.startswith("c10d.allreduce_"):
             self.bytes["summed"] += sum(tensor.nbytes for tensor in args[0])
+        elif name.startswith("_c10d_functional.all_gather"):
+            self.bytes["gathered"] += args[0].nbytes * args[1]
         elif name.startswith("_c10d_functional.all_reduce"):
             self.bytes["summed"] += args[0].nbytes
         else:
@@ -58,8 +65,7 @@ class Counted(TorchDispatchMode):
 
 def placement(recipe: Recipe) -> Placement:
     """What spreads a model as `pretrain` does."""
-    split = recipe.train.tensor_parallel > 1
-    return Placement(recipe.train, torch.device("cpu"), plan_of(shape_of(recipe, VOCABULARY)) if split else {})
+    return Placement(recipe.train, torch.device("cpu"), plan_of(shape_of(recipe, VOCABULARY), recipe.train))
 
 
 def exchanged(recipe_file: str, settings: dict[str, Any]) -> list[dict[str, int]]:
@@ -83,7 +89,8 @@ def exchanged(recipe_file: str, settings: dict[str, Any]) -> list[dict[str, int]
                 runs.set_requires_gradient_sync(number == passes - 1)
             runs(input_ids=tokens, labels=tokens).loss.backward()
     formula = wire(recipe, gpus=processes, vocab_size=VOCABULARY)
-    return [counted.bytes, {name: getattr(formula, name) for name in counted.bytes}]
+    expected = {"summed": formula.summed, "gathered": formula.gathered + formula.joined, "scattered": formula.scattered}
+    return [counted.bytes, expected]
 
 
 def bytes_held(recipe_file: str) -> int:
@@ -109,6 +116,12 @@ def read(recipe_file: str, checkpoint: Path) -> dict[str, torch.Tensor]:
     return {name: full_tensor(tensor).clone() for name, tensor in everything.items()}
 
 
+def normed(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    """What transformers' norm computes, in the width of its input."""
+    mean = hidden_states.pow(2).mean(-1, keepdim=True)
+    return self.weight * hidden_states * torch.rsqrt(mean + self.variance_epsilon)
+
+
 def work(tasks: Mapping[str, Any], dtype: str, folder: Path, variables: Mapping[str, str]) -> None:
     """Does the tasks in one of the processes, and writes `facts.RANK.json`.
 
@@ -124,6 +137,8 @@ def work(tasks: Mapping[str, Any], dtype: str, folder: Path, variables: Mapping[
     sys.stdout = (folder / f"output.{rank}").open("w", buffering=1)
     torch.set_num_threads(1)
     torch.set_default_dtype(getattr(torch, dtype))
+    if dtype == "float64":
+        LlamaRMSNorm.forward = Qwen3RMSNorm.forward = normed  # theirs would round to float32
     shared_by("cpu")
     facts: dict[str, Any] = {}
     gc.freeze()

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.apart
 
 STEPS = 50
 FSDP, SPLIT = {"train.sharding": "fsdp"}, {"train.tensor_parallel": 2}
-BOTH = {**FSDP, **SPLIT}
+BOTH, STREAM = {**FSDP, **SPLIT}, {**SPLIT, "train.split_stream": True}
 MUON, FOLDED = {"train.optimizer": "muon"}, {"train.fold_at_start": True}
 PLAIN, COLA = {"low_rank.activation": None}, {"low_rank.activation": "silu"}
 NO_RESIDUAL = {"low_rank.residual": None}
@@ -45,6 +45,9 @@ ARMS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "both, dense": (BOTH, {"low_rank": None}),
     "split, Qwen3": (SPLIT, {**COLA, **FOLDED}),
+    "stream, folded at the start, AdamW": (STREAM, {**COLA, **FOLDED}),
+    "stream, folded at the start, Muon, by chunks": (STREAM, {**PLAIN, **FOLDED, **MUON, "train.chunked_loss": True}),
+    "stream and shares, Qwen3": ({**STREAM, **FSDP}, {**COLA, **FOLDED}),
     "both, Qwen3, accumulated": (BOTH, {**COLA, **FOLDED, "train.micro_batch_size": 1}),
 }
 """How the processes share the work, and what they train."""
@@ -61,7 +64,9 @@ QWEN3 = {
 }
 """Its norms of queries and keys are whole in each process, which uses them for its own heads alone."""
 
-PROCESSES = {arm: 4 if how is BOTH else 2 for arm, (how, _) in ARMS.items()}
+PROCESSES = {
+    arm: 4 if FSDP.items() <= how.items() and SPLIT.items() <= how.items() else 2 for arm, (how, _) in ARMS.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +178,7 @@ def test_several_processes_come_to_the_weights_of_one(float64: Path, arm: str) -
         ("both, folded at the start, AdamW", 2, SPLIT),
         ("both, folded at the start, Muon", 2, FSDP),
         ("split, folded at the start, AdamW", 4, BOTH),
-        ("FSDP, folded at the start, AdamW", 2, SPLIT),
+        ("FSDP, folded at the start, AdamW", 2, STREAM),
     ],
 )
 def test_a_run_goes_on_spread_in_another_way(
@@ -284,6 +289,8 @@ def test_what_processes_hold_and_exchange(recipe: Path, tmp_path: Path) -> None:
         "split, two passes": {**SPLIT, **COLA, **FOLDED, "train.micro_batch_size": 2},
         "split, computed again": {**SPLIT, **COLA, **FOLDED, **block},
         "split, dense": {**SPLIT, "low_rank": None},
+        "stream": {**STREAM, **COLA, **FOLDED},
+        "stream, two passes, computed again": {**STREAM, **COLA, **FOLDED, "train.micro_batch_size": 2, **block},
     }
     (one,) = launch({"bytes": str(recipe)}, tmp_path / "one", processes=1)
     wire = {name: (str(recipe), settings) for name, settings in ways.items()}
@@ -303,6 +310,7 @@ def test_what_four_processes_exchange_that_share_and_split(recipe: Path, tmp_pat
         "folded": {**BOTH, **COLA, **FOLDED},
         "computed again, two passes": {**BOTH, **COLA, **FOLDED, **block},
         "dense": {**BOTH, "low_rank": None},
+        "stream": {**BOTH, **STREAM, **COLA, **FOLDED},
     }
     wire = {name: (str(recipe), settings) for name, settings in ways.items()}
     for facts in launch({"wire": wire}, tmp_path, processes=4):

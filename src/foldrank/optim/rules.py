@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
-from foldrank.core.dtensor import distribute_like, full_tensor
+from foldrank.core.dtensor import distribute_like, full_tensor, to_local
 from foldrank.optim.newton_schulz import orthogonalized
 
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -21,7 +21,7 @@ UPDATE_RMS = 0.2
 
 
 def adamw_(group: Mapping[str, Any], state: State, _: Callable[[Tensor], Tensor]) -> None:
-    """AdamW by PyTorch's own function, fused where it can be."""
+    """AdamW by PyTorch's own function, fused where it can be; of sharded parameters, on the part of this process."""
     params = [parameter for parameter in group["params"] if parameter.grad is not None]
     if not params:
         return
@@ -33,10 +33,10 @@ def adamw_(group: Mapping[str, Any], state: State, _: Callable[[Tensor], Tensor]
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
     torch_adamw(
-        params,
-        [parameter.grad for parameter in params],  # pyright: ignore[reportArgumentType]
-        [state[parameter]["exp_avg"] for parameter in params],
-        [state[parameter]["exp_avg_sq"] for parameter in params],
+        [to_local(parameter) for parameter in params],
+        [to_local(parameter.grad) for parameter in params],  # pyright: ignore[reportArgumentType]
+        [to_local(state[parameter]["exp_avg"]) for parameter in params],
+        [to_local(state[parameter]["exp_avg_sq"]) for parameter in params],
         [],
         [state[parameter]["step"] for parameter in params],
         fused=True,

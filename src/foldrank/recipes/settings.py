@@ -185,6 +185,10 @@ class TrainConfig:
     """Processes that share the layers of each block, the rank never split: all of them see the same sequences. With
     sharding fsdp there may be several such groups, among which their parts are shared out."""
 
+    split_stream: bool = False
+    """With tensor_parallel, split also what goes from block to block, so that each process holds its part of both
+    factors of all layers, for twice the numbers that are summed."""
+
     skip_nonfinite: Annotated[int, Bounds(1, 1000)] | None = None
     """Steps in a row that are left out where their gradient is not finite, before the run ends; None: it ends at the
     first. Reading each norm at once costs an accelerator a wait a step."""
@@ -286,6 +290,8 @@ class TrainConfig:
         problems = out_of_bounds(self)
         if self.test_tokens is not None and self.eval_tokens is None:
             problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
+        if self.split_stream and self.tensor_parallel == 1:
+            problems.append("split_stream needs tensor_parallel: the number of processes that split the stream")
         if self.ablation is not None and self.spreads:
             problems.append("ablation is for studies in one process: leave out sharding and tensor_parallel")
         if self.ablation is not None and self.fold_at_start:

@@ -177,7 +177,7 @@ def _build(
     special: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     vocab_size, place = resolve_vocab_size(recipe, tokenizer), None
     if recipe.train.spreads:
-        plan = plan_of(shape_of(recipe, vocab_size)) if recipe.train.tensor_parallel > 1 else {}
+        plan = plan_of(shape_of(recipe, vocab_size), recipe.train)
         place = Placement(recipe.train, torch.device(device), plan)
     model = build_model(recipe, vocab_size, device=device, place=place, **special)
     decay = place and place.decay

@@ -22,7 +22,7 @@ GOES_ON = (
 AT_ANY_TIME = ("skip_nonfinite", "patience")
 """What may be another whenever a run goes on, as it changes nothing of what was: settings of `train`."""
 
-SPREAD = ("sharding", "tensor_parallel")
+SPREAD = ("sharding", "tensor_parallel", "split_stream")
 """How a model is spread over processes: may be another where it was spread and will be, as checkpoints are the same."""
 
 

@@ -19,6 +19,12 @@ processes sum is as wide as the latent. Numbers that they sum, a token and block
 
     forward   z of o and down, 2 r; backward   dz of q, k, v, gate and up, 5 r;   of a dense model 4 d in all
 
+With `split_stream` what goes from block to block is split as well, by its width: both factors of all layers are, and
+norms, so that a process holds 1/N of each block. Of what the first block gets each process takes its part, and before
+the last norm all is gathered. Then processes sum
+
+    forward   z of all seven layers, 7 r; backward   dz of all, 7 r;   and for each norm a number and its gradient
+
 So no process holds the whole here either. What is a residual elsewhere is folded before it could be split.
 
 Both: N processes that follow one another split the layers, and each of them shares its part, and what is not split,
@@ -27,6 +33,7 @@ with those in the same place of the other groups. A block is split, then sharded
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -38,7 +45,7 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
@@ -53,6 +60,9 @@ SHARES, TENSORS = "shares", "tensors"
 
 STYLES: dict[str, Callable[[], ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 """From transformers' words of a plan to PyTorch's."""
+
+NORM = "norm"
+"""In a plan: a norm over the width of the residual stream, of which each process has a part."""
 
 Facts = TypeVar("Facts")
 
@@ -99,6 +109,8 @@ class Placement:
         if self._shards:
             policy = self._of_blocks if is_block else MixedPrecisionPolicy()
             fully_shard(module, mesh=self._mesh[SHARES], mp_policy=policy)
+        if NORM in self._plan.values() and not is_block:
+            self._split_stream_(module)
         for parameter in self._of_heads(module) if is_block else ():
             if self._shards:  # once a step, when the shares of its gradient are summed
                 parameter.register_post_accumulate_grad_hook(self._sum_gradient_)
@@ -114,6 +126,23 @@ class Placement:
         parallelize_module(block, mesh, styles, src_data_rank=None)
         for name in inputs_in_common(plan):
             block.get_submodule(name).register_forward_pre_hook(_replicated_input(mesh), with_kwargs=True)
+        for name in (name for name, way in plan.items() if way == NORM):
+            norm: Any = block.get_submodule(name)
+            norm.weight = nn.Parameter(distribute_tensor(norm.weight.detach(), mesh, (Shard(0),), src_data_rank=None))
+            norm.forward = partial(_rms_normed, norm, mesh)
+
+    def _split_stream_(self, model: Any) -> None:
+        mesh = self._mesh[TENSORS]
+
+        def part(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            whole = DTensor.from_local(args[0], mesh, (Replicate(),))
+            return (whole.redistribute(mesh, (Shard(-1),)).to_local(), *args[1:])
+
+        def whole(_: nn.Module, args: tuple[Any, ...]) -> Tensor:
+            return DTensor.from_local(args[0], mesh, (Shard(-1),)).full_tensor(grad_placements=(Replicate(),))
+
+        blocks_of(model)[0].register_forward_pre_hook(part)
+        model.base_model.norm.register_forward_pre_hook(whole)
 
     def _of_heads(self, block: nn.Module) -> Iterator[nn.Parameter]:
         """Weights of which each process has the gradient of its own heads alone."""
@@ -217,20 +246,22 @@ def check_spread(model: PreTrainedModel, train: TrainConfig) -> None:
             "tensor_parallel splits the outputs of up-projections, and a residual repeats each latent over them: set "
             "train.fold_at_start true, which trains the same"
         )
-    plan_of(model)
-    sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    for name, size in ((name, getattr(model.config, name)) for name in sizes):
+    plan_of(model, train)
+    sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size")
+    for name, size in ((name, getattr(model.config, name)) for name in sizes[: 4 if train.split_stream else 3]):
         if size % parts:
             raise ValueError(f"tensor_parallel {parts} does not divide {name} {size}: take one that does")
 
 
-def plan_of(model: PreTrainedModel) -> dict[str, str]:
-    """How the layers of a block are split, from the name of each in it to the way.
+def plan_of(model: PreTrainedModel, train: TrainConfig) -> dict[str, str]:
+    """How the modules of a block are split, from the name of each in it to the way; none where they are not.
 
     Raises:
         ValueError: where there is no plan: another backbone than low rank, a low-rank scale, a layer dense in some
-            blocks alone, or an architecture for which transformers has none.
+            blocks alone, or an architecture for which transformers has none; with `split_stream`, any dense layer.
     """
+    if train.tensor_parallel == 1:
+        return {}
     config: Any = model.config
     low_rank = isinstance(config, LowRankConfigMixin)
     plan = config.tp_plan_without_residual if low_rank else config.base_model_tp_plan
@@ -242,7 +273,25 @@ def plan_of(model: PreTrainedModel) -> dict[str, str]:
     in_block = {pattern.partition(".*.")[2]: way for pattern, way in plan.items() if ".*." in pattern}
     if unknown := sorted(set(in_block.values()) - {*STYLES, OF_HEADS}):
         raise ValueError(f"tensor_parallel: the plan of {type(model).__name__} splits {unknown[0]}, which is not built")
-    return in_block
+    return _with_stream(model, in_block) if train.split_stream else in_block
+
+
+def _with_stream(model: PreTrainedModel, plan: Mapping[str, str]) -> dict[str, str]:
+    """The plan by which the residual stream is split too: both factors of each layer, and the norms between them."""
+    split = [name for name, way in plan.items() if way in STYLES]
+    if dense := [name for name in split if not name.endswith((".up", ".down"))]:
+        raise ValueError(f"split_stream is for blocks of low-rank layers alone, and {dense[0]} is dense: leave it out")
+    layers = {name.rpartition(".")[0]: None for name in split}
+    width = (model.config.hidden_size,)
+    norms = [
+        name
+        for name, module in blocks_of(model)[0].named_children()
+        if [parameter.shape for parameter in module.parameters()] == [width]
+    ]
+    if other := [name for name in norms if not hasattr(blocks_of(model)[0].get_submodule(name), "variance_epsilon")]:
+        raise ValueError(f"split_stream knows no norm as {other[0]} of {type(model).__name__}: leave it out")
+    factors = {f"{layer}.{factor}": way for layer in layers for factor, way in (("down", "rowwise"), ("up", "colwise"))}
+    return {**plan, **factors, **dict.fromkeys(norms, NORM)}
 
 
 def inputs_in_common(plan: Mapping[str, str]) -> set[str]:
@@ -265,15 +314,26 @@ def _replicated_input(mesh: DeviceMesh) -> Callable[..., Any]:
     return hook
 
 
+def _rms_normed(norm: Any, mesh: DeviceMesh, hidden: Tensor) -> Tensor:
+    """RMSNorm over a width of which each process has a part, as transformers computes it; one number a token is summed.
+
+    Left to DTensor, the backward pass would sum as many numbers as the width.
+    """
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    squares = DTensor.from_local(wide.pow(2).sum(-1, keepdim=True), mesh, (Partial(),))
+    mean = squares.redistribute(mesh, (Replicate(),)).to_local(grad_placements=(Partial(),)) / norm.weight.shape[0]
+    return norm.weight.to_local() * (wide * torch.rsqrt(mean + norm.variance_epsilon)).to(hidden.dtype)
+
+
 def parts_in(model: PreTrainedModel, train: TrainConfig) -> dict[int, tuple[int, ...]]:
     """From the id of each parameter to its shape in one process, of those that `train.tensor_parallel` splits."""
-    if (parts := train.tensor_parallel) == 1:
-        return {}
-    shapes, plan = {}, plan_of(model)
+    parts, shapes, plan = train.tensor_parallel, {}, plan_of(model, train)
     for block in blocks_of(model):
         for name, way in plan.items():
             layer: Any = block.get_submodule(name)
-            if way == "rowwise":
+            if way == NORM:
+                shapes[id(layer.weight)] = (layer.weight.shape[0] // parts,)
+            elif way == "rowwise":
                 shapes[id(layer.weight)] = (layer.out_features, layer.in_features // parts)
             elif way == "colwise":
                 shapes[id(layer.weight)] = (layer.out_features // parts, layer.in_features)

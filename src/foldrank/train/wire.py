@@ -9,6 +9,8 @@ bytes of a number in a matrix product. A tensor counts once, as large as it is w
     tensor parallel   summed     w S T (f F + b) of a block: F numbers that the forward pass sums, b the backward pass
                                  f = 2 where activation checkpointing computes a block again, else 1
                       of low rank F = 2 r, b = 5 r; of dense layers F = 2 d, b = 2 d
+    with the stream   F = 7 r, b = 7 r; four bytes of each norm and token as well, in either pass
+                      joined     8 S T d: what leaves the last block, and the gradient of what the first one gets
     both              of each group of processes that split layers, S / N in place of S; and FSDP of its part, P and
                       P_b, among the N groups
 
@@ -28,8 +30,9 @@ from transformers import PreTrainedModel
 from foldrank.core.inventory import count_parameters
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import TrainConfig
+from foldrank.train.block_costs import widths
 from foldrank.train.model import shape_of
-from foldrank.train.sharding import check_processes, inputs_in_common, parts_in, plan_of
+from foldrank.train.sharding import NORM, check_processes, inputs_in_common, parts_in, plan_of
 from foldrank.train.stand_ins import blocks_of, stands_for, total
 
 
@@ -40,15 +43,17 @@ class Wire:
     summed: int
     gathered: int
     scattered: int
+    joined: int
+    """Bytes of the residual stream that processes which split it gather."""
     summing: int
-    """Processes that sum; one, where nothing is summed."""
+    """Processes that sum, and join; one, where nothing is summed."""
     sharing: int
     """Processes that gather and scatter."""
 
     @property
     def sent(self) -> int:
         """Bytes that each process sends, around rings."""
-        summed = 2 * self.summed * (self.summing - 1) // self.summing
+        summed = (2 * self.summed + self.joined) * (self.summing - 1) // self.summing
         return summed + (self.gathered + self.scattered) * (self.sharing - 1) // self.sharing
 
 
@@ -82,8 +87,15 @@ def model_wire(model: PreTrainedModel, train: TrainConfig, *, gpus: int) -> Wire
         in_blocks = sum(stands_for(block) * _filled_up(block, shares, parts) for block in blocks_of(model))
         gathered = passes * (2 * width * in_blocks + 4 * (everything - in_blocks))
         scattered = 4 * everything
-    summing = train.tensor_parallel if split else gpus
-    return Wire(summed=summed, gathered=gathered, scattered=scattered, summing=summing, sharing=shares)
+    tokens = train.batch_size // shares * train.sequence_length
+    return Wire(
+        summed=summed,
+        gathered=gathered,
+        scattered=scattered,
+        joined=8 * tokens * widths(model.config).d if train.split_stream else 0,
+        summing=train.tensor_parallel if split else gpus,
+        sharing=shares,
+    )
 
 
 def numbers_summed(block: nn.Module, plan: dict[str, str]) -> tuple[int, int]:
@@ -104,13 +116,14 @@ def numbers_summed(block: nn.Module, plan: dict[str, str]) -> tuple[int, int]:
 
 
 def _summed_by_parts(model: PreTrainedModel, train: TrainConfig, shares: int) -> int:
-    width, plan = 2 if train.dtype == "bfloat16" else 4, plan_of(model)
+    width, plan = 2 if train.dtype == "bfloat16" else 4, plan_of(model, train)
     again = 2 if train.activation_checkpointing else 1
-    numbers = 0
+    norms = sum(way == NORM for way in plan.values())
+    of_a_token = 0
     for block in blocks_of(model):
         forward, backward = numbers_summed(block, plan)
-        numbers += stands_for(block) * (again * forward + backward)
-    return width * train.batch_size // shares * train.sequence_length * numbers
+        of_a_token += stands_for(block) * (width * (again * forward + backward) + 4 * (again + 1) * norms)
+    return of_a_token * train.batch_size // shares * train.sequence_length
 
 
 def _filled_up(module: nn.Module, shards: int, parts: Mapping[int, Sequence[int]]) -> int:
