@@ -165,6 +165,11 @@ def test_a_recipe_without_residual_is_split_as_it_is(capsys):
         (["demo", "--gpus", "3", "--tensor-parallel", "3"], "tensor_parallel 3 does not divide num_attention_heads 4"),
         (["demo", "--gpus", "2", "--train.tensor_parallel", "2"], "set train.fold_at_start true"),
         (["llama-60m-sltrain", "--gpus", "2", "--tensor-parallel", "2"], "there is no plan by which this"),
+        (["demo", "--train.split_stream", "true"], "split_stream needs tensor_parallel, the number of processes"),
+        (
+            ["llama-60m-dense", "--gpus", "2", "--tensor-parallel", "2", "--train.split_stream", "true"],
+            "split_stream is for blocks of low-rank layers alone, and self_attn.q_proj is dense: leave it out",
+        ),
         (["demo", "--train.activation_checkpointing", "true"], "should be 'block' or 'latents', got 'true'"),
     ],
 )
@@ -174,3 +179,14 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments: list[str], mes
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_a_stream_that_is_split_leaves_each_gpu_a_quarter_of_the_blocks(capsys):
+    arguments = ("llama-7b-cola-dlr", "--gpus", "4", "--tensor-parallel", "4", "--bandwidth", "450")
+    layers, stream = plan(capsys, *arguments), plan(capsys, *arguments, "--train.split_stream", "true")
+    a, b = (result["memory"][0]["bytes_per_gpu"]["weights"] for result in (layers, stream))
+    assert b < 0.7 * a
+    sent = [result["steps_seconds"][0]["bytes_sent"] for result in (layers, stream)]
+    assert 1.9 < sent[1] / sent[0] < 2.2
+    dense = [result["steps_seconds"][1]["bytes_sent"] for result in (layers, stream)]
+    assert dense[0] == dense[1]  # whose stream is whole

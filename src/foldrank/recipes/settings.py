@@ -290,8 +290,6 @@ class TrainConfig:
         problems = out_of_bounds(self)
         if self.test_tokens is not None and self.eval_tokens is None:
             problems.append("test_tokens needs eval_tokens: without, the validation takes all that is held out")
-        if self.split_stream and self.tensor_parallel == 1:
-            problems.append("split_stream needs tensor_parallel: the number of processes that split the stream")
         if self.ablation is not None and self.spreads:
             problems.append("ablation is for studies in one process: leave out sharding and tensor_parallel")
         if self.ablation is not None and self.fold_at_start:

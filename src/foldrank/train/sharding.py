@@ -239,6 +239,8 @@ def check_spread(model: PreTrainedModel, train: TrainConfig) -> None:
     """
     parts = train.tensor_parallel
     if parts == 1:
+        if train.split_stream:
+            raise ValueError("split_stream needs tensor_parallel, the number of processes that split the stream")
         return
     low_rank = getattr(model.config, "low_rank", None)
     if low_rank is not None and low_rank["residual"] is not None and not train.fold_at_start:

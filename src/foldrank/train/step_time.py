@@ -49,7 +49,7 @@ def beside_dense(recipe: Recipe, **figures: Any) -> list[dict[str, Any]]:
     ours = step_time(recipe, **figures)
     if recipe.low_rank is None or recipe.train.activation_checkpointing == "latents":
         return [{"model": "", **ours, "over_dense": None}]
-    dense = replace(recipe, low_rank=None, train=replace(recipe.train, fold_at_start=False))
+    dense = replace(recipe, low_rank=None, train=replace(recipe.train, fold_at_start=False, split_stream=False))
     theirs = step_time(dense, **figures)
     return [
         {"model": "", **ours, "over_dense": ours["at_least"] / theirs["at_least"]},
