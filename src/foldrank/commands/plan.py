@@ -28,7 +28,9 @@ ASSUMPTIONS = (
     "FLOPs: 6 N + 12 L d T per token (PaLM, appendix B, arXiv 2204.02311), N the weights of the matrices that "
     "multiply, of a low-rank layer its two factors; where blocks are computed again they count 8 N "
     "(arXiv 2104.04473), their down-projections 6 N where the latents are kept (CoLA-M, arXiv 2502.10940).",
-    "Hours: FLOPs over GPUs x peak x MFU, activation checkpointing included; evaluation and saving not.",
+    "Hours: FLOPs over GPUs x peak x MFU, activation checkpointing included; evaluation and saving not. Where "
+    "layers are split all products count as shared out; those with the head, and with factors that are not split, each "
+    "GPU does whole, so that hours and seconds are lower bounds there.",
     "Memory: an upper bound without the allocator's fragmentation and the CUDA context, so leave room. float32 "
     "weights, gradients and averages of the optimizer (arXiv 1910.02054); activations as autograd keeps them with a "
     "flash attention kernel and no mask, or with a mask in each block where documents are kept apart (on a GPU that is "
