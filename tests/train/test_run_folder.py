@@ -201,9 +201,9 @@ def test_the_log_is_the_same_whether_somebody_watches(recipe_file: Path, tmp_pat
         lines = map(json.loads, (tmp_path / str(quiet) / "log.jsonl").read_text().splitlines())
         logs.append(
             [
-                {key: value for key, value in line.items() if "runtime" not in key}
+                {key: value for key, value in line.items() if "runtime" not in key and "usual" not in str(value)}
                 for line in lines
-                if "text" not in line
+                if "text" not in line  # and no note that steps are slower than usual, which the machine may be
             ]
         )
     assert [line.keys() for line in logs[0]] == [line.keys() for line in logs[1]]
