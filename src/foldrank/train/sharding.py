@@ -249,9 +249,9 @@ def check_spread(model: PreTrainedModel, train: TrainConfig) -> None:
             "train.fold_at_start true, which trains the same"
         )
     plan_of(model, train)
-    sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size")
-    for name, size in ((name, getattr(model.config, name)) for name in sizes[: 4 if train.split_stream else 3]):
-        if size % parts:
+    sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    for name in (*sizes, "hidden_size") if train.split_stream else sizes:
+        if (size := getattr(model.config, name)) % parts:
             raise ValueError(f"tensor_parallel {parts} does not divide {name} {size}: take one that does")
 
 
@@ -284,13 +284,9 @@ def _with_stream(model: PreTrainedModel, plan: Mapping[str, str]) -> dict[str, s
     if dense := [name for name in split if not name.endswith((".up", ".down"))]:
         raise ValueError(f"split_stream is for blocks of low-rank layers alone, and {dense[0]} is dense: leave it out")
     layers = {name.rpartition(".")[0]: None for name in split}
-    width = (model.config.hidden_size,)
-    norms = [
-        name
-        for name, module in blocks_of(model)[0].named_children()
-        if [parameter.shape for parameter in module.parameters()] == [width]
-    ]
-    if other := [name for name in norms if not hasattr(blocks_of(model)[0].get_submodule(name), "variance_epsilon")]:
+    width, children = (model.config.hidden_size,), dict(blocks_of(model)[0].named_children())
+    norms = [name for name, child in children.items() if [weight.shape for weight in child.parameters()] == [width]]
+    if other := [name for name in norms if not hasattr(children[name], "variance_epsilon")]:
         raise ValueError(f"split_stream knows no norm as {other[0]} of {type(model).__name__}: leave it out")
     factors = {f"{layer}.{factor}": way for layer in layers for factor, way in (("down", "rowwise"), ("up", "colwise"))}
     return {**plan, **factors, **dict.fromkeys(norms, NORM)}

@@ -46,7 +46,7 @@ class Wire:
     joined: int
     """Bytes of the residual stream that processes which split it gather."""
     summing: int
-    """Processes that sum, and join; one, where nothing is summed."""
+    """Processes that sum, and join."""
     sharing: int
     """Processes that gather and scatter."""
 
