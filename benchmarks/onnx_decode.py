@@ -19,7 +19,6 @@ from accelerate import PartialState
 from foldrank import fold_
 from foldrank.bench.record import machine
 from foldrank.core.inventory import count_parameters
-from foldrank.core.memory_format import to_column_major_
 from foldrank.data.config import DataConfig
 from foldrank.data.corpus import documents
 from foldrank.data.tokenizer import train_tokenizer
@@ -28,6 +27,7 @@ from foldrank.provenance import commit, versions
 from foldrank.recipes import RECIPES
 from foldrank.runtime import Model, Sampling
 from foldrank.structured import to_json
+from foldrank.surgery.memory_format import to_column_major_
 from foldrank.train.model import build_model
 
 METHODS = ("dense", "lowrank", "cola")

@@ -2,7 +2,7 @@
 
 In order: the changelog against the version; `build` and `twine check`; what the wheel holds; the wheel in an empty
 environment outside the tree, where the main job runs for a few steps; each extra alone; the lowest stated versions
-under the tests of the core. With --quick the last two are left out. Every failure ends it.
+under the tests of core and surgery. With --quick the last two are left out. Every failure ends it.
 """
 
 import json
@@ -146,7 +146,7 @@ def try_extras(plain: Path, wheel: Path) -> None:
 
 
 def try_lowest(folder: Path, wheel: Path) -> None:
-    """The tests of the core by the lowest versions that the metadata allows."""
+    """The tests of core and surgery by the lowest versions that the metadata allows."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     pinned = {name: version for line in lines if not line.startswith("#") for name, version in [line.split("==")]}
@@ -155,8 +155,9 @@ def try_lowest(folder: Path, wheel: Path) -> None:
         if not (pinned.get(name, "") + ".0.0").startswith(least + "."):
             sys.exit(f"pyproject.toml allows {name} {least}, and constraints-lowest.txt tries {pinned.get(name)}")
     python = environment(folder, "constraints-lowest.txt", str(wheel), "pytest", "pytest-xdist")
-    said = run(python, "-m", "pytest", "-q", "-n", "auto", "-m", "not apart", "-p", "no:cacheprovider", "tests/core")
-    say(f"the tests of the core by the lowest versions: {said.strip().splitlines()[-1]}")
+    options = ("-q", "-n", "auto", "-m", "not apart", "-p", "no:cacheprovider")
+    said = run(python, "-m", "pytest", *options, "tests/core", "tests/surgery")
+    say(f"the tests of core and surgery by the lowest versions: {said.strip().splitlines()[-1]}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ SOURCE = ROOT / "src" / "foldrank"
 PACKAGES = {
     "foldrank": "What most need: layers, surgery, the residual, the fold. It imports torch alone.",
     "foldrank.core": "What else the core has.",
+    "foldrank.surgery": "What else surgery has.",
     "foldrank.optim": "Optimizers for factors, for any loop.",
     "foldrank.hf": "Classes of transformers with low-rank layers. Importing it registers them.",
     "foldrank.recipes": "What is asked of a run.",

@@ -1,9 +1,11 @@
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 import foldrank
+import foldrank.surgery
 
 PUBLIC = [
     "AnchoredDecay",
@@ -50,7 +52,7 @@ warnings.simplefilter("ignore")  # torch tells that there is no numpy
 USE = """
 import torch
 from foldrank import *
-from foldrank.core.surgery import describe
+from foldrank.surgery.factorize import describe
 try:
     import transformers
 except ModuleNotFoundError as error:
@@ -92,11 +94,13 @@ def test_public_names_are_documented_and_known_by_their_home(name: str) -> None:
     assert getattr(sys.modules[value.__module__], name) is value
 
 
-@pytest.mark.parametrize("name", foldrank.core.__all__)
-def test_names_of_the_core_are_those_of_its_modules(name: str) -> None:
-    assert dir(foldrank.core) == sorted(foldrank.core.__all__)
-    value = getattr(foldrank.core, name)
-    assert name == "BACKBONES" or (value.__name__, value.__module__.rpartition(".")[0]) == (name, "foldrank.core")
+@pytest.mark.parametrize(
+    ("package", "name"), [(package, name) for package in (foldrank.core, foldrank.surgery) for name in package.__all__]
+)
+def test_names_of_core_and_surgery_are_those_of_their_modules(package: ModuleType, name: str) -> None:
+    assert set(package.__all__) <= set(dir(package))
+    value = getattr(package, name)
+    assert name == "BACKBONES" or (value.__name__, value.__module__.rpartition(".")[0]) == (name, package.__name__)
     if name in PUBLIC:
         assert getattr(foldrank, name) is value
 

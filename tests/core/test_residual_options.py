@@ -13,7 +13,7 @@ from foldrank.core.config import EXPANSIONS, Expansion
 from foldrank.core.functional import literal_residual
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.residual import DuplicatedLatentResidual
-from foldrank.core.surgery import describe
+from foldrank.surgery.factorize import describe
 
 from .models import TOKENS, TinyLM, assert_unchanged, relative_rms, residual_of, snapshot, train
 

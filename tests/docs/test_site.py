@@ -22,7 +22,15 @@ from foldrank.recipes.schema import field_help
 from ..browser import IN_A_BROWSER, SIZES, Page, opened
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("foldrank", "foldrank.core", "foldrank.optim", "foldrank.hf", "foldrank.recipes", "foldrank.runtime")
+PACKAGES = (
+    "foldrank",
+    "foldrank.core",
+    "foldrank.surgery",
+    "foldrank.optim",
+    "foldrank.hf",
+    "foldrank.recipes",
+    "foldrank.runtime",
+)
 SECONDS = 90
 """That a build may take on two idle cores."""
 
@@ -69,14 +77,7 @@ def text_of(site: Path, *pages: str) -> str:
 
 def test_every_public_name_command_setting_and_recipe_is_there(site: Path) -> None:
     api = text_of(site, "api")
-    for package in (
-        "foldrank",
-        "foldrank.core",
-        "foldrank.optim",
-        "foldrank.hf",
-        "foldrank.recipes",
-        "foldrank.runtime",
-    ):
+    for package in PACKAGES:
         for name in import_module(package).__all__:
             assert re.search(rf"\b{name}\b", api), f"{package}.{name}"
     commands, settings, recipes = (text_of(site, page) for page in ("commands", "settings", "recipes"))

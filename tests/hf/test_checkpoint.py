@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from foldrank import LowRankConfig, ResidualConfig, fold_
 from foldrank.core.inventory import count_parameters
-from foldrank.core.memory_format import to_column_major_
 from foldrank.hf import convert_
 from foldrank.hf.checkpoint import INDEX, fold_checkpoint, inspect, weight_files
+from foldrank.surgery.memory_format import to_column_major_
 
 from .models import COLA_DLR, SHAPE, logits, trained
 

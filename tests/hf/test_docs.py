@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from foldrank.core import backbones
+from foldrank.surgery import backbones
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -38,12 +38,12 @@ from transformers import (
 import foldrank.hf
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
 from foldrank.commands import info
-from foldrank.core.backbones import BACKBONES
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.hf import LowRankGPT2ForCausalLM, LowRankLlamaForCausalLM, convert_, low_rank_classes
 from foldrank.hf.checkpoint import fold_checkpoint, inspect
 from foldrank.hf.families import LOW_RANK_CLASSES
 from foldrank.hf.remote_code import FAMILIES, modeling_source
+from foldrank.surgery.backbones import BACKBONES
 
 from .models import SHAPE, TOKENS, hidden, logits
 

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from foldrank import LowRankConfig, ResidualConfig, fold_
 from foldrank.core.inventory import low_rank_layers
-from foldrank.core.surgery import describe
 from foldrank.hf import LowRankLlamaForCausalLM, LowRankLlamaModel
+from foldrank.surgery.factorize import describe
 
 from .models import COLA_DLR, hidden, logits, trained
 

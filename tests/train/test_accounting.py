@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from foldrank.core.config import Activation, LowRankConfig, ResidualConfig
 from foldrank.core.dtensor import to_local
 from foldrank.core.inventory import count_parameters, low_rank_layers
-from foldrank.core.surgery import factorize_
 from foldrank.recipes import load_recipe
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import Checkpointing, ModelConfig, OptimizerName, TrainConfig
+from foldrank.surgery.factorize import factorize_
 from foldrank.train import accounting, chunked_loss
 from foldrank.train.accounting import (
     evaluation_memory,

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from foldrank import LowRankConfig, ResidualConfig
-from foldrank.core.surgery import count_parameters, low_rank_layers
 from foldrank.recipes import RECIPES
 from foldrank.recipes.schema import Recipe
 from foldrank.recipes.settings import ModelConfig
+from foldrank.surgery.factorize import count_parameters, low_rank_layers
 from foldrank.train.model import build_model, dense_parameters, meta_model
 
 SMALL = Recipe(model=ModelConfig(hidden_size=32, intermediate_size=50, num_layers=2, num_heads=2))

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from foldrank.bench.record import Gate
 from foldrank.bench.settings import COLUMNWISE, Settings, parse
 from foldrank.core.fold import fold_
-from foldrank.core.memory_format import to_column_major_
+from foldrank.surgery.memory_format import to_column_major_
 from foldrank.train.model import build_model
 
 BOUND = 1e-4

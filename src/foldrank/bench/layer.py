@@ -15,7 +15,7 @@ from foldrank.bench.interleaved import interleaved_timing, timed
 from foldrank.bench.record import Findings, Gate
 from foldrank.bench.settings import COMPILED, ON_ACTIVATIONS, Settings, parse
 from foldrank.bench.trained_model import autocast
-from foldrank.core.surgery import factorize_
+from foldrank.surgery.factorize import factorize_
 
 BOUND = {"float32": 1e-4, "bfloat16": 5e-2}
 """How far outputs and gradients of the same layer may be apart, relative to their norm."""

@@ -76,11 +76,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict, replace
 
     from foldrank.atomic import refuse_existing, write_text
-    from foldrank.core.surgery import describe
     from foldrank.data.config import DataConfig
     from foldrank.data.stream import encode
     from foldrank.hf.checkpoint import inspect, load
     from foldrank.structured import to_yaml
+    from foldrank.surgery.factorize import describe
     from foldrank.train.evaluate import evaluate_loss, first
     from foldrank.train.factorization import Target, approximations, batches, training_sample
     from foldrank.train.run_folder import find_run, save

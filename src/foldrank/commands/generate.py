@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--prompt is empty: give at least one character to continue")
     if is_exported(arguments):
         return _exported(arguments)
-    from foldrank.core.memory_format import to_column_major_
     from foldrank.hf.checkpoint import load
     from foldrank.hf.foreign import foreign
+    from foldrank.surgery.memory_format import to_column_major_
     from foldrank.train.evaluate import check_fits, continue_text
 
     notes: list[str] = []

@@ -155,8 +155,8 @@ class LowRankConfig:
     budget: float | None = None
     """In place of `rank`: the share of the whole model's parameters (embeddings, head and layers that stay dense
     included, shared ones once) that is left once it is low-rank and folded, in (0, 1). Every converted layer gets one
-    common fraction of its full rank (`core/ranks.py`); the total is never above the budget, and below it by less than
-    one rank of one layer."""
+    common fraction of its full rank (`surgery/ranks.py`); the total is never above the budget, and below it by less
+    than one rank of one layer."""
 
     activation: Activation | None = None
     """Function between the factors: `silu` is CoLA, None is plain low rank."""
@@ -166,7 +166,7 @@ class LowRankConfig:
     s = tanh(theta), theta learned per layer from 1. None: s = 1. The fold multiplies it into B."""
 
     backbone: str = "lowrank"
-    """The kind of layer, by its name in `foldrank.core.backbones`: `lowrank` is y = B z, plain or CoLA; `sltrain` is
+    """The kind of layer, by its name in `foldrank.surgery.backbones`: `lowrank` is y = B z, plain or CoLA; `sltrain` is
     SLTrain's y = B z + S x, S sparse with a fixed random support."""
 
     extra_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foldrank.core.attach import attached_residuals, detach
+from foldrank.core.attached import attached_residuals, detach
 from foldrank.core.config import Expansion, Signs
 from foldrank.core.derived_buffers import as_integers
 from foldrank.core.dtensor import distribute_like, full_tensor

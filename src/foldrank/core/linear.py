@@ -132,8 +132,7 @@ class LowRankLinear(nn.Module):
         return effective_weight(weight, index_O, values_O, None if self.scale is None else self.scale.coefficient())
 
     def _literal_equation(self, z: Tensor) -> Tensor:
-        if self.scale is not None:
-            z = self.scale(z)
+        z = z if self.scale is None else self.scale(z)
         y = self.up(z)
         if self.residual is None:
             return y

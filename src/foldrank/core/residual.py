@@ -147,7 +147,7 @@ class DuplicatedLatentResidual(WeightParametrization):
 
     def extra_repr(self) -> str:
         alpha = f"{self.start:g}" + (" (trainable)" if self.config.trainable else "")
-        fields = {"K": math.ceil(self.out_features / self.rank), **self.spec_fields(), "alpha": alpha}
+        first = {"alpha": alpha, "K": math.ceil(self.out_features / self.rank)}
         usual = {"latent_dim": 1, "signs": "none"}
-        shown = {name: value for name, value in fields.items() if usual.get(name, ...) != value}
-        return ", ".join(f"{name}={shown[name]}" for name in ("alpha", *(name for name in shown if name != "alpha")))
+        fields = {**first, **self.spec_fields(), **first}.items()
+        return ", ".join(f"{name}={value}" for name, value in fields if usual.get(name, ...) != value)

@@ -60,9 +60,8 @@ class LowRankScale(WeightParametrization):
         return {"scale": None if self.start == "trainable" else float(self.start)}
 
     def extra_repr(self) -> str:
-        if self.start != "trainable":
-            return f"s={self.start:g}"
-        return f"s=tanh(theta), started at {math.tanh(START):.4f}"
+        learned = f"s=tanh(theta), started at {math.tanh(START):.4f}"
+        return learned if self.start == "trainable" else f"s={self.start:g}"
 
 
 def tanh_scale(theta: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from foldrank.core.dtensor import full_tensor, is_dtensor
 from foldrank.core.fold import unfolded_keys
 from foldrank.core.inventory import inventory, low_rank_layers
 from foldrank.core.parametrization import SPEC
-from foldrank.core.surgery import allow_saving_, describe, factorize_
 from foldrank.hf.modeling_lowrank_llama import tensor_parallel_plan
 from foldrank.hf.remote_code import HEADS, refer_to_modeling, write_modeling
+from foldrank.surgery.factorize import allow_saving_, describe, factorize_
 
 
 class LowRankConfigMixin(PreTrainedConfig):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from foldrank.core.backbones import BACKBONES, CONNECTIONS
 from foldrank.core.linear import LowRankLinear
 from foldrank.hf.modeling_crnet_llama import connect_, shortcut
+from foldrank.surgery.backbones import BACKBONES, CONNECTIONS
 
 START = 1.0
 """Of b."""

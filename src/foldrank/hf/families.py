@@ -20,9 +20,9 @@ from transformers import (
 
 from foldrank.core.config import LowRankConfig
 from foldrank.core.inventory import low_rank_layers
-from foldrank.core.surgery import FactorizeReport, allow_saving_, factorize_
 from foldrank.hf.base import LowRankConfigMixin, LowRankModelMixin, refresh_config
 from foldrank.hf.remote_code import FAMILIES, HEADS, Family
+from foldrank.surgery.factorize import FactorizeReport, allow_saving_, factorize_
 
 LOW_RANK_CLASSES: dict[type[PreTrainedModel], type[LowRankModelMixin]] = {}
 """From a class of transformers to its low-rank variant."""

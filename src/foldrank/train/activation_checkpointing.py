@@ -18,8 +18,8 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 
 from foldrank.core.inventory import low_rank_layers
-from foldrank.core.sparse import SparseLowRankLinear
 from foldrank.recipes.settings import Checkpointing
+from foldrank.surgery.sparse import SparseLowRankLinear
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 """What a linear layer computes below autograd; which of them, depends on the shape and layout of its input."""

@@ -6,8 +6,8 @@ from torch import nn
 
 from foldrank.core.inventory import inventory, linear_spec, low_rank_layers
 from foldrank.core.linear import LowRankLinear
-from foldrank.core.sparse import SparseLowRankLinear
 from foldrank.hf.crnet import CrossLayerLinear
+from foldrank.surgery.sparse import SparseLowRankLinear
 
 FAMILIES = ("llama", "mistral", "qwen3", "gpt2")
 """Of which it is known what a block keeps."""

@@ -1,7 +1,7 @@
 """Dense checkpoints at low rank: what the approximation of each weight costs in loss, rank by rank.
 
 Where a budget of parameters is given in place of a rank, each layer gets the same share of its full rank (`even`,
-core/ranks.py), or ranks by its spectrum (`spectra`): of all singular values the largest for their price are kept,
+surgery/ranks.py), or ranks by its spectrum (`spectra`): of all singular values the largest for their price are kept,
 
     sum over layers of |W_l - B_l A_l|^2  at least,  for  sum r_l (d_in + d_out)  as much as even ranks take,
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foldrank.core.approximation import Approximation, input_moments
 from foldrank.core.config import Activation, LowRankConfig
 from foldrank.core.inventory import count_parameters, inventory
 from foldrank.data.stream import reopen_data
 from foldrank.hf.families import convert_
+from foldrank.surgery.approximation import Approximation, input_moments
 from foldrank.train.evaluate import evaluate_loss, first
 from foldrank.train.run_folder import RunFolder
 

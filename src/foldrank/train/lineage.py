@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foldrank.core.approximation import approximate_, set_effective_
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.linear import LowRankLinear
 from foldrank.data.identity import tokenizer_sha256
 from foldrank.hf.checkpoint import inspect, load, read_config
 from foldrank.hf.checksums import read_checksums
 from foldrank.recipes.schema import Recipe
+from foldrank.surgery.approximation import approximate_, set_effective_
 from foldrank.train.architecture import dense_config
 from foldrank.train.checkpoints import step_of
 from foldrank.train.run_folder import RunFolder, find_run
@@ -129,7 +129,7 @@ def initialize_(model: PreTrainedModel, source: Path, tokenizer_hash: str, *, se
     """Gives a model the weights of a checkpoint, in place, so that it computes the same as far as its ranks allow.
 
     Layers of equal form take the factors, B* as it is with its residual or scale; low-rank ones of another rank, and
-    those that stand for dense ones, the best approximation of the weight (`core/approximation.py`); dense ones the
+    those that stand for dense ones, the best approximation of the weight (`surgery/approximation.py`); dense ones the
     product of the factors.
 
     Args:

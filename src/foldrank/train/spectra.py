@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from foldrank.core.dtensor import full_tensor
 from foldrank.core.linear import LowRankLinear
-from foldrank.core.sparse import SparseLowRankLinear, flat_support
+from foldrank.surgery.sparse import SparseLowRankLinear, flat_support
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from foldrank import LowRankConfig, ResidualConfig, factorize_, fold_
 from foldrank.core.inventory import count_parameters
-from foldrank.core.ranks import solve_ranks
+from foldrank.surgery.ranks import solve_ranks
 
-from .models import TinyLM, assert_unchanged, snapshot
+from ..core.models import TinyLM, assert_unchanged, snapshot
 
 BLOCK = {"q": (64, 64), "k": (64, 16), "up": (64, 171)}
 SHAPES = {f"{i}.{name}": shape for i in range(3) for name, shape in BLOCK.items()}

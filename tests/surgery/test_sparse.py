@@ -13,9 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, SparseLowRankLinear, factorize_, fold_
-from foldrank.core.sparse import flat_support, random_support
+from foldrank.surgery.sparse import flat_support, random_support
 
-from .models import TOKENS, TinyLM, relative_rms, train
+from ..core.models import TOKENS, TinyLM, relative_rms, train
 
 
 @pytest.fixture

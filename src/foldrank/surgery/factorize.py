@@ -7,15 +7,15 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from foldrank.core import backbones
-from foldrank.core.approximation import Approximation, approximate_all_
 from foldrank.core.config import SCOPES, LowRankConfig, ResidualConfig, lookup, matches
-from foldrank.core.factorize_report import ConvertedLayer, FactorizeReport
 from foldrank.core.formatting import abbreviate
 from foldrank.core.inventory import Inventory, LinearSpec, check_patterns, count_parameters, inventory, low_rank_layers
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.plain_linear import OFFLOADED, what_is_on
-from foldrank.core.ranks import solve_ranks
+from foldrank.surgery import backbones
+from foldrank.surgery.approximation import Approximation, approximate_all_
+from foldrank.surgery.ranks import solve_ranks
+from foldrank.surgery.report import ConvertedLayer, FactorizeReport
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def factorize_(
 
     The new factors are drawn afresh, as the backbone does it, on the device and in the dtype of the layer they replace;
     a bias is kept as a parameter and drawn afresh as well: the dense weights are dropped, unless `init` says how the
-    factors approximate them (`core/approximation.py`).
+    factors approximate them (`surgery/approximation.py`).
 
     Without `targets` (or a table of ranks) the output head stays dense, which is known by what it is: what the model's
     `get_output_embeddings` gives; else the linear layers registered after the last transformer block; else, without

@@ -7,7 +7,7 @@ from torch import nn
 
 from foldrank.core.config import LowRankConfig
 from foldrank.core.linear import LowRankLinear
-from foldrank.core.sparse import SparseLowRankLinear
+from foldrank.surgery.sparse import SparseLowRankLinear
 
 BACKBONES: dict[str, type[LowRankLinear]] = {"lowrank": LowRankLinear, "sltrain": SparseLowRankLinear}
 """From the name of a backbone to its class. An application adds its own: `BACKBONES["gated"] = GatedLinear`."""
@@ -26,7 +26,7 @@ def class_of(config: LowRankConfig) -> type[LowRankLinear]:
     if config.backbone not in BACKBONES:
         raise ValueError(
             f"backbone must be one of {', '.join(BACKBONES)}, got {config.backbone!r} (one of your own joins "
-            "foldrank.core.backbones.BACKBONES when its module is imported)"
+            "foldrank.surgery.backbones.BACKBONES when its module is imported)"
         )
     return BACKBONES[config.backbone]
 
@@ -54,7 +54,7 @@ def settings_of(layer: LowRankLinear) -> dict[str, Any]:
     names = [name for name, backbone in BACKBONES.items() if type(layer) is backbone]
     if not names:
         raise ValueError(
-            f"{type(layer).__name__} is no backbone with a name: enter it in foldrank.core.BACKBONES before the "
+            f"{type(layer).__name__} is no backbone with a name: enter it in foldrank.surgery.BACKBONES before the "
             "model is described or saved"
         )
     return {

@@ -31,7 +31,7 @@ from foldrank import LowRankConfig, ResidualConfig, factorize_, fold_
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.residual import DuplicatedLatentResidual
 
-from .models import TOKENS, assert_unchanged, relative_rms, snapshot, train
+from ..core.models import TOKENS, assert_unchanged, relative_rms, snapshot, train
 
 COLA = LowRankConfig(rank=4, activation="silu", residual=ResidualConfig())
 ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")

@@ -20,14 +20,14 @@ from foldrank import (
     fold_state_dict,
     fold_weight,
 )
-from foldrank.core.backbones import BACKBONES
 from foldrank.core.config import Activation, Scale
 from foldrank.core.fold import unfolded_keys
 from foldrank.core.functional import literal_residual
 from foldrank.core.scale import LowRankScale
-from foldrank.core.surgery import describe, low_rank_layers
+from foldrank.surgery.backbones import BACKBONES
+from foldrank.surgery.factorize import describe, low_rank_layers
 
-from .models import TOKENS, TinyLM, assert_unchanged, relative_rms, snapshot, train
+from ..core.models import TOKENS, TinyLM, assert_unchanged, relative_rms, snapshot, train
 
 # (d_in, d_out, r) and leading dimensions: r does not divide d_out, is above it, is 1; bias where d_in is even.
 CASES = [((7, 11, 3), (2, 3)), ((8, 4, 7), ()), ((6, 6, 1), (0, 2))]

@@ -26,7 +26,7 @@ from foldrank.core.config import EXPANSIONS, Expansion
 from foldrank.core.functional import literal_residual
 from foldrank.core.residual import DuplicatedLatentResidual
 
-from .models import assert_unchanged, relative_rms, snapshot, train
+from ..core.models import assert_unchanged, relative_rms, snapshot, train
 
 IN, OUT, RANK = 12, 10, 4
 DLR = ResidualConfig(alpha=0.7)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from foldrank import LowRankConfig, ResidualConfig, factorize_, fold_
-from foldrank.core import approximation
-from foldrank.core.approximation import approximate_, input_moments, low_rank_factors
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.linear import LowRankLinear
-from foldrank.core.sparse import SparseLowRankLinear
+from foldrank.surgery import approximation
+from foldrank.surgery.approximation import approximate_, input_moments, low_rank_factors
+from foldrank.surgery.sparse import SparseLowRankLinear
 
 DLR = ResidualConfig(alpha=0.7)
 EXTRAS = {

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_, fold_
-from foldrank.core import backbones
 from foldrank.core.config import Activation
 from foldrank.core.inventory import count_parameters, inventory, low_rank_layers
-from foldrank.core.surgery import describe
+from foldrank.surgery import backbones
+from foldrank.surgery.factorize import describe
 
-from .models import MLP, TOKENS, TinyLM, assert_unchanged, residual_of, snapshot
+from ..core.models import MLP, TOKENS, TinyLM, assert_unchanged, residual_of, snapshot
 
 PROJECTIONS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
 INNER = [f"layers.{i}.{name}" for i in (0, 1) for name in PROJECTIONS]

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
+from foldrank.core.attached import parametrizations
 from foldrank.core.config import ResidualConfig, matches
 from foldrank.core.formatting import abbreviate, table
-from foldrank.core.inventory import Inventory, check_patterns, inventory
+from foldrank.core.inventory import check_patterns, inventory
 from foldrank.core.linear import LowRankLinear
 from foldrank.core.parametrization import SPEC, check_same_state
 from foldrank.core.residual import DuplicatedLatentResidual
@@ -104,46 +105,6 @@ def attach_residual_(
     return report
 
 
-def attached_residuals(contents: Inventory) -> Iterator[tuple[str, nn.Module, str, DuplicatedLatentResidual]]:
-    """Each attached weight: its name, the module that holds it, its name there, and its residual.
-
-    Raises:
-        ValueError: where the weight has further parametrizations, or its module is of a class made since.
-    """
-    for name, owner in contents.modules.items():
-        for attribute, steps in _parametrizations(owner).items():
-            residuals = [step for step in steps if isinstance(step, DuplicatedLatentResidual)]
-            if not residuals:
-                continue
-            full = f"{name}.{attribute}".removeprefix(".")
-            if len(steps) > 1:
-                raise ValueError(f"{full} has parametrizations beside the residual, which hide it: remove them first")
-            if attribute not in vars(type(owner)):
-                raise ValueError(
-                    f"{full} belongs to a {type(owner).__name__}, a class made after the residual was attached (FSDP2 "
-                    "does that): fold the full state dict (foldrank.fold_state_dict)"
-                )
-            yield full, owner, attribute, residuals[0]
-
-
-def detach(owner: nn.Module, attribute: str) -> None:
-    """Makes an attached weight the plain parameter again that it was, holding what `original` holds."""
-    # torch's remove_parametrizations deletes the property from the class, which copies of this module share.
-    original = owner.get_parameter(f"parametrizations.{attribute}.original")
-    kind = type(owner)
-    if len(_parametrizations(owner)) > 1:
-        del _parametrizations(owner)[attribute]
-        members = {
-            name: value for name, value in vars(kind).items() if name not in (attribute, "__dict__", "__weakref__")
-        }
-        plain = type(kind.__name__, kind.__bases__, members)
-    else:
-        del owner.parametrizations
-        plain = kind.__bases__[0]
-    owner.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
-    owner.register_parameter(attribute, original)
-
-
 def _plan(
     model: nn.Module, patterns: Sequence[str], config: ResidualConfig, latent_dim: int
 ) -> tuple[dict[str, tuple[nn.Module, str, DuplicatedLatentResidual]], dict[str, str]]:
@@ -196,7 +157,7 @@ def _matrices(model: nn.Module) -> tuple[dict[str, tuple[nn.Module, str, nn.Para
             continue
         if isinstance(owner, ParametrizationList):
             continue
-        others |= {prefix + attribute: "it is already parametrized" for attribute in _parametrizations(owner)}
+        others |= {prefix + attribute: "it is already parametrized" for attribute in parametrizations(owner)}
         for attribute, parameter in owner.named_parameters(recurse=False):
             if parameter.dim() != 2 or not parameter.is_floating_point():
                 others[prefix + attribute] = f"{parameter.dtype} {tuple(parameter.shape)} is no matrix of real numbers"
@@ -205,10 +166,6 @@ def _matrices(model: nn.Module) -> tuple[dict[str, tuple[nn.Module, str, nn.Para
             else:
                 matrices[prefix + attribute] = owner, attribute, parameter
     return matrices, others
-
-
-def _parametrizations(owner: nn.Module) -> Any:
-    return owner.parametrizations if is_parametrized(owner) else {}
 
 
 def _check_loading(attribute: str, owner: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from foldrank.core.memory_format import to_column_major_
+from foldrank.surgery.memory_format import to_column_major_
 
 
 def test_nothing_but_the_order_in_memory_changes() -> None:
