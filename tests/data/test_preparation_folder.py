@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from foldrank.data import prepare as preparation
+from foldrank.data.cache import cache_folder, lock_folder
 from foldrank.data.config import DataConfig
 from foldrank.data.identity import DataIdentity, tokenizer_sha256
-from foldrank.data.prepare import cache_folder, lock_folder, prepare
+from foldrank.data.prepare import prepare
 from foldrank.data.tokenizer import train_tokenizer
 from foldrank.hf.tokenizers import load_tokenizer
 

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from foldrank.data import shards
 from foldrank.data import tokenizer as tokenizer_module
+from foldrank.data.cache import cache_folder
 from foldrank.data.config import DataConfig, SequenceFormat
 from foldrank.data.corpus import documents
-from foldrank.data.prepare import PreparedData, Split, cache_folder, prepare, prepared
+from foldrank.data.prepare import PreparedData, Split, prepare, prepared
 from foldrank.data.tokenizer import END_OF_TEXT, train_tokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "validation")

@@ -10,8 +10,8 @@ from foldrank.data.config import DataConfig
 from foldrank.data.stream import encode
 from foldrank.data.tokenizer import END_OF_TEXT, Encoder, train_tokenizer
 from foldrank.hf.tokenizers import largest_id
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import ModelConfig
 from foldrank.train.model import resolve_vocab_size
 
 from ..called import Foldrank

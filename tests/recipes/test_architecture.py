@@ -12,7 +12,7 @@ from transformers import GPT2Config, LlamaConfig, Qwen3Config
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.recipes import RECIPES, Recipe, load_recipe
 from foldrank.recipes.families import BY_CONFIG, SHAPES
-from foldrank.recipes.settings import ModelConfig
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.train.model import check_recipe, dense_parameters, meta_model, shape_of
 from foldrank.train.stand_ins import total
 

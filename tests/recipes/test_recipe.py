@@ -10,9 +10,10 @@ import yaml
 from foldrank import LowRankConfig, ResidualConfig
 from foldrank.data.config import DataConfig
 from foldrank.recipes import RECIPES
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.reading import flatten, load_recipe
 from foldrank.recipes.schema import Recipe, field_help
-from foldrank.recipes.settings import ModelConfig, TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 
 TABLES = Recipe(
     model=ModelConfig(hidden_size=32, num_layers=2),

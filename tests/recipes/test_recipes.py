@@ -12,9 +12,10 @@ from foldrank.data.tokenizer import train_tokenizer
 from foldrank.recipes import RECIPES
 from foldrank.recipes.families import BY_CONFIG
 from foldrank.recipes.methods import Method
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import ModelConfig, TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 from foldrank.train.accounting import model_memory
 from foldrank.train.model import check_recipe, dense_parameters, meta_model, resolve_vocab_size
 from foldrank.train.trainer import training_arguments

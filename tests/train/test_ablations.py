@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from foldrank import LowRankConfig, LowRankLinear, ResidualConfig, factorize_
-from foldrank.recipes.settings import Ablation, TrainConfig
+from foldrank.recipes.train_config import Ablation, TrainConfig
 from foldrank.train.ablations import start_as_ablation_
 
 

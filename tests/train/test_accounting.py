@@ -20,8 +20,9 @@ from foldrank.core.config import Activation, LowRankConfig, ResidualConfig
 from foldrank.core.dtensor import to_local
 from foldrank.core.inventory import count_parameters, low_rank_layers
 from foldrank.recipes import load_recipe
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import Checkpointing, ModelConfig, OptimizerName, TrainConfig
+from foldrank.recipes.train_config import Checkpointing, OptimizerName, TrainConfig
 from foldrank.surgery.factorize import factorize_
 from foldrank.train import accounting, chunked_loss
 from foldrank.train.accounting import (

@@ -18,8 +18,9 @@ from foldrank.core.anchored_decay import fold_at_start_
 from foldrank.core.config import LowRankConfig, ResidualConfig
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.linear import LowRankLinear
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import Checkpointing, ModelConfig, TrainConfig
+from foldrank.recipes.train_config import Checkpointing, TrainConfig
 from foldrank.surgery.factorize import factorize_
 from foldrank.train import activation_checkpointing
 from foldrank.train.activation_checkpointing import checkpoint_activations_

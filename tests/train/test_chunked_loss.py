@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import ModelConfig, TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 from foldrank.train import chunked_loss
 from foldrank.train.chunked_loss import chunk_loss_, is_chunked, linear_cross_entropy
 from foldrank.train.evaluate import evaluate_loss

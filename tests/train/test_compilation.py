@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from foldrank.recipes import RECIPES
 from foldrank.recipes.reading import load_recipe
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 from foldrank.train.compilation import check_compiler, compile_, resolve_compile
 from foldrank.train.model import build_model
 from foldrank.train.pretrain import pretrain

@@ -7,8 +7,8 @@ from transformers import LlamaForCausalLM
 
 from foldrank import LowRankConfig, ResidualConfig
 from foldrank.recipes import RECIPES
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import ModelConfig
 from foldrank.surgery.factorize import count_parameters, low_rank_layers
 from foldrank.train.model import build_model, dense_parameters, meta_model
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foldrank.core.config import LowRankConfig, ResidualConfig
 from foldrank.core.inventory import count_parameters
 from foldrank.recipes import Recipe, load_recipe
-from foldrank.recipes.settings import ModelConfig
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.train.accounting import memory, parameters, training_flops
 from foldrank.train.model import build_model, meta_model
 from foldrank.train.pretrain import pretrain

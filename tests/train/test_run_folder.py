@@ -13,7 +13,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from foldrank.data.prepare import cache_folder
+from foldrank.data.cache import cache_folder
 from foldrank.recipes import load_recipe
 from foldrank.train.checkpoints import run_of, step_of
 from foldrank.train.metrics import RunMetrics

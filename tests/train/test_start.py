@@ -13,8 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from foldrank import LowRankConfig, ResidualConfig
 from foldrank.core.inventory import low_rank_layers
 from foldrank.hf import LowRankGPT2Config, LowRankGPT2ForCausalLM, LowRankLlamaConfig, LowRankLlamaForCausalLM
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import ModelConfig
 from foldrank.train.model import build_model
 from foldrank.train.start import start_
 

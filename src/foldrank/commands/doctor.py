@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
     """Looks."""
     import torch
 
-    from foldrank.data.prepare import cache_folder, lock_folder
+    from foldrank.data.cache import cache_folder, lock_folder
     from foldrank.provenance import commit, versions
     from foldrank.train.device_memory import device_memory
 

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Computes the plan."""
-    from foldrank.recipes.settings import Checkpointing
+    from foldrank.recipes.train_config import Checkpointing
     from foldrank.train.accounting import evaluation_memory, factors, memory, parameters, training_flops
     from foldrank.train.activation_checkpointing import without_latents
     from foldrank.train.model import check_recipe, dense_parameters, shape_of

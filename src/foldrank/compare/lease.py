@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from foldrank.data.prepare import lock_folder, machine_lock
+from foldrank.data.cache import lock_folder, machine_lock
 
 
 @contextmanager

@@ -8,10 +8,8 @@ folder of the right name is always complete.
 
 import errno
 import hashlib
-import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,12 +17,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from transformers import PreTrainedTokenizerBase
 
 from foldrank.atomic import parents_of, refuse_existing, sync
+from foldrank.data.cache import cache_folder, key_of, machine_lock
 from foldrank.data.config import DataConfig, Split
-from foldrank.data.corpus import Document, documents, fingerprint, is_prepared, no_token_format
+from foldrank.data.corpus import Document, documents, is_prepared, no_token_format
 from foldrank.data.files import Tally
 from foldrank.data.manifest import FORMAT, JOURNAL, Journal, Manifest, Shard, SplitFiles, TokenizerFiles
 from foldrank.data.prepared import PreparedData
@@ -46,23 +45,10 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOEN
 CHARS_PER_TOKEN = 200
 """Of text, at most; a token of common tokenizers stands for three to five."""
 
-TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "vocab*", "merges*", "*.model")
-"""Of a folder with a tokenizer, what makes the tokenizer."""
-
 ALONE = Share()
 
 Progress = Callable[[str, int, float | None], None]
 """Called with what is going on, the documents done, and the fraction of the whole; 1 at the end, None where unknown."""
-
-
-def cache_folder() -> Path:
-    """Where prepared data is kept: $FOLDRANK_CACHE, or foldrank/ in the user's cache folder."""
-    if named := os.environ.get("FOLDRANK_CACHE"):
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foldrank"
-    except RuntimeError as error:  # no home: a user id without an entry in /etc/passwd
-        raise ValueError("there is no home folder to keep prepared data in: name one with FOLDRANK_CACHE") from error
 
 
 def prepared(config: DataConfig, progress: Progress = lambda *_: None) -> PreparedData:
@@ -79,7 +65,7 @@ def prepared(config: DataConfig, progress: Progress = lambda *_: None) -> Prepar
         if config.tokenizer is not None:
             raise ValueError(f"{config.source} was prepared with a tokenizer of its own: name none (data.tokenizer)")
         return PreparedData(Path(config.source))
-    folder = cache_folder() / "data" / _key(config)
+    folder = cache_folder() / "data" / key_of(config)
     if not folder.exists():
         try:
             prepare(config, folder, progress)
@@ -186,25 +172,6 @@ def _alone(out: Path, progress: Progress) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def machine_lock(what: str, path: Path) -> FileLock:
-    """What one process of this machine holds at a time, until it lets go or ends: `what` is done, with a whole path."""
-    return FileLock(lock_folder() / f"{what}-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}", thread_local=False)
-
-
-def lock_folder() -> Path:
-    """In the cache, or where that cannot be written, in the folder for temporary files."""
-    try:
-        locks = cache_folder() / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        if os.access(locks, os.W_OK):
-            return locks
-    except (OSError, ValueError):
-        pass
-    locks = Path(tempfile.gettempdir()) / f"foldrank-locks-{os.getuid()}"
-    locks.mkdir(parents=True, exist_ok=True)
-    return locks
 
 
 def _write(config: DataConfig, work: Path, progress: Progress, share: Share) -> None:
@@ -373,11 +340,3 @@ def _no_text(config: DataConfig, split: str, done: int, tally: Tally) -> ValueEr
         f"no text for the {split} split ({done} documents; left out: {left_out or 'none'}) in {config.source}: give "
         "more text, or another validation_fraction"
     )
-
-
-def _key(config: DataConfig) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT, asdict(config)]).encode() + fingerprint(config))
-    if config.tokenizer is not None and (folder := Path(config.tokenizer)).is_dir():
-        for file in sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}):
-            digest.update(f"{file.name}\0{sha256_of_file(file)}".encode())
-    return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT
 from foldrank.recipes.schema import others_in_place_of_numbers, text_fields
-from foldrank.recipes.settings import OptimizerName
+from foldrank.recipes.train_config import OptimizerName
 
 Task = Literal["language", "classification"]
 

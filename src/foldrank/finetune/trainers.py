@@ -21,7 +21,7 @@ from foldrank.finetune.classification import Classified, collate
 from foldrank.finetune.language import Tokenized
 from foldrank.finetune.settings import FinetuneSettings
 from foldrank.optim import factor_optimizer
-from foldrank.recipes.settings import micro_batch_size
+from foldrank.recipes.train_config import micro_batch_size
 from foldrank.train.processes import shared_by
 from foldrank.train.safe_checkpoints import DivergedError, SafeCheckpoints
 

@@ -5,7 +5,7 @@ By Muon, which ends at 3.89 here, and AdamW at 4.84 (4.58 at its better rate of 
 
 from foldrank.recipes.methods import cola, with_dlr
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 
 DEMO = with_dlr(
     cola(

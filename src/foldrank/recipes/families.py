@@ -11,8 +11,8 @@ from typing import Any
 
 from foldrank.recipes.llama import LLAMA
 from foldrank.recipes.methods import METHODS
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import ModelConfig
 
 METHODS_HERE = tuple(method for method in METHODS if method.backbone in ("dense", "lowrank", "cola"))
 """The methods of which there are recipes: the other backbones come with settings that are known for Llama alone."""

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from foldrank.data.config import DataConfig
 from foldrank.recipes.methods import family
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import ModelConfig, TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 
 PROTOCOL = Recipe(
     model=ModelConfig(vocab_size=32_000),

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from foldrank.bounds import Bounds, out_of_bounds
 from foldrank.core.config import STRICT, LowRankConfig
 from foldrank.data.config import DataConfig
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.patterns import check_patterns
-from foldrank.recipes.settings import ModelConfig, TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 
 MAX_PROMPT = 1 << 16
 """Characters of a prompt."""

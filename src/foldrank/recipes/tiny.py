@@ -1,8 +1,9 @@
 """A family small enough to compare methods on two CPU cores, on the demo's data. Its sizes and settings are ours."""
 
 from foldrank.recipes.methods import family
+from foldrank.recipes.model_config import ModelConfig
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import ModelConfig, TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 
 TINY = family(
     "tiny",

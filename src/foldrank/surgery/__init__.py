@@ -1,7 +1,7 @@
 """Surgery: a model becomes one of low-rank layers, in place. It needs torch alone.
 
-    backbones.py (kinds of layer by name), ranks.py (a budget's), approximation.py (factors of trained weights)
-      -> factorize.py (which layers, and their replacement) -> report.py
+    targets.py (which layers), backbones.py (kinds by name), ranks.py (a budget's), approximation.py (trained weights')
+      -> factorize.py (their replacement) -> report.py
 
 Beside it `attach.py` gives a residual to low-rank layers that someone else wrote, and `memory_format.py` lays folded
 weights out for decoding on a CPU. What layers compute, and the fold, is `foldrank.core`.

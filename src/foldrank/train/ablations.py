@@ -16,7 +16,7 @@ from foldrank.core.drawn import named_generator
 from foldrank.core.fold import fold_
 from foldrank.core.inventory import low_rank_layers
 from foldrank.core.linear import LowRankLinear
-from foldrank.recipes.settings import Ablation
+from foldrank.recipes.train_config import Ablation
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ from transformers import PreTrainedModel
 
 from foldrank.core.inventory import count_parameters
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 from foldrank.train import chunked_loss
 from foldrank.train.block_costs import (
     effective_weights,
@@ -290,7 +290,7 @@ def model_memory(model: PreTrainedModel, train: TrainConfig, *, gpus: int = 1) -
     if train.chunked_loss:
         head_and_loss += 4 * vocabulary * d
         copied -= vocabulary * d if copied else 0
-        transient = _transient_in_chunks(tokens, d, vocabulary, width)
+        transient = chunked_loss.transient_bytes(tokens, d, vocabulary, width)
     else:
         head_and_loss += tokens * 4 * vocabulary
         transient = 2 * 4 * vocabulary * tokens
@@ -330,20 +330,6 @@ def _part(name: str) -> str:
 
 def _weighted(counts: list[int], times: list[int]) -> int:
     return sum(count * number for count, number in zip(counts, times, strict=True))
-
-
-def _transient_in_chunks(tokens: int, d: int, vocabulary: int, width: int) -> int:
-    """Bytes of the most that the head takes by chunks: a chunk in the forward pass beside the head's input, or in the
-    backward pass both gradients once more, scaled, or three tensors of the last norm, when what the head kept is gone.
-    """
-    rows = min(chunked_loss.CHUNK, tokens)
-    logits, cast = 4 * vocabulary * rows, 0
-    if width == 2:
-        # The weight's copy, a chunk's input, and its logits in both widths, or its share of the weight's gradient.
-        cast = 2 * vocabulary * d + 2 * d * rows + max(logits // 2, 2 * vocabulary * d - logits // 2)
-    weight, hidden = 4 * vocabulary * d, d * tokens
-    scaled = weight + (6 if width == 2 else 4) * hidden
-    return max(logits + cast + 4 * hidden, scaled, (3 * 4 - width) * hidden - weight)
 
 
 def _shards(train: TrainConfig, gpus: int) -> int:

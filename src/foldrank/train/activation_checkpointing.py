@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 
 from foldrank.core.inventory import low_rank_layers
-from foldrank.recipes.settings import Checkpointing
+from foldrank.recipes.train_config import Checkpointing
 from foldrank.surgery.sparse import SparseLowRankLinear
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)

@@ -13,8 +13,8 @@ from foldrank.recipes.llama import SIZES
 from foldrank.recipes.published import PUBLISHED, Published
 from foldrank.recipes.reading import load_recipe
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import Checkpointing
 from foldrank.recipes.shipped import RECIPES
+from foldrank.recipes.train_config import Checkpointing
 from foldrank.train.accounting import evaluation_memory, memory, training_flops
 from foldrank.train.activation_checkpointing import without_latents
 from foldrank.train.device_memory import ROOM, fit

@@ -82,6 +82,26 @@ def _losses_of_tokens(model: Any, input_ids: Tensor, labels: Tensor, **others: A
     return loss_N.view(labels.shape)
 
 
+def transient_bytes(tokens: int, d: int, vocabulary: int, width: int) -> int:
+    """Bytes of the most that the head takes by chunks: a chunk in the forward pass beside the head's input, or in the
+    backward pass both gradients once more, scaled, or three tensors of the last norm, when what the head kept is gone.
+
+    Args:
+        tokens: of a forward pass.
+        d: width of the residual stream.
+        vocabulary: entries of the head.
+        width: bytes of a number in a product, 4 or 2.
+    """
+    rows = min(CHUNK, tokens)
+    logits, cast = 4 * vocabulary * rows, 0
+    if width == 2:
+        # The weight's copy, a chunk's input, and its logits in both widths, or its share of the weight's gradient.
+        cast = 2 * vocabulary * d + 2 * d * rows + max(logits // 2, 2 * vocabulary * d - logits // 2)
+    weight, hidden = 4 * vocabulary * d, d * tokens
+    scaled = weight + (6 if width == 2 else 4) * hidden
+    return max(logits + cast + 4 * hidden, scaled, (3 * 4 - width) * hidden - weight)
+
+
 def _bind(module: nn.Module, forward: Callable[..., Any]) -> None:
     module.forward = MethodType(forward, module)
     # nn.DataParallel copies the attributes of a module, bound methods and all: its copies would call the original.

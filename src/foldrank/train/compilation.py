@@ -15,7 +15,7 @@ from torch import nn
 
 from foldrank.core.inventory import inventory
 from foldrank.hf.foreign import one_line_of
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

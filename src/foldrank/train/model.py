@@ -15,7 +15,7 @@ from foldrank.data.config import DataConfig
 from foldrank.hf.tokenizers import embedding_size, largest_id
 from foldrank.optim.factor_optimizer import parameters_by_rule
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 from foldrank.structured import parse_json, to_json
 from foldrank.train.ablations import check_ablation
 from foldrank.train.activation_checkpointing import checkpoint_activations_, without_latents

@@ -8,7 +8,7 @@ from torch import nn
 
 from foldrank.optim.factor_optimizer import parameters_by_rule
 from foldrank.optim.newton_schulz import STEPS
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 from foldrank.train.stand_ins import times_of
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from filelock import Timeout
 
 from foldrank.atomic import write_text
-from foldrank.data.prepare import machine_lock
+from foldrank.data.cache import machine_lock
 from foldrank.provenance import commit, versions
 from foldrank.structured import read_yaml, to_yaml
 from foldrank.train.checkpoints import checkpoints, step_of, verify

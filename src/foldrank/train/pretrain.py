@@ -22,7 +22,7 @@ from foldrank.train.ablations import start_as_ablation_
 from foldrank.train.accounting import FOLD_CHECK_SEQUENCES
 from foldrank.train.callbacks import PauseAfter, SaveAfter, StopOnSignal, TrainingProgressBar
 from foldrank.train.checkpoints import copy_checkpoint
-from foldrank.train.compilation import compile_, resolve_compile
+from foldrank.train.compilation import Compiled, compile_, resolve_compile
 from foldrank.train.device_memory import check_memory, device_memory, fit, memory_explained, room
 from foldrank.train.evaluate import continue_text, evaluate_loss, first, fold_error, logits_of
 from foldrank.train.health import Health
@@ -112,17 +112,13 @@ def pretrain(
         # Refuse what cannot work, before anything slow begins and before anything is made or deleted.
         check_recipe(recipe)
         device, gpus = torch.device(str(processes.device)), check_processes(recipe.train, processes.num_processes)
-        compiled = resolve_compile(recipe.train, device.type)
-        fitted = fit(recipe, room(device), processes=gpus, vocab_size=recipe.nominal_vocab_size)
-        if gpus == 1:
-            check_memory(fitted, device_memory(str(device)), vocab_size=recipe.nominal_vocab_size)
+        compiled = _check_device(recipe, device, gpus, out)
         checkpoint = run.find_checkpoint(recipe, resume) if resume else None
         if not resume:
             run.check_free(overwrite=overwrite)
         if init_from:
             check_initial(init_from, recipe, alone=not (resume or branch_from))
         origin = branch(branch_from, recipe, out, resume=bool(resume)) if branch_from else None
-        training_arguments(fitted, out)  # refuses a log that is not installed
 
         # Prepare: text to token ids, once; a run that goes on opens what it was trained on.
         with first_alone(processes):
@@ -140,9 +136,7 @@ def pretrain(
             if processes.is_main_process and not resume:
                 _begin(run, recipe, name, inputs, origin, lineage)
             elif processes.is_main_process:
-                run.note_launch()
-                if checkpoint:
-                    run.go_on(recipe, checkpoint)
+                run.go_on(recipe, checkpoint)
             with peers_watched(run.path):
                 processes.wait_for_everyone()
                 checkpoint = run.checkpoints / origin.checkpoint.name if origin else checkpoint
@@ -152,12 +146,21 @@ def pretrain(
                 folded = _fold_and_verify(model, inputs, run, trainer, save_here=processes.is_main_process)
 
         # Record.
-        lineage = run.read_config().lineage
-        metrics = measured(fitted, name, model, inputs, trainer, start, folded, checkpoint, lineage)
+        metrics = measured(fitted, name, model, inputs, trainer, start, folded, checkpoint, run.read_config().lineage)
         if processes.is_main_process:
             write_text(run.folded / "README.md", model_card(fitted, metrics))
             metrics.write(run.metrics)
         return metrics
+
+
+def _check_device(recipe: Recipe, device: torch.device, gpus: int, out: Path) -> Compiled:
+    """What is compiled here; refuses a recipe that needs more memory, or a compiler or tracker that is not there."""
+    compiled = resolve_compile(recipe.train, device.type)
+    fitted = fit(recipe, room(device), processes=gpus, vocab_size=recipe.nominal_vocab_size)
+    if gpus == 1:
+        check_memory(fitted, device_memory(str(device)), vocab_size=recipe.nominal_vocab_size)
+    training_arguments(fitted, out)
+    return compiled
 
 
 def _begin(

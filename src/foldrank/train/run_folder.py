@@ -93,12 +93,16 @@ class RunFolder(OutputFolder):
         about = {"recipe": name, "id": run_id, "data": identity.to_dict(), "lineage": list(lineage)}
         self.write_config(about, recipe.to_dict())
 
-    def go_on(self, recipe: Recipe, checkpoint: Path) -> None:
-        """Makes the run one of `recipe`, which has another end, after `checkpoint`. What came after that goes.
+    def go_on(self, recipe: Recipe, checkpoint: Path | None) -> None:
+        """Notes the launch, and makes the run one of `recipe`, which may have another end: what came after `checkpoint`
+        then goes.
 
         Raises:
             OSError: where it cannot be written.
         """
+        self.note_launch()
+        if checkpoint is None:
+            return
         before = self.read_config()
         lineage = list(before.lineage)
         then = replace(before.recipe, train=with_settings_of(before.recipe.train, recipe.train))

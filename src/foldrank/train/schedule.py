@@ -11,7 +11,7 @@ The shapes are those of transformers' schedulers.
 from dataclasses import replace
 from typing import Any
 
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 
 GOES_ON = (
     *("steps", "schedule", "decay_ratio", "warmup_steps", "warmup_ratio"),

@@ -52,7 +52,7 @@ from transformers import PreTrainedModel
 from foldrank.core.anchored_decay import AnchoredDecay, fold_at_start_
 from foldrank.core.dtensor import is_dtensor
 from foldrank.hf.base import LowRankConfigMixin
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 from foldrank.train.stand_ins import blocks_of
 
 SHARES, TENSORS = "shares", "tensors"

@@ -21,7 +21,7 @@ from foldrank.data.order import MixedDataset, ShuffledDataset
 from foldrank.data.stream import PackedStream
 from foldrank.optim import factor_optimizer
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import OptimizerName
+from foldrank.recipes.train_config import OptimizerName
 from foldrank.train.block_costs import widths
 from foldrank.train.checkpoints import checkpoints, step_of
 from foldrank.train.device_memory import peak_memory

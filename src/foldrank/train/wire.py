@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from foldrank.core.inventory import count_parameters
 from foldrank.recipes.schema import Recipe
-from foldrank.recipes.settings import TrainConfig
+from foldrank.recipes.train_config import TrainConfig
 from foldrank.train.block_costs import widths
 from foldrank.train.model import shape_of
 from foldrank.train.sharding import NORM, check_processes, inputs_in_common, parts_in, plan_of
