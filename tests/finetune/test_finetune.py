@@ -227,10 +227,13 @@ def test_a_loss_that_is_not_finite_ends_it_in_one_line(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "a", "label": "x"}] * 30, "no held-out examples|have the label 'x'"),
-        ([{"text": f"a{number}", "label": number / 2} for number in range(30)], "where text or a whole number"),
+        ([{"text": "a", "label": "x"}] * 30, "no held-out examples: none of its 30 falls|have the label 'x'"),
+        (
+            [{"text": f"a{number}", "label": number / 2} for number in range(30)],
+            "example 2 of .* has the label 0.5, where text",
+        ),
         ([{"words": f"a{number}", "label": number % 2} for number in range(30)], "examples have the fields 'words'"),
-        ([{"text": number, "label": number % 2} for number in range(30)], "text must be text"),
+        ([{"text": number, "label": number % 2} for number in range(30)], "'text' must be text, got 0"),
     ],
 )
 def test_what_cannot_be_classified_is_refused(

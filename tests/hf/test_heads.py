@@ -19,6 +19,7 @@ from transformers import (
 from foldrank import LowRankConfig, ResidualConfig, fold_
 from foldrank.core.inventory import low_rank_layers
 from foldrank.hf import LowRankLlamaForCausalLM, convert_, low_rank_classes
+from foldrank.hf.checkpoint import load
 from foldrank.hf.remote_code import FAMILIES, HEADS
 
 from .heads_without_foldrank import output_of
@@ -128,6 +129,14 @@ def test_a_checkpoint_of_a_classifier_without_its_head_is_refused(tmp_path: Path
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "broken")
     with pytest.raises(ValueError, match=r"e\.g\. lm_head\.weight"):
         LowRankLlamaForCausalLM.from_pretrained(tmp_path / "broken")
+
+
+def test_where_a_language_model_is_needed_a_classifier_is_refused_by_name(tmp_path: Path) -> None:
+    model = trained()
+    model.save_pretrained(tmp_path / "language")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "language").save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ValueError, match="holds a LowRankLlamaForSequenceClassification, and a language model is"):
+        load(tmp_path / "classifier")
 
 
 def test_a_dense_classifier_becomes_low_rank_except_its_head() -> None:

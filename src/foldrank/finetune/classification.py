@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from foldrank.data.tokenizer import pad_token
+from foldrank.data.tokenizer import Encoder, pad_token
 from foldrank.finetune.rows import Row
 from foldrank.finetune.texts import encode_fields, padded
 from foldrank.hf.foreign import foreign
-from foldrank.hf.tokenizers import end_token
 
 FIELDS = (
     ("text", "text_pair"),
@@ -52,7 +51,7 @@ def labels_of(training: Sequence[Row], held_out: Sequence[Row], known: tuple[str
     """
     for row in (*training, *held_out):
         if isinstance(row.get("label"), float) or not isinstance(row.get("label"), str | int):
-            raise ValueError(f"an example has the label {row.get('label')!r}, where text or a whole number is needed")
+            raise ValueError(f"{row.where} has the label {row.get('label')!r}, where text or a whole number is needed")
     labels = {row["label"] for row in training}
     if len({type(label) for label in labels}) > 1:
         raise ValueError(
@@ -86,16 +85,16 @@ def classify_rows(rows: Sequence[Row], labels: Labels, tokenizer: PreTrainedToke
         raise ValueError(
             f"examples have the fields {', '.join(map(repr, rows[0]))}: a classification wants one of {known}"
         )
-    end = end_token(tokenizer)
+    encoder = Encoder(tokenizer)
     examples, cut = [], 0
-    for number, row in enumerate(rows):
-        with foreign(f"example {number} cannot be read"):
-            parts = encode_fields(row, fields, tokenizer)
+    for row in rows:
+        with foreign(f"{row.where} cannot be read"):
+            parts = encode_fields(row, fields, encoder)
         before = sum(map(len, parts))
         while sum(len(part) + 1 for part in parts) > length:
             max(parts, key=len).pop()
         cut += sum(map(len, parts)) < before
-        ids = [token for part in parts for token in (*part, end)]
+        ids = [token for part in parts for token in (*part, encoder.end)]
         examples.append({"input_ids": ids, "labels": labels.numbers[row["label"]]})
     return Classified(tuple(examples), cut)
 

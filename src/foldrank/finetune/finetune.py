@@ -142,6 +142,8 @@ def _prepare(
     if settings.task == "classification":
         labels = labels_of(rows.training, rows.held_out, rows.label_names)
         parts = [classify_rows(part, labels, tokenizer, length) for part in (rows.training, rows.held_out)]
+        if cut := parts[0].cut:
+            tell(f"{cut} of {len(rows.training)} training examples are longer than {length} tokens and were cut")
         del model  # checked, and loaded again with its new head
         model = load_classifier(checkpoint, labels.names, tokenizer, seed=settings.seed)
         return Job(

@@ -8,12 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from foldrank.data.sequences import IGNORED
-from foldrank.data.tokenizer import ROLES
+from foldrank.data.tokenizer import ROLES, Encoder
 from foldrank.finetune.rows import Row
 from foldrank.finetune.settings import FinetuneSettings
-from foldrank.finetune.texts import encode_fields, padded
+from foldrank.finetune.texts import check_text, encode_fields, padded
 from foldrank.hf.foreign import foreign
-from foldrank.hf.tokenizers import end_token
 
 FORMS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -87,11 +86,16 @@ def tokenize(
     Raises:
         ValueError: naming the first row that is not of the form of the first one, and where no label is left.
     """
-    form = form_of(rows[0])
+    form, encoder = form_of(rows[0]), Encoder(tokenizer)
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     examples, cut, left_out = [], 0, 0
-    for number, row in enumerate(rows):
-        with foreign(f"example {number} is not of the form {form!r}"):
-            ids, counts = _encoded(row, form, tokenizer)
+    for row in rows:
+        with foreign(f"{row.where} is not of the form {form!r}"):
+            if form == "messages":
+                _check_messages(row.get("messages"), special)
+                ids, counts = _encoded_chat(row["messages"], tokenizer)
+            else:
+                ids, counts = _encoded(row, FORMS[form], encoder)
         cut += len(ids) > length
         labels = [
             token if settings.train_on_prompt or count else IGNORED for token, count in zip(ids, counts, strict=True)
@@ -123,26 +127,29 @@ def form_of(row: Row) -> str:
     )
 
 
-def _encoded(row: Row, form: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    end = end_token(tokenizer)
-    if form == "messages":
-        messages = row["messages"]
-        _check_messages(messages)
-        encoded: Any = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        return list(encoded["input_ids"]), [bool(count) for count in encoded["assistant_masks"]]
-    *prompt, answer = encode_fields(row, FORMS[form], tokenizer)
+def _encoded_chat(messages: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    encoded: Any = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return list(encoded["input_ids"]), [bool(count) for count in encoded["assistant_masks"]]
+
+
+def _encoded(row: Row, fields: Sequence[str], encoder: Encoder) -> tuple[list[int], list[bool]]:
+    *prompt, answer = encode_fields(row, fields, encoder)
     before = [token for part in prompt for token in part]
-    return [*before, *answer, end], [False] * len(before) + [True] * (len(answer) + 1)
+    return [*before, *answer, encoder.end], [False] * len(before) + [True] * (len(answer) + 1)
 
 
-def _check_messages(messages: Any) -> None:
+def _check_messages(messages: Any, special: Sequence[str]) -> None:
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list of messages, each with role and content")
     for message in messages:
         fields = message if isinstance(message, dict) else {}
         if not isinstance(fields.get("content"), str) or fields.get("role") not in ("system", "user", "assistant"):
             raise ValueError(f"a message has a role (system, user, assistant) and a content, got {message!r:.80}")
+        check_text(fields["content"])
+        # A template is filled before it is tokenized, so that nothing tells such a token from one of the template's.
+        if spelled := next((token for token in special if token in fields["content"]), None):
+            raise ValueError(f"a message spells {spelled!r}, a special token here: take it out")
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("no message is of the assistant: there is nothing to learn")

@@ -15,7 +15,14 @@ from foldrank.finetune import stdlib_tasks
 from foldrank.finetune.settings import FinetuneSettings
 from foldrank.hf.foreign import foreign
 
-Row = dict[str, Any]
+
+class Row(dict[str, Any]):
+    """Fields by name, and which example of which source they are."""
+
+    def __init__(self, fields: Mapping[str, Any], number: int, source: str | Path) -> None:
+        super().__init__(fields)
+        self.where = f"example {number} of {source}"
+
 
 GLUE = "nyu-mll/glue"
 
@@ -51,7 +58,10 @@ def read_rows(settings: FinetuneSettings) -> Rows:
         task = stdlib_tasks.SHIPPED[settings.data]
         if settings.task != task:
             raise ValueError(f"{settings.data} is a task of {task}, and task is {settings.task}: give --task {task}")
-        training, held_out = _parted(stdlib_tasks.rows(settings.data), settings.held_out_fraction)
+        shipped = enumerate(stdlib_tasks.rows(settings.data), 1)
+        training, held_out = _parted(
+            ((Row(fields, number, settings.data), key) for number, (fields, key) in shipped), settings.held_out_fraction
+        )
     elif Path(settings.data).is_file():
         training, held_out = _parted(
             ((row, _key(row)) for row in _file_rows(Path(settings.data))), settings.held_out_fraction
@@ -68,9 +78,13 @@ def read_rows(settings: FinetuneSettings) -> Rows:
         known = {_key(row) for row in held_out}
         training = [row for row in everything if _key(row) not in known]
     training = list(islice(training, settings.max_examples))
-    for name, part in (("training", training), ("held-out", held_out)):
-        if not part:
-            raise ValueError(f"{settings.data} has no {name} examples")
+    if not training:
+        raise ValueError(f"{settings.data} has no training examples")
+    if not held_out:
+        raise ValueError(
+            f"{settings.data} has no held-out examples: none of its {len(training)} falls into held_out_fraction "
+            f"{settings.held_out_fraction:g} by its hash (equal ones fall together); give more, or --held-out FILE"
+        )
     digest = hashlib.sha256("\n".join(_key(row) for row in (*training, *held_out)).encode()).hexdigest()
     return Rows(training=training, held_out=held_out, label_names=names, sha256=digest)
 
@@ -92,14 +106,17 @@ def _file_rows(path: Path) -> Iterable[Row]:
     ending = ending_of(path)
     if ending in files.RECORDS:
         tally = Tally()
-        yield from files.records(path, tally)
+        for number, fields in enumerate(files.records(path, tally), 1):
+            yield Row(fields, number, path)
         if tally.skipped.total():
             reasons = ", ".join(f"{count} {reason}" for reason, count in tally.skipped.items())
             raise ValueError(f"{path} holds lines that are no examples ({reasons}): mend or remove them")
     elif ending in TABLES:
         datasets = needed("datasets", f"reading {path}")
         with foreign(f"{path} cannot be read"):
-            yield from datasets.load_dataset(TABLES[ending], data_files=str(path.resolve()), split="train")
+            table = datasets.load_dataset(TABLES[ending], data_files=str(path.resolve()), split="train")
+            for number, fields in enumerate(table, 1):
+                yield Row(fields, number, path)
     else:
         raise ValueError(f"{path} is no file of examples: those end in .jsonl, .json, .parquet or .csv")
 
@@ -121,5 +138,9 @@ def _data_set(name: str) -> tuple[list[Row], list[Row], tuple[str, ...] | None]:
     if "train" not in splits:
         raise ValueError(f"the data set {name!r} has no split 'train' but {', '.join(splits)}")
     label = splits["train"].features.get("label")
-    held_out = next((splits[split] for split in HELD_OUT_SPLITS if split in splits), ())
-    return list(splits["train"]), list(held_out), tuple(label.names) if hasattr(label, "names") else None
+    held_out = next((split for split in HELD_OUT_SPLITS if split in splits), None)
+    training, measured = (
+        [Row(fields, number, f"{name} ({split})") for number, fields in enumerate(splits[split], 1)] if split else []
+        for split in ("train", held_out)
+    )
+    return training, measured, tuple(label.names) if hasattr(label, "names") else None
