@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -123,14 +124,7 @@ def _complete() -> None:
 def _run(module: Any, arguments: argparse.Namespace) -> int:
     try:
         result: dict[str, Any] = module.run(arguments)
-        show: Callable[[dict[str, Any]], None] = module.show
-        if speaks_for_all():
-            if arguments.json:
-                _print_json(result)
-                return 0
-            show(result)
-            for note in result.get("notes", ()):
-                print(one_line(f"note: {note}"), file=sys.stderr)  # noqa: T201
+        return _show(module.show, result, as_json=arguments.json) if speaks_for_all() else 0
     except Exception as error:
         if os.environ.get("FOLDRANK_DEBUG"):
             raise
@@ -143,6 +137,21 @@ def _run(module: Any, arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"foldrank {arguments.command}: interrupted", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def _show(show: Callable[[dict[str, Any]], None], result: dict[str, Any], *, as_json: bool) -> int:
+    """Prints a result, and gives the exit code: 0, or that of a reader who went away, `head` for one."""
+    try:
+        if as_json:
+            _print_json(result)
+        else:
+            show(result)
+            for note in result.get("notes", ()):
+                print(one_line(f"note: {note}"), file=sys.stderr)  # noqa: T201
+        sys.stdout.flush()  # what cannot be written is told here, and not by the interpreter on its way out
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in the buffer
+        return 128 + signal.SIGPIPE
     return 0
 
 

@@ -26,11 +26,18 @@ def setup_streams() -> None:
 
 def console(**settings: Any) -> "Console":
     """A console on standard output, or with `stderr=True` on standard error, that takes text as it is: a path such as
-    `runs/[bold]` is no markup, `:smile:` no emoji, and no number gets a colour.
+    `runs/[bold]` is no markup, `:smile:` no emoji, and no number gets a colour. Where nobody reads any more, a result
+    raises BrokenPipeError, and what goes to standard error is left out: a run goes on although nobody watches it.
     """
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, emoji=False, **settings)
+    class Door(Console):
+        def on_broken_pipe(self) -> None:  # of rich: an exit with 1
+            if not self.stderr:
+                raise BrokenPipeError
+            self.quiet = True
+
+    return Door(markup=False, highlight=False, emoji=False, **settings)
 
 
 def one_line(text: object, limit: int = MAX_MESSAGE) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,54 @@ def test_texts_to_stop_at_end_a_continuation_and_are_not_shown(exported: dict[st
     unended = list(runtime.stream("bar", max_new_tokens=30, sampling=GREEDY, stop=["nowhere"]))
     assert "".join(unended) == text
     assert len(unended) > 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"prompts": []}, "there is no prompt"),
+        ({"prompts": ["bar", ""]}, "the prompt '' has no tokens"),
+        ({"prompts": "a\udcff"}, "half a character"),
+        ({"prompts": "bar", "max_new_tokens": 0}, "max_new_tokens must be at least 1 and seed 0, got 0 and 0"),
+        ({"prompts": "bar", "seed": -1}, "max_new_tokens must be at least 1 and seed 0, got 100 and -1"),
+        ({"prompts": "bar", "stop": ["a", ""]}, "a text to stop at is empty"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(exported: dict[str, Path], asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Model(exported["float32"]).generate(**asked)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 100_000])
+def test_threads_that_are_not_there_are_refused(exported: dict[str, Path], threads: int) -> None:
+    with pytest.raises(ValueError, match=f"threads must lie between 1 and {os.cpu_count()}"):
+        Model(exported["float32"], threads=threads)
+
+
+def test_the_runtime_says_in_one_line_what_is_wrong_and_prints_nothing_else(exported: dict[str, Path]) -> None:
+    def call(*arguments: object, stdout: Any = subprocess.PIPE) -> tuple[int, str | None, str]:
+        command = [sys.executable, "-m", "foldrank.runtime", str(exported["float32"]), "--max-new-tokens", "5"]
+        command += ["--prompt", *map(str, arguments)]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    told = "foldrank.runtime: max_new_tokens must be at least 1 and seed 0, got 5 and -1\n"
+    assert call("bar", "--seed", -1) == (2, "", told)
+    assert call("a\udcff")[:2] == (2, "")
+    with open("/dev/full", "w") as full:
+        assert call("bar", stdout=full) == (2, None, "foldrank.runtime: [Errno 28] No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert call("bar", stdout=writer) == (141, None, "")
+    os.close(writer)
+
+
+def test_a_text_longer_than_the_trained_ones_is_said(exported: dict[str, Path], foldrank: Foldrank) -> None:
+    trained = Model(exported["float32"]).settings["trained_length"]
+    long = foldrank("generate", exported["float32"], "--prompt", "bar", "--max-new-tokens", trained)
+    assert f"more than the {trained} that this model was made for" in long.stderr
+    short = foldrank("generate", exported["float32"], "--prompt", "bar", "--max-new-tokens", 2)
+    assert (short.code, short.stderr) == (0, "")
 
 
 def test_an_end_token_ends_it(exported: dict[str, Path]) -> None:

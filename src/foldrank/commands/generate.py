@@ -66,17 +66,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _exported(arguments: argparse.Namespace) -> dict[str, Any]:
     from foldrank.runtime import Model, Sampling
 
-    text = Model(arguments.checkpoint).generate(
+    model = Model(arguments.checkpoint)
+    told = model.note_on(arguments.prompt, arguments.max_new_tokens)
+    text = model.generate(
         arguments.prompt,
         max_new_tokens=arguments.max_new_tokens,
         sampling=Sampling(temperature=arguments.temperature),
         seed=arguments.seed,
     )[0]
-    return {
-        "checkpoint": str(arguments.checkpoint),
-        "prompt": arguments.prompt,
-        "text": arguments.prompt + text,
-    }
+    text = arguments.prompt + text
+    return with_notes(
+        {"checkpoint": str(arguments.checkpoint), "prompt": arguments.prompt, "text": text}, [told] if told else []
+    )
 
 
 def show(result: dict[str, Any]) -> None:

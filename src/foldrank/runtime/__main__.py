@@ -1,6 +1,8 @@
 """`python -m foldrank.runtime FOLDER --prompt TEXT`: an exported model continues a text."""
 
 import argparse
+import itertools
+import os
 import sys
 
 from foldrank.runtime.model import Model
@@ -23,6 +25,8 @@ def main() -> int:
     try:
         sampling = Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
         model = Model(arguments.folder, threads=arguments.threads)
+        if told := model.note_on(arguments.prompt, arguments.max_new_tokens):
+            print(f"note: {told}", file=sys.stderr)  # noqa: T201
         pieces = model.stream(
             arguments.prompt,
             max_new_tokens=arguments.max_new_tokens,
@@ -30,14 +34,20 @@ def main() -> int:
             seed=arguments.seed,
             stop=arguments.stop,
         )
-        print(arguments.prompt, end="", flush=True)  # noqa: T201
-        for piece in pieces:
+        first = next(pieces, "")  # before anything is printed, since what is wrong shows here
+        for piece in itertools.chain([arguments.prompt, first], pieces, ["\n"]):
             print(piece, end="", flush=True)  # noqa: T201
-        print()  # noqa: T201
-    except ValueError as error:
+    except BrokenPipeError:  # whoever read has enough, `head` for one
+        code = 141
+    except (ValueError, OSError) as error:
         print(f"foldrank.runtime: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    else:
+        return 0
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in the buffer
+    return code
 
 
 if __name__ == "__main__":

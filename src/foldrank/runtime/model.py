@@ -1,6 +1,7 @@
 """An exported model: one graph with a key-value cache, its tokenizer, and generation of text."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ class Model:
 
     Args:
         folder: with `model.onnx` or `model.xml`, `tokenizer.json` and `runtime.json`.
-        threads: of the processor; None: as many as the engine takes.
+        threads: of the processor, from 1 to as many as it has; None: as many as the engine takes.
 
     Raises:
-        ValueError: where the folder holds no such model, it is damaged, or its engine is not installed.
+        ValueError: where the folder holds no such model, it is damaged, or its engine is not installed, and for threads
+            that are not there.
 
     Example:
         >>> Model("nowhere")
@@ -36,6 +38,9 @@ class Model:
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        most = os.cpu_count() or 1
+        if threads is not None and not 1 <= threads <= most:
+            raise ValueError(f"threads must lie between 1 and {most}, the processors here, got {threads}")
         folder = Path(folder)
         self.settings = _settings(folder)
         package, engine = ENGINES[self.settings["format"]]
@@ -50,7 +55,15 @@ class Model:
         self.max_positions: int | None = self.settings["max_positions"]
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without special tokens added."""
+        """The token ids of a text, without special tokens added.
+
+        Raises:
+            ValueError: for half a character (a lone surrogate).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text!r} holds half a character (a lone surrogate)") from error
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def logits(self, ids: NDArray) -> NDArray:
@@ -76,15 +89,17 @@ class Model:
 
         Args:
             prompts: texts, each of at least one token.
-            max_new_tokens: at most so many, and no more than the positions that the model has learned.
+            max_new_tokens: at least 1 and at most so many, and no more than the positions that the model has learned.
             sampling: how tokens are chosen.
-            seed: of the draws.
+            seed: of the draws, 0 or more.
             stop: texts that end a continuation, which is without them.
 
         Raises:
-            ValueError: for a prompt without tokens, and logits that are not finite.
+            ValueError: for a number out of range, no prompt, one without tokens, an empty text to stop at, and logits
+                that are not finite.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        _check_stop(stop)
         new: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
         for tokens in self.tokens(prompts, max_new_tokens, sampling or Sampling(), seed):
@@ -111,6 +126,7 @@ class Model:
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """The continuation of a prompt, piece by piece as it comes. Arguments and errors as of `generate`."""
+        _check_stop(stop)
         new: list[int] = []
         shown = 0
         held = max((len(text) - 1 for text in stop), default=0)
@@ -132,6 +148,10 @@ class Model:
 
     def tokens(self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[list[int]]:
         """The next token of each prompt, one step after the other; end tokens end nothing. Errors as of `generate`."""
+        if max_new_tokens < 1 or seed < 0:
+            raise ValueError(f"max_new_tokens must be at least 1 and seed 0, got {max_new_tokens} and {seed}")
+        if not prompts:
+            raise ValueError("there is no prompt to continue")
         encoded = [self.encode(prompt) for prompt in prompts]
         if empty := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if not ids]:
             raise ValueError(f"the prompt {empty[0]!r} has no tokens that this tokenizer knows")
@@ -153,6 +173,13 @@ class Model:
             yield [int(token) for token in tokens]
             ids = tokens.astype(np.int64)[:, None]
             mask = np.concatenate([mask, np.ones((len(prompts), 1), np.int64)], axis=1)
+
+    def note_on(self, prompt: str, max_new_tokens: int) -> str | None:
+        """What to know where prompt and continuation are longer than the texts that the model was trained on."""
+        trained, positions = self.settings.get("trained_length"), len(self.encode(prompt)) + max_new_tokens
+        if trained is None or positions <= trained:
+            return None
+        return f"{positions:,} positions are more than the {trained:,} that this model was made for"
 
     def _run(self, ids: NDArray, mask: NDArray, cache: Sequence[Any], kept: NDArray) -> tuple[NDArray, list[Any]]:
         """Logits of the positions `kept`, and the cache that grew."""
@@ -190,6 +217,11 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _refuse_missing(folder: Path, *names: str) -> None:
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is no exported model: it has no {missing[0]} (foldrank export --format onnx)")
+
+
+def _check_stop(stop: Sequence[str]) -> None:
+    if "" in stop:
+        raise ValueError("a text to stop at is empty, and every text begins with that")
 
 
 def _cut(text: str, stop: Sequence[str]) -> int | None:
