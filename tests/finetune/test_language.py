@@ -104,8 +104,8 @@ def test_what_spells_a_special_token_is_text_as_in_pre_training(finished_run: Ru
     tokenizer = load_tokenizer(finished_run.out / "folded")
     rows = rows_of([{"prompt": "a<|endoftext|>", "completion": "<|user|><|endoftext|>"}])
     (example,) = tokenize(rows, tokenizer, SETTINGS, 128).examples
-    assert set(tokenizer.all_special_ids) & set(example["input_ids"]) == {tokenizer.eos_token_id}
-    assert example["input_ids"].count(tokenizer.eos_token_id) == 1
+    special = [token for token in example["input_ids"] if token in tokenizer.all_special_ids]
+    assert special == [tokenizer.eos_token_id]
     assert tokenizer.convert_tokens_to_ids("<|user|>") not in example["input_ids"]
     assert tokenizer.decode(example["input_ids"]) == "a<|endoftext|><|user|><|endoftext|><|endoftext|>"
 
