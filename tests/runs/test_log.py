@@ -2,13 +2,14 @@
 
 import json
 import math
+import os
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from foldrank.runs.charts import along_seconds, along_tokens
-from foldrank.runs.log import glance, read_log
+from foldrank.runs.log import Log, glance, read_log
 from foldrank.runs.run import read_run
 from foldrank.runs.thin import thin
 
@@ -18,6 +19,11 @@ from .logs import BEGAN, entries, write_run
 def test_an_empty_folder_has_an_empty_log(tmp_path: Path) -> None:
     log = read_log(tmp_path / "log.jsonl")
     assert (log.points, log.step, log.stopped) == ([], 0, None)
+
+
+def test_a_pipe_in_its_place_is_no_log(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log.jsonl")
+    assert read_log(tmp_path / "log.jsonl") == glance(tmp_path / "log.jsonl") == Log()
 
 
 def test_what_is_no_entry_is_passed_over(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     run = find_run(arguments.checkpoint)
     if run is None and arguments.data is None:
         raise ValueError(
-            f"{arguments.checkpoint}: a run's config.yaml does not exist there or above, so its validation text is "
-            "unknown: name a text with --data"
+            f"{arguments.checkpoint}: there is no run's config.yaml that foldrank wrote there or above, so its "
+            "validation text is unknown: name a text with --data"
         )
     device = device_of(arguments)
     if exported:

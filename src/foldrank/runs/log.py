@@ -97,7 +97,7 @@ class Log:
 
 def read_log(file: Path) -> Log:
     """The whole log; an empty one where there is none."""
-    if not file.exists():
+    if not file.is_file():  # nor read what never ends, as a pipe
         return Log()
     collects = gc.isenabled()
     gc.disable()  # it would go through all entries again and again, and none of them is in a cycle
@@ -111,7 +111,7 @@ def read_log(file: Path) -> Log:
 
 def glance(file: Path) -> Log:
     """The log as far as a screen can show it: of a long one, entries at even distances and the newest."""
-    if not file.exists() or file.stat().st_size <= SHORT:
+    if not file.is_file() or file.stat().st_size <= SHORT:
         return read_log(file)
     with file.open("rb") as lines, mmap.mmap(lines.fileno(), 0, access=mmap.ACCESS_READ) as text:
         places = [len(text) * number // PLACES for number in range(PLACES)]
