@@ -34,7 +34,7 @@ def console(**settings: Any) -> "Console":
     class Door(Console):
         def on_broken_pipe(self) -> None:  # of rich: an exit with 1
             if not self.stderr:
-                raise BrokenPipeError
+                raise BrokenPipeError("nobody reads the output any more")
             self.quiet = True
 
     return Door(markup=False, highlight=False, emoji=False, **settings)

@@ -19,7 +19,7 @@ from transformers import (
 from foldrank import LowRankConfig, ResidualConfig, fold_
 from foldrank.core.inventory import low_rank_layers
 from foldrank.hf import LowRankLlamaForCausalLM, convert_, low_rank_classes
-from foldrank.hf.checkpoint import load
+from foldrank.hf.checkpoint import check, load
 from foldrank.hf.remote_code import FAMILIES, HEADS
 
 from .heads_without_foldrank import output_of
@@ -137,6 +137,9 @@ def test_where_a_language_model_is_needed_a_classifier_is_refused_by_name(tmp_pa
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "language").save_pretrained(tmp_path / "classifier")
     with pytest.raises(ValueError, match="holds a LowRankLlamaForSequenceClassification, and a language model is"):
         load(tmp_path / "classifier")
+    settings = json.loads((tmp_path / "language" / "config.json").read_text())
+    (tmp_path / "language" / "config.json").write_text(json.dumps({**settings, "architectures": 5}))
+    check(tmp_path / "language")
 
 
 def test_a_dense_classifier_becomes_low_rank_except_its_head() -> None:

@@ -51,7 +51,7 @@ SIZES = {
 }
 """The largest that a config may say, of the names that its families give them; a library would take any for true."""
 
-OTHER_HEADS = re.compile(r"For(Sequence|Token)Classification$|ForQuestionAnswering$")
+OTHER_HEADS = re.compile(r"\w+For(SequenceClassification|TokenClassification|QuestionAnswering)\b")
 """Of architectures that are no language models, though their model types have one."""
 
 MAY_BE_NULL = ("n_inner", "head_dim", "num_key_value_heads")
@@ -185,8 +185,8 @@ def check(folder: Path) -> None:
     config = read_config(folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{folder} holds a {config.model_type}, which is no language model that generates text")
-    if heads := [name for name in config.architectures or () if OTHER_HEADS.search(name)]:
-        raise ValueError(f"{folder} holds a {heads[0]}, and a language model is needed: give what it was made from")
+    if head := OTHER_HEADS.search(str(config.architectures)):  # of a file that may hold anything there
+        raise ValueError(f"{folder} holds a {head[0]}, and a language model is needed: give what it was made from")
     if (folder / GENERATION).exists():
         read_json_table(folder / GENERATION, MAX_CONFIG_BYTES)
     with _weights(folder):
