@@ -186,7 +186,7 @@ def test_a_checkpoint_of_another_kind(foldrank: Foldrank, place: Path, command: 
         (("generate", "folded", "--prompt", "x", "--temperature", "nan"), "--temperature"),
         (("generate", "folded", "--prompt", "x", "--temperature", "inf"), "--temperature"),
         (("generate", "folded", "--prompt", "x", "--seed", "-1"), "[Ss]eed"),
-        (("evaluate", "folded"), r"config\.yaml does not exist.* name a text with --data"),
+        (("evaluate", "folded"), r"no run's config\.yaml that foldrank wrote.* name a text with --data"),
         (("evaluate", "folded", "--data", "nowhere"), "no such corpus: 'nowhere'"),
         (("evaluate", "folded", "--data", "no_text"), "no_text holds no text"),
         (("evaluate", "folded", "--data", "short.txt"), "short.txt holds no text"),
