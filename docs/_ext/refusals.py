@@ -27,11 +27,14 @@ class Refusal:
 
 TITLES = {
     "cli": "Any command",
+    "console": "Output",
     "bounds": "Numbers out of bounds",
     "structured": "JSON and YAML",
     "extras": "Packages that are not installed",
     "hub": "The hub",
-    "core": "Layers, surgery, the fold",
+    "atomic": "Files and folders that are written",
+    "core": "Layers and the fold",
+    "surgery": "Models that become low-rank",
     "optim": "Optimizers",
     "hf": "Checkpoints and tokenizers",
     "data": "Text and its preparation",
@@ -57,6 +60,8 @@ def troubleshooting() -> str:
     for file in sorted(SOURCE.rglob("*.py")):
         part = file.relative_to(SOURCE).with_suffix("").parts[0]
         by_part.setdefault(part, []).extend(refusals(file))
+    if untitled := {part for part, found in by_part.items() if found} - set(TITLES):
+        raise ValueError(f"refusals of {', '.join(sorted(untitled))} would be left out: give them a title here")
     for part, title in TITLES.items():
         found = {refusal.message: refusal for refusal in by_part.get(part, ())}
         if not found:

@@ -32,7 +32,12 @@ def console(**settings: Any) -> "Console":
     from rich.console import Console
 
     class Door(Console):
-        def on_broken_pipe(self) -> None:  # of rich: an exit with 1
+        def on_broken_pipe(self) -> None:
+            """In place of rich's exit with 1.
+
+            Raises:
+                BrokenPipeError: where whoever read a result went away, `head` for one.
+            """
             if not self.stderr:
                 raise BrokenPipeError("nobody reads the output any more")
             self.quiet = True
