@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -58,9 +58,9 @@ def read_rows(settings: FinetuneSettings) -> Rows:
         task = stdlib_tasks.SHIPPED[settings.data]
         if settings.task != task:
             raise ValueError(f"{settings.data} is a task of {task}, and task is {settings.task}: give --task {task}")
-        shipped = enumerate(stdlib_tasks.rows(settings.data), 1)
+        shipped, keys = zip(*stdlib_tasks.rows(settings.data), strict=True)
         training, held_out = _parted(
-            ((Row(fields, number, settings.data), key) for number, (fields, key) in shipped), settings.held_out_fraction
+            zip(_numbered(shipped, settings.data), keys, strict=True), settings.held_out_fraction
         )
     elif Path(settings.data).is_file():
         training, held_out = _parted(
@@ -89,6 +89,10 @@ def read_rows(settings: FinetuneSettings) -> Rows:
     return Rows(training=training, held_out=held_out, label_names=names, sha256=digest)
 
 
+def _numbered(rows: Iterable[Mapping[str, Any]], source: str | Path) -> Iterator[Row]:
+    return (Row(fields, number, source) for number, fields in enumerate(rows, 1))
+
+
 def _parted(rows: Iterable[tuple[Row, str]], fraction: float) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows; all rows of one key fall on one side."""
     parts: tuple[list[Row], list[Row]] = ([], [])
@@ -106,8 +110,7 @@ def _file_rows(path: Path) -> Iterable[Row]:
     ending = ending_of(path)
     if ending in files.RECORDS:
         tally = Tally()
-        for number, fields in enumerate(files.records(path, tally), 1):
-            yield Row(fields, number, path)
+        yield from _numbered(files.records(path, tally), path)
         if tally.skipped.total():
             reasons = ", ".join(f"{count} {reason}" for reason, count in tally.skipped.items())
             raise ValueError(f"{path} holds lines that are no examples ({reasons}): mend or remove them")
@@ -115,8 +118,7 @@ def _file_rows(path: Path) -> Iterable[Row]:
         datasets = needed("datasets", f"reading {path}")
         with foreign(f"{path} cannot be read"):
             table = datasets.load_dataset(TABLES[ending], data_files=str(path.resolve()), split="train")
-            for number, fields in enumerate(table, 1):
-                yield Row(fields, number, path)
+            yield from _numbered(table, path)
     else:
         raise ValueError(f"{path} is no file of examples: those end in .jsonl, .json, .parquet or .csv")
 
@@ -140,7 +142,6 @@ def _data_set(name: str) -> tuple[list[Row], list[Row], tuple[str, ...] | None]:
     label = splits["train"].features.get("label")
     held_out = next((split for split in HELD_OUT_SPLITS if split in splits), None)
     training, measured = (
-        [Row(fields, number, f"{name} ({split})") for number, fields in enumerate(splits[split], 1)] if split else []
-        for split in ("train", held_out)
+        list(_numbered(splits[split], f"{name} ({split})")) if split else [] for split in ("train", held_out)
     )
     return training, measured, tuple(label.names) if hasattr(label, "names") else None
