@@ -1,4 +1,4 @@
-"""The command line in processes of their own, to be killed."""
+"""Processes forked from one that has the imports done: these take longer than most of what is tested in them."""
 
 import multiprocessing
 import resource
@@ -14,19 +14,31 @@ from foldrank.cli import main
 
 Start = Callable[..., BaseProcess]
 
+PRELOADED = (
+    "foldrank.cli",
+    "foldrank.compare.worker",
+    "foldrank.finetune.finetune",
+    "foldrank.report.svg",
+    "foldrank.runs.page",
+    "foldrank.train.pretrain",
+    "torch.distributed.launcher.api",
+    "trl.trainer.sft_trainer",
+)
+
+
+def forked(target: Callable[..., object], *arguments: object, **named: object) -> BaseProcess:
+    """A process that has begun to call a function of a module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))  # heeded once, by the first that is started
+    process = context.Process(target=target, args=arguments, kwargs=named)
+    process.start()
+    return process
+
 
 @pytest.fixture(scope="session")
 def start() -> Start:
-    """Runs the command in a process of its own, forked from one that has the imports done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["foldrank.train.pretrain", "foldrank.compare.worker", "foldrank.cli"])
-
-    def run(*arguments: object, **limits: object) -> BaseProcess:
-        process = context.Process(target=_command, args=([str(argument) for argument in arguments],), kwargs=limits)
-        process.start()
-        return process
-
-    return run
+    """Runs the command line in a process of its own, to be killed."""
+    return lambda *arguments, **limits: forked(_command, [str(argument) for argument in arguments], **limits)
 
 
 def _command(

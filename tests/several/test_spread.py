@@ -1,7 +1,6 @@
 """Several processes against one: by DDP, FSDP2, tensor parallelism and both they come to the same weights."""
 
 import json
-import multiprocessing
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.train.spread import work
-from tests.train.test_faults import free_port
+from .launch import together
+from .spread import work
 
 pytestmark = pytest.mark.apart
 
 STEPS = 50
+LONG = {"train.steps": STEPS, "train.eval_every": STEPS, "train.save_every": STEPS // 2, "model.num_layers": 1}
+"""A step of two blocks takes twice as long; the shorter runs have two."""
+
 FSDP, SPLIT = {"train.sharding": "fsdp"}, {"train.tensor_parallel": 2}
 BOTH, STREAM = {**FSDP, **SPLIT}, {**SPLIT, "train.split_stream": True}
 MUON, FOLDED = {"train.optimizer": "muon"}, {"train.fold_at_start": True}
@@ -26,16 +28,16 @@ PLAIN, COLA = {"low_rank.activation": None}, {"low_rank.activation": "silu"}
 NO_RESIDUAL = {"low_rank.residual": None}
 
 ARMS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "DDP, residual": ({}, {**COLA, **MUON}),
-    "DDP, folded at the start": ({}, {**PLAIN, **FOLDED}),
-    "FSDP, residual, AdamW": (FSDP, COLA),
-    "FSDP, residual, Muon": (FSDP, {**PLAIN, **MUON}),
-    "FSDP, folded at the start, Muon": (FSDP, {**COLA, **FOLDED, **MUON}),
-    "FSDP, folded at the start, AdamW": (FSDP, {**PLAIN, **FOLDED}),
+    "DDP, residual": ({}, {**COLA, **MUON, **LONG}),
+    "DDP, folded at the start": ({}, {**PLAIN, **FOLDED, **LONG}),
+    "FSDP, residual, AdamW": (FSDP, {**COLA, **LONG}),
+    "FSDP, residual, Muon": (FSDP, {**PLAIN, **MUON, **LONG}),
+    "FSDP, folded at the start, Muon": (FSDP, {**COLA, **FOLDED, **MUON, **LONG}),
+    "FSDP, folded at the start, AdamW": (FSDP, {**PLAIN, **FOLDED, **LONG}),
     "FSDP, no residual, accumulated": (FSDP, {**COLA, **NO_RESIDUAL, "train.micro_batch_size": 1}),
-    "split, folded at the start, AdamW": (SPLIT, {**COLA, **FOLDED}),
-    "split, folded at the start, Muon": (SPLIT, {**PLAIN, **FOLDED, **MUON}),
-    "split, no residual, by chunks": (SPLIT, {**COLA, **NO_RESIDUAL, "train.chunked_loss": True}),
+    "split, folded at the start, AdamW": (SPLIT, {**COLA, **FOLDED, **LONG}),
+    "split, folded at the start, Muon": (SPLIT, {**PLAIN, **FOLDED, **MUON, **LONG}),
+    "split, no residual, by chunks": (SPLIT, {**COLA, **NO_RESIDUAL, "train.chunked_loss": True, **LONG}),
     "split, dense": (SPLIT, {"low_rank": None}),
     "both, folded at the start, AdamW": (BOTH, {**COLA, **FOLDED}),
     "both, folded at the start, Muon": (BOTH, {**PLAIN, **FOLDED, **MUON}),
@@ -79,13 +81,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "text" / f"{number}.txt").write_text(text)
     settings = {
         "base": "demo",
-        "sample_tokens": 4,
+        "sample_tokens": 2,
         "model": {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 4},
         "low_rank": {"rank": 4},
         "data": {"source": str(folder / "text"), "vocab_size": 270, "validation_fraction": 0.2},
-        "train": {"steps": STEPS, "batch_size": 4, "sequence_length": 16, "eval_every": 25, "save_every": 25},
+        "train": {"steps": 10, "batch_size": 4, "sequence_length": 16, "eval_every": 10, "save_every": 5},
     }
-    settings["train"] |= {"eval_tokens": 200, "optimizer": "adamw", "device": "cpu"}
+    settings["train"] |= {"eval_tokens": 100, "optimizer": "adamw", "device": "cpu"}
     settings["train"] |= {"weight_decay": 3.0}  # strong, so that it shows
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings))
@@ -99,29 +101,8 @@ def run(recipe: Path, settings: Mapping[str, Any], out: Path, **more: Any) -> di
 
 
 def launch(tasks: Mapping[str, Any], folder: Path, *, processes: int, dtype: str = "float32") -> list[Any]:
-    """Does the tasks in so many processes, and gives the facts of each.
-
-    They are forked from one that has the imports done, which take longer than most tasks; torchrun itself is in
-    test_processes.py and test_faults.py.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    context, port = multiprocessing.get_context("forkserver"), free_port()
-    context.set_forkserver_preload(["tests.train.spread"])
-    shared = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)} for rank in range(processes)]
-    for variables in shared if processes > 1 else []:
-        variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(processes)}
-    started = [
-        context.Process(target=work, args=(tasks, dtype, folder, variables if processes > 1 else {}))
-        for variables in shared
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(600)
-    errors = [(folder / f"errors.{rank}").read_text()[-3000:] for rank in range(processes)]
-    assert [process.exitcode for process in started] == [0] * processes, "\n".join(errors)
-    assert not any("redistributing" in each for each in errors)  # what torch would say at each step
-    return [json.loads((folder / f"facts.{rank}.json").read_text()) for rank in range(processes)]
+    """Does the tasks in so many processes, and gives the facts of each."""
+    return together(work, folder, tasks, dtype, folder, processes=processes)
 
 
 def losses(out: Path) -> list[float]:
@@ -165,10 +146,11 @@ def test_several_processes_come_to_the_weights_of_one(float64: Path, arm: str) -
     metrics = [json.loads((out / "metrics.json").read_text()) for out in (one, two)]
     assert metrics[1]["val_loss_folded"] == pytest.approx(metrics[0]["val_loss_folded"], rel=1e-9)
     assert distance(one, two) < 1e-9
-    assert len(losses(one)) == STEPS
+    steps = ARMS[arm][1].get("train.steps", 10)
+    assert len(losses(one)) == steps
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)  # Trainer logs them in float32
     assert texts(two) == texts(one)
-    assert [step for step, _ in texts(two)] == [25, 50]
+    assert [step for step, _ in texts(two)] == [steps]
     assert metrics[1]["start_loss"] == pytest.approx(metrics[0]["start_loss"], rel=1e-9)
 
 
@@ -186,8 +168,9 @@ def test_a_run_goes_on_spread_in_another_way(
 ) -> None:
     one, before, out = (float64 / "1" / arm, float64 / str(PROCESSES[arm]) / arm, tmp_path / "run")
     shutil.copytree(before, out)
-    for later in ("checkpoints/checkpoint-50", "unfolded", "folded"):
-        shutil.rmtree(out / later)
+    last = max(out.glob("checkpoints/checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))
+    for later in (last, out / "unfolded", out / "folded"):
+        shutil.rmtree(later)
     (out / "metrics.json").unlink()
     again = run(recipe, {**how, **ARMS[arm][1]}, out, resume=True)
     launch({"runs": [again]}, tmp_path / "launch", processes=processes, dtype="float64")
@@ -248,9 +231,9 @@ def assert_began_as_one(one: Path, several: Path) -> None:
 
 def test_four_processes_in_float32_whose_checkpoint_two_and_one_read(recipe: Path, tmp_path: Path) -> None:
     arms: Sequence[tuple[dict[str, Any], dict[str, Any]]] = [
-        (FSDP, COLA),
-        ({}, {**COLA, **MUON}),
-        ({"train.tensor_parallel": 4}, {**COLA, **FOLDED}),
+        (FSDP, {**COLA, **LONG}),
+        ({}, {**COLA, **MUON, **LONG}),
+        ({"train.tensor_parallel": 4}, {**COLA, **FOLDED, **LONG}),
     ]
     for processes in (1, 4):
         runs = [
@@ -270,7 +253,7 @@ def test_four_processes_in_float32_whose_checkpoint_two_and_one_read(recipe: Pat
     read = {}
     for processes in (2, 1):
         folder = tmp_path / f"read-{processes}"
-        launch({"read": [str(recipe), str(checkpoint)]}, folder, processes=processes)
+        launch({"read": [str(recipe), LONG, str(checkpoint)]}, folder, processes=processes)
         read[processes] = torch.load(folder / "read.pt")
     weights = load_file(checkpoint / "model.safetensors")
     assert all(torch.equal(read[1][name], tensor) for name, tensor in weights.items())

@@ -1,9 +1,5 @@
 """Run in several processes by test_spread.py: runs one after the other, and what each holds of a model."""
 
-import gc
-import json
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,9 +101,9 @@ def bytes_held(recipe_file: str) -> int:
     return sum(to_local(tensor).nbytes for tensor in held if tensor is not None)
 
 
-def read(recipe_file: str, checkpoint: Path) -> dict[str, torch.Tensor]:
+def read(recipe_file: str, settings: dict[str, Any], checkpoint: Path) -> dict[str, torch.Tensor]:
     """All that a checkpoint holds, gathered from the shares that each process reads."""
-    recipe = load_recipe(recipe_file, {"train.sharding": "fsdp"})
+    recipe = load_recipe(recipe_file, {**settings, "train.sharding": "fsdp"})
     model = build_model(recipe, VOCABULARY, place=placement(recipe))
     optimizer = torch.optim.AdamW(model.parameters())
     load_weights_(model, checkpoint)
@@ -122,26 +118,22 @@ def normed(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     return self.weight * hidden_states * torch.rsqrt(mean + self.variance_epsilon)
 
 
-def work(tasks: Mapping[str, Any], dtype: str, folder: Path, variables: Mapping[str, str]) -> None:
-    """Does the tasks in one of the processes, and writes `facts.RANK.json`.
+def work(tasks: Mapping[str, Any], dtype: str, folder: Path) -> dict[str, Any]:
+    """Does the tasks in one of the processes.
 
     Args:
         tasks: by kind.
         dtype: by default.
-        folder: gets what is written.
-        variables: of the environment, which say which process this is.
+        folder: gets what is read of a checkpoint.
+
+    Returns:
+        The facts that they come to.
     """
-    os.environ.update({**variables, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
-    rank = variables.get("RANK", "0")
-    sys.stderr = (folder / f"errors.{rank}").open("w", buffering=1)
-    sys.stdout = (folder / f"output.{rank}").open("w", buffering=1)
-    torch.set_num_threads(1)
     torch.set_default_dtype(getattr(torch, dtype))
     if dtype == "float64":
         LlamaRMSNorm.forward = Qwen3RMSNorm.forward = normed  # theirs would round to float32
     shared_by("cpu")
     facts: dict[str, Any] = {}
-    gc.freeze()
     for run in tasks.get("runs", ()):
         pretrain(load_recipe(run.pop("recipe"), run.pop("settings")), **run)
     for name, (recipe, settings) in tasks.get("wire", {}).items():
@@ -149,8 +141,8 @@ def work(tasks: Mapping[str, Any], dtype: str, folder: Path, variables: Mapping[
     if "bytes" in tasks:
         facts["bytes"] = bytes_held(tasks["bytes"])
     if "read" in tasks:
-        recipe_file, checkpoint = tasks["read"]
-        everything = read(recipe_file, Path(checkpoint))
-        if rank == "0":
+        recipe_file, settings, checkpoint = tasks["read"]
+        everything = read(recipe_file, settings, Path(checkpoint))
+        if not dist.is_initialized() or dist.get_rank() == 0:
             torch.save(everything, folder / "read.pt")
-    (folder / f"facts.{rank}.json").write_text(json.dumps(facts))
+    return facts

@@ -3,11 +3,8 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from .launch import Launcher, free_port, wait
+
 pytestmark = pytest.mark.apart
 
-STEPS = 300
-SETTINGS = {"train.steps": STEPS, "train.save_every": 20, "train.eval_every": STEPS, "train.optimizer": "muon"}
+STEPS = 80
+SETTINGS = {"train.steps": STEPS, "train.save_every": 10, "train.eval_every": STEPS, "train.optimizer": "muon"}
 IN_TIME = 30.0
 """Seconds after which torchrun kills what is left."""
 
@@ -32,55 +31,42 @@ def recipe(recipe_file: Path) -> Path:
 def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run by two processes that nothing happens to."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    launcher = launched(recipe, out)
-    _, said = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, said
+    finish(launched(recipe, out))
     return out
 
 
-def launched(recipe: Path, out: Path, *more: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
+@pytest.fixture(autouse=True)
+def none_is_left() -> Iterator[None]:
+    """Where a test fails before its processes end, the session would wait for them."""
+    yield
+    while Launcher.started:
+        Launcher.started.pop().kill()
+
+
+def arguments(recipe: Path, out: Path, *more: str) -> list[str]:
     settings = [part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--standalone", "--max-restarts", str(restarts), "-m", "foldrank"]
-    return subprocess.Popen(
-        [*command, "pretrain", str(recipe), *settings, "--out", str(out), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        start_new_session=True,
-    )
+    return ["pretrain", str(recipe), *settings, "--out", str(out), *more]
 
 
-def machine(recipe: Path, out: Path, port: int, *, restarts: int = 0) -> subprocess.Popen[str]:
+def launched(recipe: Path, out: Path, *more: str, processes: int = 2, restarts: int = 0) -> Launcher:
+    number = len(list(out.parent.glob("launch-*")))
+    to = out.parent / f"launch-{number}"
+    return Launcher(arguments(recipe, out, *more), to, nproc_per_node=processes, max_restarts=restarts)
+
+
+def machine(recipe: Path, out: Path, name: str, port: int) -> Launcher:
     """A launcher as each of one or two machines starts it, with one process; alone it waits a second for the other."""
-    settings = [part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "elastic"]
-    command += ["--rdzv-conf", "last_call_timeout=1", "--max-restarts", str(restarts), "-m", "foldrank"]
-    return subprocess.Popen(
-        [*command, "pretrain", str(recipe), *settings, "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-        start_new_session=True,
+    return Launcher(
+        arguments(recipe, out),
+        out.parent / name,
+        variables={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        nproc_per_node=1,
+        max_nodes=2,
+        max_restarts=1,
+        run_id="elastic",
+        rdzv_endpoint=f"localhost:{port}",
+        rdzv_configs={"last_call_timeout": 1, "keep_alive_interval": 1},
     )
-
-
-def ranks(launcher: subprocess.Popen[str]) -> dict[int, int]:
-    """From the rank of each process that trains to its number."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            entries = [each.partition("=") for each in (folder / "environ").read_text().split("\0")]
-        except (OSError, ValueError):
-            continue
-        variables = {name: value for name, _, value in entries}
-        if parent == launcher.pid and "RANK" in variables:
-            found[int(variables["RANK"])] = int(folder.name)
-    return found
 
 
 def step(out: Path) -> int:
@@ -92,18 +78,11 @@ def step(out: Path) -> int:
 
 def under_way(
     recipe: Path, out: Path, least: int, *more: str, restarts: int = 0
-) -> tuple[subprocess.Popen[str], dict[int, int]]:
+) -> tuple[Launcher, dict[int, int]]:
     """The launcher of a run that has come to a step, and its processes by rank."""
     launcher = launched(recipe, out, *more, restarts=restarts)
     wait(lambda: step(out) >= least)
-    return launcher, ranks(launcher)
-
-
-def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
+    return launcher, launcher.ranks
 
 
 def is_alive(process: int) -> bool:
@@ -120,12 +99,16 @@ def sigterm_waits(process: int) -> bool:
     return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def ended(launcher: subprocess.Popen[str], processes: dict[int, int]) -> str:
+def ended(launcher: Launcher, processes: Iterable[int]) -> str:
     """What was said on standard error; all have ended in time."""
     began = time.monotonic()
-    said = launcher.communicate(timeout=IN_TIME)[1]
-    wait(lambda: not any(map(is_alive, processes.values())), IN_TIME - (time.monotonic() - began))
-    return said
+    launcher.ended(IN_TIME)
+    wait(lambda: not any(map(is_alive, processes)), IN_TIME - (time.monotonic() - began))
+    return launcher.said
+
+
+def finish(launcher: Launcher) -> None:
+    assert launcher.ended(120) == 0, launcher.said
 
 
 def newest(out: Path) -> int:
@@ -134,9 +117,7 @@ def newest(out: Path) -> int:
 
 
 def assert_goes_on(recipe: Path, out: Path, undisturbed: Path, processes: int, *more: str) -> None:
-    launcher = launched(recipe, out, "--resume", *more, processes=processes)
-    _, said = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, said
+    finish(launched(recipe, out, "--resume", *more, processes=processes))
     if processes == 2:
         assert_same(out, undisturbed)
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (undisturbed, out))
@@ -151,91 +132,88 @@ def assert_same(out: Path, undisturbed: Path) -> None:
 
 def test_a_signal_to_one_process_ends_all_after_one_step(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 25)
+    launcher, processes = under_way(recipe, out, 15)
     os.kill(processes[1], signal.SIGTERM)
-    said = ended(launcher, processes)
+    said = ended(launcher, processes.values())
     (line,) = {line for line in said.splitlines() if line.startswith("foldrank pretrain: ")}
     at = newest(out)
     assert f"stopped by SIGTERM after step {at} of {STEPS}" in line
-    assert at % 20  # its own checkpoint
+    assert at < STEPS
+    assert (out / "checkpoints" / f"checkpoint-{at}").exists()
     assert_goes_on(recipe, out, undisturbed, 2)
 
 
 def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 45)
+    launcher, processes = under_way(recipe, out, 25)
     os.kill(processes[1], signal.SIGKILL)
-    said = ended(launcher, processes)
+    said = ended(launcher, processes.values())
     assert "rank 0 of 2 lost the connection to another process" in said
     assert "defect of foldrank" not in said
-    assert newest(out) % 20 == 0  # none on the way out
+    assert newest(out) % 10 == 0  # none on the way out
     assert_goes_on(recipe, out, undisturbed, 1)
 
 
 def test_processes_end_with_a_launcher_that_is_killed(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     launcher, processes = under_way(recipe, out, 5)
-    launcher.kill()
-    said = ended(launcher, processes)
-    assert processes
+    os.kill(launcher.pid, signal.SIGKILL)
+    said = ended(launcher, processes.values())
     assert "stopped by SIGTERM after step" in said
     assert 0 < newest(out) < STEPS
 
 
 def test_a_launcher_that_restarts_its_processes_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 25, restarts=1)
+    launcher, processes = under_way(recipe, out, 15, restarts=1)
     os.kill(processes[0], signal.SIGKILL)
-    _, said = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, said
+    finish(launcher)
+    assert launcher.ranks[0] != processes[0]
     assert_same(out, undisturbed)
 
 
 def test_a_sharded_run_ends_and_goes_on_as_well(recipe: Path, tmp_path: Path) -> None:
-    how = ("--train.sharding", "fsdp", "--train.steps", "120")
+    how = ("--train.sharding", "fsdp", "--train.optimizer", "adamw", "--train.steps", "40")
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
-    launcher = launched(recipe, undisturbed, *how)
-    _, said = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, said
-    launcher, processes = under_way(recipe, out, 25, *how)
+    finish(launched(recipe, undisturbed, *how))
+    launcher, processes = under_way(recipe, out, 15, *how)
     os.kill(processes[1], signal.SIGTERM)
-    said = ended(launcher, processes)
+    said = ended(launcher, processes.values())
     at = newest(out)
-    assert f"stopped by SIGTERM after step {at} of 120" in said
+    assert f"stopped by SIGTERM after step {at} of 40" in said
     assert_goes_on(recipe, out, undisturbed, 2, *how)
 
 
 def test_a_process_that_stalls_ends_the_run(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 25, "--train.patience", "4")
+    launcher, processes = under_way(recipe, out, 15, "--train.patience", "2")
     os.kill(processes[1], signal.SIGSTOP)
     try:
         wait(lambda: not is_alive(processes[0]), IN_TIME)
     finally:
         os.kill(processes[1], signal.SIGKILL)
-    said = launcher.communicate()[1]
+    said = ended(launcher, processes.values())
     assert "rank 0 of 2 waited in vain for another process" in said
-    assert newest(out) % 20 == 0
+    assert newest(out) % 10 == 0
 
 
 def test_a_machine_joins_and_goes_again(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Begun by one, gone on with by two, ended by one: with the same lines, and without --resume."""
     out, port = tmp_path / "run", free_port()
-    first = machine(recipe, out, port, restarts=1)
-    wait(lambda: step(out) >= 40)
-    (trains,) = ranks(first).values()
+    first = machine(recipe, out, "first", port)
+    wait(lambda: step(out) >= 20)
+    (trains,) = first.ranks.values()
     os.kill(trains, signal.SIGSTOP)  # a fast machine would be through before the other has started
-    second = machine(recipe, out, port, restarts=1)
+    second = machine(recipe, out, "second", port)
     wait(lambda: sigterm_waits(trains))
     os.kill(trains, signal.SIGCONT)
-    wait(lambda: len(sessions(out)) == 2 and step(out) >= sessions(out)[1]["step"] + 40)
-    assert sessions(out)[1]["step"] >= 40
-    os.killpg(second.pid, signal.SIGKILL)
-    second.communicate()
-    _, said = first.communicate(timeout=120)
-    assert first.returncode == 0, said
+    wait(lambda: len(sessions(out)) == 2 and step(out) >= sessions(out)[1]["step"] + 20)
+    assert sessions(out)[1]["step"] >= 20
+    second.kill()
+    second.ended(IN_TIME)
+    finish(first)
     assert [each["event"] for each in sessions(out)] == ["began", "went on", "went on"]
-    assert sessions(out)[2]["step"] >= sessions(out)[1]["step"] + 20
+    assert sessions(out)[2]["step"] >= sessions(out)[1]["step"] + 10
     one, two = (json.loads((run / "metrics.json").read_text()) for run in (out, undisturbed))
     assert one["val_loss"] == pytest.approx(two["val_loss"], rel=1e-4)
 
@@ -246,8 +224,3 @@ def sessions(out: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in lines if line.endswith("\n")]
     return [entry for entry in entries if entry.get("event") in ("began", "went on")]
 
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]

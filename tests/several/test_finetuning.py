@@ -1,9 +1,7 @@
-"""The same fine-tuning under torchrun: two processes come to what one does."""
+"""The same fine-tuning shared by two processes: they come to what one does."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foldrank.cli import main
 from tests.called import Foldrank
+from tests.finetune.examples import labelled, prompts, write
 from tests.small_runs import Run
 
-from .examples import labelled, prompts, write
+from .launch import together
 
 pytestmark = pytest.mark.apart
+
+
+def command(arguments: Sequence[str]) -> int:
+    return main(list(arguments))
 
 
 @pytest.mark.parametrize("task", ["language", "classification"])
@@ -28,16 +32,11 @@ def test_two_processes_come_to_what_one_does(finished_run: Run, task: str, tmp_p
     call += ["--task", task, "--save-every", "4", "--log-every", "1"]
     call += ["--epochs", "2", "--batch-size", "8", "--learning-rate", "0.01"]
     one = foldrank(*call, "--out", tmp_path / "one", "--device", "cpu", "--json").json
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "foldrank", *call]
-    done = subprocess.run(
-        [*launch, "--out", str(tmp_path / "two"), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    two = json.loads(done.stdout)  # one object, although two processes ran
+    launch = tmp_path / "launch"
+    assert together(command, launch, [*call, "--out", str(tmp_path / "two"), "--json"], processes=2) == [0, 0]
+    first, second = ((launch / f"{rank}.output").read_text() for rank in range(2))
+    assert second == ""  # the first alone prints
+    two = json.loads(first)
     assert two["training_examples"] == one["training_examples"] == 32
     for when in ("before", "after"):
         assert two[when] == pytest.approx(one[when], rel=1e-4)
