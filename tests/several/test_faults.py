@@ -16,22 +16,17 @@ from .launch import Launcher, free_port, wait
 
 pytestmark = pytest.mark.apart
 
-STEPS = 80
+STEPS = 120
 SETTINGS = {"train.steps": STEPS, "train.save_every": 10, "train.eval_every": STEPS, "train.optimizer": "muon"}
 IN_TIME = 30.0
 """Seconds after which torchrun kills what is left."""
 
 
 @pytest.fixture(scope="module")
-def recipe(recipe_file: Path) -> Path:
-    return recipe_file
-
-
-@pytest.fixture(scope="module")
-def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run by two processes that nothing happens to."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(launched(recipe, out))
+    finish(launched(tiny, out))
     return out
 
 
@@ -43,21 +38,21 @@ def none_is_left() -> Iterator[None]:
         Launcher.started.pop().kill()
 
 
-def arguments(recipe: Path, out: Path, *more: str) -> list[str]:
+def arguments(tiny: Path, out: Path, *more: str) -> list[str]:
     settings = [part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))]
-    return ["pretrain", str(recipe), *settings, "--out", str(out), *more]
+    return ["pretrain", str(tiny), *settings, "--out", str(out), *more]
 
 
-def launched(recipe: Path, out: Path, *more: str, processes: int = 2, restarts: int = 0) -> Launcher:
+def launched(tiny: Path, out: Path, *more: str, processes: int = 2, restarts: int = 0) -> Launcher:
     number = len(list(out.parent.glob("launch-*")))
     to = out.parent / f"launch-{number}"
-    return Launcher(arguments(recipe, out, *more), to, nproc_per_node=processes, max_restarts=restarts)
+    return Launcher(arguments(tiny, out, *more), to, nproc_per_node=processes, max_restarts=restarts)
 
 
-def machine(recipe: Path, out: Path, name: str, port: int) -> Launcher:
+def machine(tiny: Path, out: Path, name: str, port: int) -> Launcher:
     """A launcher as each of one or two machines starts it, with one process; alone it waits a second for the other."""
     return Launcher(
-        arguments(recipe, out),
+        arguments(tiny, out),
         out.parent / name,
         variables={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         nproc_per_node=1,
@@ -76,11 +71,9 @@ def step(out: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
-def under_way(
-    recipe: Path, out: Path, least: int, *more: str, restarts: int = 0
-) -> tuple[Launcher, dict[int, int]]:
+def under_way(tiny: Path, out: Path, least: int, *more: str, restarts: int = 0) -> tuple[Launcher, dict[int, int]]:
     """The launcher of a run that has come to a step, and its processes by rank."""
-    launcher = launched(recipe, out, *more, restarts=restarts)
+    launcher = launched(tiny, out, *more, restarts=restarts)
     wait(lambda: step(out) >= least)
     return launcher, launcher.ranks
 
@@ -116,8 +109,8 @@ def newest(out: Path) -> int:
     return max(int(folder.name.partition("-")[2]) for folder in (out / "checkpoints").glob("checkpoint-*"))
 
 
-def assert_goes_on(recipe: Path, out: Path, undisturbed: Path, processes: int, *more: str) -> None:
-    finish(launched(recipe, out, "--resume", *more, processes=processes))
+def assert_goes_on(tiny: Path, out: Path, undisturbed: Path, processes: int, *more: str) -> None:
+    finish(launched(tiny, out, "--resume", *more, processes=processes))
     if processes == 2:
         assert_same(out, undisturbed)
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (undisturbed, out))
@@ -130,9 +123,9 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
 
 
-def test_a_signal_to_one_process_ends_all_after_one_step(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_ends_all_after_one_step(tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 15)
+    launcher, processes = under_way(tiny, out, 15)
     os.kill(processes[1], signal.SIGTERM)
     said = ended(launcher, processes.values())
     (line,) = {line for line in said.splitlines() if line.startswith("foldrank pretrain: ")}
@@ -140,53 +133,53 @@ def test_a_signal_to_one_process_ends_all_after_one_step(recipe: Path, undisturb
     assert f"stopped by SIGTERM after step {at} of {STEPS}" in line
     assert at < STEPS
     assert (out / "checkpoints" / f"checkpoint-{at}").exists()
-    assert_goes_on(recipe, out, undisturbed, 2)
+    assert_goes_on(tiny, out, undisturbed, 2)
 
 
-def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 25)
+    launcher, processes = under_way(tiny, out, 25)
     os.kill(processes[1], signal.SIGKILL)
     said = ended(launcher, processes.values())
     assert "rank 0 of 2 lost the connection to another process" in said
     assert "defect of foldrank" not in said
     assert newest(out) % 10 == 0  # none on the way out
-    assert_goes_on(recipe, out, undisturbed, 1)
+    assert_goes_on(tiny, out, undisturbed, 1)
 
 
-def test_processes_end_with_a_launcher_that_is_killed(recipe: Path, tmp_path: Path) -> None:
+def test_processes_end_with_a_launcher_that_is_killed(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 5)
+    launcher, processes = under_way(tiny, out, 5)
     os.kill(launcher.pid, signal.SIGKILL)
     said = ended(launcher, processes.values())
     assert "stopped by SIGTERM after step" in said
     assert 0 < newest(out) < STEPS
 
 
-def test_a_launcher_that_restarts_its_processes_goes_on(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_launcher_that_restarts_its_processes_goes_on(tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 15, restarts=1)
+    launcher, processes = under_way(tiny, out, 15, restarts=1)
     os.kill(processes[0], signal.SIGKILL)
     finish(launcher)
     assert launcher.ranks[0] != processes[0]
     assert_same(out, undisturbed)
 
 
-def test_a_sharded_run_ends_and_goes_on_as_well(recipe: Path, tmp_path: Path) -> None:
-    how = ("--train.sharding", "fsdp", "--train.optimizer", "adamw", "--train.steps", "40")
+def test_a_sharded_run_ends_and_goes_on_as_well(tiny: Path, tmp_path: Path) -> None:
+    how = ("--train.sharding", "fsdp", "--train.optimizer", "adamw", "--train.steps", "60")
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
-    finish(launched(recipe, undisturbed, *how))
-    launcher, processes = under_way(recipe, out, 15, *how)
+    finish(launched(tiny, undisturbed, *how))
+    launcher, processes = under_way(tiny, out, 15, *how)
     os.kill(processes[1], signal.SIGTERM)
     said = ended(launcher, processes.values())
     at = newest(out)
-    assert f"stopped by SIGTERM after step {at} of 40" in said
-    assert_goes_on(recipe, out, undisturbed, 2, *how)
+    assert f"stopped by SIGTERM after step {at} of 60" in said
+    assert_goes_on(tiny, out, undisturbed, 2, *how)
 
 
-def test_a_process_that_stalls_ends_the_run(recipe: Path, tmp_path: Path) -> None:
+def test_a_process_that_stalls_ends_the_run(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    launcher, processes = under_way(recipe, out, 15, "--train.patience", "2")
+    launcher, processes = under_way(tiny, out, 15, "--train.patience", "2")
     os.kill(processes[1], signal.SIGSTOP)
     try:
         wait(lambda: not is_alive(processes[0]), IN_TIME)
@@ -197,14 +190,14 @@ def test_a_process_that_stalls_ends_the_run(recipe: Path, tmp_path: Path) -> Non
     assert newest(out) % 10 == 0
 
 
-def test_a_machine_joins_and_goes_again(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_machine_joins_and_goes_again(tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Begun by one, gone on with by two, ended by one: with the same lines, and without --resume."""
     out, port = tmp_path / "run", free_port()
-    first = machine(recipe, out, "first", port)
+    first = machine(tiny, out, "first", port)
     wait(lambda: step(out) >= 20)
     (trains,) = first.ranks.values()
     os.kill(trains, signal.SIGSTOP)  # a fast machine would be through before the other has started
-    second = machine(recipe, out, "second", port)
+    second = machine(tiny, out, "second", port)
     wait(lambda: sigterm_waits(trains))
     os.kill(trains, signal.SIGCONT)
     wait(lambda: len(sessions(out)) == 2 and step(out) >= sessions(out)[1]["step"] + 20)
@@ -223,4 +216,3 @@ def sessions(out: Path) -> list[dict[str, Any]]:
     lines = (out / "log.jsonl").read_text().splitlines(keepends=True) if (out / "log.jsonl").exists() else []
     entries = [json.loads(line) for line in lines if line.endswith("\n")]
     return [entry for entry in entries if entry.get("event") in ("began", "went on")]
-
