@@ -2,17 +2,13 @@
 
 import json
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.torch import load_file
 
-from .launch import together
-from .spread import work
-
-LONG = {"train.steps": 50, "train.eval_every": 50, "train.save_every": 25}
+LONG = {"train.steps": 50, "train.eval_every": 50, "train.save_every": 25, "train.log_every": 5}
 TWO_BLOCKS = {"model.num_layers": 2}
 
 FSDP, SPLIT = {"train.sharding": "fsdp"}, {"train.tensor_parallel": 2}
@@ -55,19 +51,6 @@ def write_recipes(folder: Path) -> Path:
     file.write_text(yaml.safe_dump(settings))
     (folder / "qwen3.yaml").write_text(yaml.safe_dump({**settings, "model": {"config": QWEN3}}))
     return file
-
-
-def run(recipe: Path, settings: Mapping[str, Any], out: Path, **more: Any) -> dict[str, Any]:
-    """What `pretrain` is called with; it writes no page, which would take as long as the training."""
-    return {"recipe": str(recipe), "settings": settings, "out": out, **more}
-
-
-def launch(tasks: Mapping[str, Any], folder: Path, *, processes: int, dtype: str = "float32") -> list[Any]:
-    """Does the tasks in so many processes, one after the other, and gives the facts of each process.
-
-    Most of what the first run of a launch takes is DTensor's, which keeps how it spreads each operation.
-    """
-    return together(work, folder, tasks, dtype, folder, processes=processes)
 
 
 def losses(out: Path) -> list[float]:

@@ -1,8 +1,10 @@
 """Run in several processes by test_spread.py: runs one after the other, and what each holds of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -118,24 +120,34 @@ def normed(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     return self.weight * hidden_states * torch.rsqrt(mean + self.variance_epsilon)
 
 
-def work(tasks: Mapping[str, Any], dtype: str, folder: Path) -> dict[str, Any]:
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Models are made and trained in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        # Transformers' norms would round to float32.
+        with patch.object(LlamaRMSNorm, "forward", normed), patch.object(Qwen3RMSNorm, "forward", normed):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def work(tasks: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Does the tasks in one of the processes.
 
     Args:
         tasks: by kind.
-        dtype: by default.
         folder: gets what is read of a checkpoint.
 
     Returns:
         The facts that they come to.
     """
-    torch.set_default_dtype(getattr(torch, dtype))
-    if dtype == "float64":
-        LlamaRMSNorm.forward = Qwen3RMSNorm.forward = normed  # theirs would round to float32
     shared_by("cpu")
     facts: dict[str, Any] = {}
     for run in tasks.get("runs", ()):
-        pretrain(load_recipe(run.pop("recipe"), run.pop("settings")), **run)
+        recipe = load_recipe(run.pop("recipe"), run.pop("settings"))
+        with in_float64() if run.pop("float64") else nullcontext():
+            pretrain(recipe, **run)
     for name, (recipe, settings) in tasks.get("wire", {}).items():
         facts[name] = exchanged(recipe, settings)
     if "bytes" in tasks:
