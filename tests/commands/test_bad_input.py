@@ -49,7 +49,7 @@ ANYWHERE = [
     (("pretrain", "demo", "--out", "no_text", "--overwrite"), "no_text holds .* no run: choose another folder"),
     (("fold", "nowhere", "--out", "out"), "nowhere is no checkpoint"),
     (("fold", "short.txt", "--out", "out"), "short.txt is no checkpoint"),
-    (("info", "nowhere"), r"nowhere is no checkpoint: it has no config\.json"),
+    (("info", "nowhere"), r"nowhere is no checkpoint: there is no such folder"),
     (("evaluate", "nowhere"), "nowhere is no checkpoint"),
     (("generate", "nowhere", "--prompt", "x"), "nowhere is no checkpoint"),
     (("generate", "nowhere", "--prompt", ""), "--prompt is empty"),

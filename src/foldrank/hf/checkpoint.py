@@ -296,6 +296,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
         ValueError: naming the file and the field that cannot be.
     """
     file = folder / "config.json"
+    if not folder.exists():
+        raise ValueError(f"{folder} is no checkpoint: there is no such folder")
     if not file.is_file():
         raise ValueError(f"{folder} is no checkpoint: it has no config.json" + _nearby(folder))
     with foreign(f"{file} is not one that foldrank can read"):

@@ -6,9 +6,12 @@ Libraries take an id of a billion for a size, and end in an abort.
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from foldrank.hf.foreign import foreign
+from foldrank.hub import is_reachable
 from foldrank.structured import read_json_table
 
 MAX_ID = 1 << 24
@@ -27,10 +30,25 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """
     if Path(name).is_dir():
         _check_files(Path(name))
+    elif Path(name).exists():
+        raise ValueError(f"the tokenizer {str(name)!r} is a file: name the folder that holds it")
+    elif not may_be_on_hub(str(name)):
+        raise ValueError(
+            f"the tokenizer {str(name)!r}: there is no such folder, and no model on the hub has such a name"
+        )
     with foreign(f"the tokenizer {str(name)!r} cannot be loaded"):
         tokenizer = _loaded(name)
         largest_id(tokenizer)
     return tokenizer
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether it is the name of a repository, and not a path to where nothing is."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _loaded(name: str | Path) -> PreTrainedTokenizerBase:
@@ -41,6 +59,8 @@ def _loaded(name: str | Path) -> PreTrainedTokenizerBase:
             # A checkpoint's config may name code of its own, which our tokenizers do not need.
             return PreTrainedTokenizerFast.from_pretrained(name)
         except Exception:
+            if not Path(name).is_dir() and not is_reachable():
+                raise ValueError("there is no such folder, and the hub cannot be reached") from first
             raise first from None
 
 
