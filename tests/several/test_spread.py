@@ -40,6 +40,7 @@ CHUNKS, PASSES = {"train.chunked_loss": True}, {"train.micro_batch_size": 1}
 ARMS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "DDP, residual": ({}, {**COLA, **MUON, **LONG}),
     "DDP, folded at the start": ({}, {**PLAIN, **FOLDED, **LONG}),
+    "DDP, compiled blocks": ({"train.compile": "blocks"}, COLA),
     "FSDP, residual, AdamW": (FSDP, {**COLA, **LONG}),
     "FSDP, residual, Muon": (FSDP, {**PLAIN, **MUON, **LONG}),
     "FSDP, folded at the start, Muon": (FSDP, {**COLA, **FOLDED, **MUON, **LONG}),

@@ -86,6 +86,26 @@ def test_blocks_that_keep_their_latents_are_right_where_they_are_asked_to_be_com
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.usefixtures("graphs_without_kernels")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does it itself
+@pytest.mark.parametrize("chunks", [False, True])
+def test_gradients_of_a_model_that_is_compiled_as_one(chunks: bool) -> None:
+    """What `step` compiles; the CUDA graphs that record it need a GPU."""
+    recipe = RECIPES["demo"].override({**SMALL_MODEL, "train.chunked_loss": chunks})
+    batches = [torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    counters.clear()
+    found = []
+    for how in ("none", "step"):
+        model = build_model(recipe, 61).train()
+        assert compile_(model, how) == (() if how == "none" else ("",))
+        for ids in batches:
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert counters["stats"]["unique_graphs"] >= 1
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-7), name
+
+
 def test_what_is_compiled_where() -> None:
     assert resolve_compile(TrainConfig(), "cpu") == "none"
     assert resolve_compile(TrainConfig(), "mps") == "none"
