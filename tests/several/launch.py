@@ -1,7 +1,7 @@
 """Several processes that share their work, on this machine.
 
-They are forked from one that has the imports done. torchrun, which starts each anew, is in test_processes.py and for
-one of the faults; the agent in which it watches, restarts and ends them is what `Launcher` runs.
+They are forked from one that has the imports done. torchrun, which starts each anew, is in test_processes.py; the agent
+in which it watches, restarts and ends them is what `Launcher` runs.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,12 +24,15 @@ from foldrank.cli import main
 from tests.forked import forked
 
 
-def together(work: Callable[..., Any], folder: Path, *arguments: Any, processes: int) -> list[Any]:
-    """What a function returns in each of so many processes, as JSON gives it back; one alone is not told of others."""
+def begun(work: Callable[..., Any], folder: Path, *arguments: Any, processes: int) -> list[BaseProcess]:
+    """So many processes that have begun to call a function; one alone is not told of others.
+
+    What each prints is in `RANK.output` and `RANK.errors`, what the function returns in `RANK.json`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    started = [
+    return [
         forked(
             _one_of,
             work,
@@ -38,6 +42,11 @@ def together(work: Callable[..., Any], folder: Path, *arguments: Any, processes:
         )
         for rank in range(processes)
     ]
+
+
+def together(work: Callable[..., Any], folder: Path, *arguments: Any, processes: int) -> list[Any]:
+    """What a function returns in each of so many processes, as JSON gives it back."""
+    started = begun(work, folder, *arguments, processes=processes)
     for process in started:
         process.join(600)
     said = [(folder / f"{rank}.errors").read_text()[-3000:] for rank in range(processes)]
@@ -115,9 +124,8 @@ def _agent(arguments: Sequence[str], folder: Path, variables: Mapping[str, str],
     os.setsid()
     os.environ |= variables
     write_to(folder / "agent")
-    defaults: dict[str, Any] = {"min_nodes": 1, "max_nodes": 1, "max_restarts": 0, "start_method": "fork"}
-    defaults["run_id"] = uuid.uuid4().hex
-    defaults |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    defaults = {"run_id": uuid.uuid4().hex, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    defaults |= {"min_nodes": 1, "max_nodes": 1, "max_restarts": 0, "start_method": "fork"}
     elastic_launch(LaunchConfig(**{**defaults, **how}), _trains)(arguments, folder)
 
 

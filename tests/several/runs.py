@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-LONG = {"train.steps": 50, "train.eval_every": 50, "train.save_every": 25, "train.log_every": 5}
+LONG = {"train.steps": 50, "train.eval_every": 50, "train.save_every": 25}
 TWO_BLOCKS = {"model.num_layers": 2}
 
 FSDP, SPLIT = {"train.sharding": "fsdp"}, {"train.tensor_parallel": 2}
@@ -32,17 +32,13 @@ QWEN3 = {
 
 def write_recipes(folder: Path) -> Path:
     """A recipe of one block and 8 steps; beside it qwen3.yaml, the same with two of another family."""
-    (folder / "text").mkdir()
-    words = random.Random(0)
-    for number in range(30):
-        text = " ".join(words.choices(["alpha", "beta", "gamma", "delta", "=", "1"], k=400))
-        (folder / "text" / f"{number}.txt").write_text(text)
+    text = write_texts(folder / "text", "alpha beta gamma delta = 1")
     settings = {
         "base": "demo",
         "sample_tokens": 2,
         "model": {"hidden_size": 16, "intermediate_size": 24, "num_layers": 1, "num_heads": 4},
         "low_rank": {"rank": 4},
-        "data": {"source": str(folder / "text"), "vocab_size": 270, "validation_fraction": 0.2},
+        "data": {"source": str(text), "vocab_size": 270, "validation_fraction": 0.2},
         "train": {"steps": 8, "batch_size": 4, "sequence_length": 16, "eval_every": 8, "save_every": 4},
     }
     settings["train"] |= {"eval_tokens": 100, "optimizer": "adamw", "device": "cpu"}
@@ -51,6 +47,15 @@ def write_recipes(folder: Path) -> Path:
     file.write_text(yaml.safe_dump(settings))
     (folder / "qwen3.yaml").write_text(yaml.safe_dump({**settings, "model": {"config": QWEN3}}))
     return file
+
+
+def write_texts(folder: Path, words: str) -> Path:
+    """30 files of 400 words each."""
+    folder.mkdir()
+    draw = random.Random(0)
+    for number in range(30):
+        (folder / f"{number}.txt").write_text(" ".join(draw.choices(words.split(), k=400)))
+    return folder
 
 
 def losses(out: Path) -> list[float]:

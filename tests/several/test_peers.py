@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -11,23 +10,10 @@ import torch
 import torch.distributed as dist
 
 from foldrank.train.processes import first_alone, peers_watched, shared_by
-from tests.forked import forked
 
-from .launch import free_port, write_to
+from .launch import begun
 
 pytestmark = pytest.mark.apart
-
-
-def begin(rank: int, port: int, folder: Path, act: Callable[..., None], *how: object) -> None:
-    write_to(folder / str(rank))
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0"}
-    act(*how)
-
-
-def two(folder: Path, act: Callable[..., None], *how: object) -> list[BaseProcess]:
-    port = free_port()
-    return [forked(begin, rank, port, folder, act, *how) for rank in range(2)]
 
 
 def ended(processes: list[BaseProcess], folder: Path) -> list[tuple[str, str]]:
@@ -73,7 +59,7 @@ def first(what: str) -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_each_exchange_that_waits_in_vain_says_so(order: int, tmp_path: Path) -> None:
-    waits, stalls = two(tmp_path, exchanges, order)
+    waits, stalls = begun(exchanges, tmp_path, order, processes=2)
     try:
         waits.join(60)
     finally:
@@ -88,18 +74,18 @@ def test_each_exchange_that_waits_in_vain_says_so(order: int, tmp_path: Path) ->
 
 
 def test_work_of_the_first_process_may_take_longer_than_its_patience(tmp_path: Path) -> None:
-    processes = two(tmp_path, first, "works")
+    processes = begun(first, tmp_path, "works", processes=2)
     assert ended(processes, tmp_path) == [("through\n", "")] * 2
     assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_the_others_are_told_that_the_first_ended_before_there_was_a_run(tmp_path: Path) -> None:
-    _, (_, errors) = ended(two(tmp_path, first, "dies"), tmp_path)
+    _, (_, errors) = ended(begun(first, tmp_path, "dies", processes=2), tmp_path)
     assert "ConnectionError: rank 1 of 2 lost the connection to another process" in errors
     assert errors.rstrip().endswith("(its own message tells why): start it again")
 
 
 def test_the_others_do_not_wait_for_a_first_process_that_raised(tmp_path: Path) -> None:
-    (_, errors), other = ended(two(tmp_path, first, "refuses"), tmp_path)
+    (_, errors), other = ended(begun(first, tmp_path, "refuses", processes=2), tmp_path)
     assert other == ("through\n", "")
     assert errors.rstrip().endswith("ValueError: no such text")

@@ -32,7 +32,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         _check_files(Path(name))
     elif Path(name).exists():
         raise ValueError(f"the tokenizer {str(name)!r} is a file: name the folder that holds it")
-    elif not may_be_on_hub(str(name)):
+    elif not _may_be_on_hub(str(name)):
         raise ValueError(
             f"the tokenizer {str(name)!r}: there is no such folder, and no model on the hub has such a name"
         )
@@ -42,7 +42,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def may_be_on_hub(name: str) -> bool:
+def _may_be_on_hub(name: str) -> bool:
     """Whether it is the name of a repository, and not a path to where nothing is."""
     try:
         validate_repo_id(name)
@@ -59,7 +59,7 @@ def _loaded(name: str | Path) -> PreTrainedTokenizerBase:
             # A checkpoint's config may name code of its own, which our tokenizers do not need.
             return PreTrainedTokenizerFast.from_pretrained(name)
         except Exception:
-            if not Path(name).is_dir() and not is_reachable():
+            if isinstance(first, OSError) and not Path(name).is_dir() and not is_reachable():
                 raise ValueError("there is no such folder, and the hub cannot be reached") from first
             raise first from None
 
